@@ -1,0 +1,85 @@
+// Package catalog is the cluster's desired state: which nodes there are, which LUNs, and where their replicas live.
+//
+// Invariant: every node that has applied the same index of the catalog's Raft group holds the same Model; a change is
+// a Change applied by a pure function, and nothing here depends on the clock, on gossip or on the node it runs on.
+// It does not make anything happen: node/reconcile turns what is written here into running groups.
+package catalog
+
+import "sanctuary/blockstore/block"
+
+// Kind says what a node is for.
+type Kind string
+
+// Node kinds.
+const (
+	KindData    Kind = "data"    // holds replicas and serves initiators
+	KindWitness Kind = "witness" // votes, holds no data
+)
+
+// Media says what a LUN's replicas are kept on.
+type Media string
+
+// Media.
+const (
+	MediaFile Media = "file" // survives a power cut
+	MediaRAM  Media = "ram"  // gone when the process ends; rebuilt from a peer
+)
+
+// Node is a member of the cluster.
+type Node struct {
+	Name      string `json:"name"`       // unique, chosen by the operator; the address of Raft peers
+	ID        string `json:"id"`         // UUID written to the node's disk at its first start: another disk is another node
+	Kind      Kind   `json:"kind"`       //
+	PortGroup uint16 `json:"port_group"` // target port group tag and relative target port id base; never reused
+}
+
+// ReplicaState is how far a replica has come.
+type ReplicaState string
+
+// Replica states.
+const (
+	ReplicaPending ReplicaState = "pending" // placed; its node has yet to create it, empty, with the LUN itself
+	ReplicaActive  ReplicaState = "active"  // has started at least once under this ID; a blank disk under this ID is a loss
+	ReplicaJoining ReplicaState = "joining" // a new incarnation without data: learner, to be rebuilt, then voter
+)
+
+// Replica is one copy of a LUN, or its witness.
+type Replica struct {
+	// ID is the Raft server ID: "<node>/<incarnation>". It is used for one storage only and never again: a replica that
+	// lost its storage comes back under a new one (a voter with amnesia could vote twice).
+	ID      string       `json:"id"`
+	Node    string       `json:"node"`
+	Witness bool         `json:"witness,omitempty"`
+	State   ReplicaState `json:"state"`
+	// Replaces is the ID this incarnation takes the place of, until the owner has removed that from the Raft group.
+	Replaces string `json:"replaces,omitempty"`
+}
+
+// LUN is a logical unit.
+type LUN struct {
+	ID        string         `json:"id"`   // UUID; names the Raft group
+	Name      string         `json:"name"` // unique among LUNs that exist; ends the IQN
+	Number    uint32         `json:"number"`
+	Geometry  block.Geometry `json:"geometry"`
+	Media     Media          `json:"media"`
+	Replicas  []Replica      `json:"replicas"`
+	Epoch     uint64         `json:"epoch"` // raised by forced recovery: histories of different epochs never mix
+	IQN       string         `json:"iqn"`
+	NAA       string         `json:"naa"`    // 32 hex digits: NAA type 6, derived from ID
+	Serial    string         `json:"serial"` // derived from ID
+	Preferred string         `json:"preferred,omitempty"`
+	// Lost is set when the last replica that held the data is gone; only an operator can go on from there.
+	Lost bool `json:"lost,omitempty"`
+}
+
+// Model is everything in the catalog.
+type Model struct {
+	Version  uint64            `json:"version"` // format of this structure; see docs/FORMATS.md
+	Index    uint64            `json:"index"`   // Raft index of the last change
+	Cluster  string            `json:"cluster"` // name, also the gossip label and checked in every peer connection
+	Nodes    map[string]Node   `json:"nodes"`
+	LUNs     map[string]LUN    `json:"luns"` // by ID
+	Settings map[string]string `json:"settings"`
+	NextPort uint16            `json:"next_port"`   // next port group to give out
+	NextInc  uint64            `json:"incarnation"` // next incarnation number to give out
+}

@@ -1,0 +1,101 @@
+package scsi
+
+import "context"
+
+// Status is a SCSI status code (SAM-5 §5.3.1).
+type Status uint8
+
+// The status codes used here.
+const (
+	StatusGood                Status = 0x00
+	StatusCheckCondition      Status = 0x02
+	StatusConditionMet        Status = 0x04
+	StatusBusy                Status = 0x08
+	StatusReservationConflict Status = 0x18
+	StatusTaskSetFull         Status = 0x28
+	StatusTaskAborted         Status = 0x40
+)
+
+// Buffers lends byte slices for Data-In. Get returns exactly n bytes of undefined content; Put takes them back.
+// Concurrent-safe. It may block until others have been put back: that is how memory stays bounded.
+type Buffers interface {
+	Get(n int) []byte
+	Put(b []byte)
+}
+
+// Task is one SCSI command from the moment the transport has all of it (CDB and Data-Out) to its status.
+// The transport owns it; Execute fills in the second half.
+type Task struct {
+	Nexus       *Nexus
+	Tag         uint32   // initiator task tag, unique within the nexus while the task lives
+	LUN         uint64   // the 8-byte LUN field as received, big endian
+	CDB         [16]byte // longer CDBs are refused by the transport
+	DataOut     []byte   // what the initiator sent; Execute must not keep it
+	ExpectedIn  int      // bytes the initiator is prepared to take (EDTL of a read), 0 if none
+	ExpectedOut int      // bytes the initiator said it would send (EDTL of a write), 0 if none
+	Buffers     Buffers
+
+	// Set by Execute.
+	Status      Status
+	Sense       []byte // sense data without a length prefix; only with CHECK CONDITION
+	DataIn      []byte // at most ExpectedIn bytes, from Buffers.Get: the transport puts it back when sent
+	TransferIn  int64  // bytes the CDB asked to receive; with ExpectedIn gives the residual
+	TransferOut int64  // bytes the CDB asked to send; with ExpectedOut gives the residual
+}
+
+// Function is a task management function (RFC 7143 §11.5.1; the values are those on the wire).
+type Function uint8
+
+// Task management functions.
+const (
+	AbortTask        Function = 1
+	AbortTaskSet     Function = 2
+	ClearACA         Function = 3
+	ClearTaskSet     Function = 4
+	LogicalUnitReset Function = 5
+	TargetWarmReset  Function = 6
+	TargetColdReset  Function = 7
+)
+
+// FunctionResponse is the answer to a task management function (RFC 7143 §11.6.1).
+type FunctionResponse uint8
+
+// Task management responses.
+const (
+	FunctionComplete     FunctionResponse = 0
+	TaskDoesNotExist     FunctionResponse = 1
+	LUNDoesNotExist      FunctionResponse = 2
+	FunctionNotSupported FunctionResponse = 5
+	FunctionRejected     FunctionResponse = 255
+)
+
+// Executor is what target/session needs of a SCSI target; *Target is the only real one.
+//
+// Execute runs task to its end and blocks meanwhile; the caller runs as many at once as it wants. Every Execute returns
+// exactly once, also when aborted (Status TASK ABORTED: the transport then sends no response). A write that has been
+// handed to the Backend cannot be taken back: an aborted one is waited for, so that nothing lands after the answer.
+//
+// DataOutLength says how many bytes of Data-Out the command would use, so that the transport solicits no more than
+// min(that, EDTL); 0 when the command takes none or will be refused anyway.
+//
+// Manage carries out a task management function and returns when every task it affects has ended.
+// Attach and Detach bracket the life of a nexus; Detach ends its tasks first, and drops what the nexus held.
+type Executor interface {
+	Execute(ctx context.Context, task *Task)
+	DataOutLength(lun uint64, cdb *[16]byte) int64
+	Manage(ctx context.Context, f Function, nexus *Nexus, lun uint64, tag uint32) FunctionResponse
+	Attach(n *Nexus)
+	Detach(n *Nexus)
+}
+
+// Nexus is one I_T nexus: an initiator port (name and ISID) and a target port. Created by the transport at login.
+type Nexus struct {
+	Initiator string // iSCSI name of the initiator
+	ISID      [6]byte
+	Port      uint16 // relative target port identifier of the portal logged in through
+
+	units nexusUnits // per-LUN unit attentions and the like; owned by package scsi
+}
+
+// String returns the initiator port's name as in SPC-4 §7.6.4.6: "name,i,0xISID".
+func (n *Nexus) String() string { return nexusName(n) }

@@ -1,0 +1,75 @@
+# Targets for people and for .ci/run. Each installs what it needs (scripts/setup) and is quick when it is there already.
+
+GO      ?= go
+BINARY  := bin/sanctuary
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# hashicorpmetrics: raft and memberlist report to hashicorp/go-metrics, so that the binary links one metrics library, not two.
+TAGS    := hashicorpmetrics
+LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
+
+# A test that hangs must not hang the machine.
+TEST_TIMEOUT ?= 10m
+# Packages for test and vet; narrow them while you work: make test PACKAGES=./blockstore/...
+PACKAGES     ?= ./...
+DEMO_FLAGS   ?=
+PROVE_KILLS  ?= 200
+PROVE_SEED   ?=
+PROVE_TIMEOUT?= 2h
+BENCH_RUNS   ?= 3
+BENCH_SECONDS?= 5
+FUZZ_SECONDS ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test unit e2e lint bench conformance prove fuzz proto clean FORCE
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(BINARY) ## bin/sanctuary, one static binary
+
+# Go's own build cache decides what is old; FORCE asks it every time.
+$(BINARY): FORCE
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/sanctuary
+
+demo: build ## two data nodes and a witness on loopback, with a LUN; Ctrl-C ends it (DEMO_FLAGS='--drill')
+	$(BINARY) demo $(DEMO_FLAGS)
+
+test: ## everything that must pass before a change goes in: vet, all tests with the race detector, initiators from outside
+	scripts/setup test
+	$(GO) vet -tags $(TAGS) $(PACKAGES)
+	$(MAKE) --no-print-directory unit e2e
+
+unit: ## vet-less quick part of test: Go tests with the race detector
+	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) $(PACKAGES)
+
+e2e: build ## initiators no one here wrote, against a running cluster of bin/sanctuary
+	scripts/setup test
+	SANCTUARY_E2E=1 $(GO) test -count=1 -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./scripts/interop
+
+lint: ## gofumpt, vet, staticcheck, shellcheck, and the architecture's own test
+	scripts/setup lint
+	scripts/lint
+
+bench: build ## side by side with tgt under fio: docs/BENCHMARKS.md (BENCH_RUNS, BENCH_SECONDS)
+	scripts/setup bench
+	BENCH_RUNS=$(BENCH_RUNS) BENCH_SECONDS=$(BENCH_SECONDS) $(GO) run -tags $(TAGS) ./scripts/bench
+
+conformance: build ## iscsi-test-cu, suite by suite: docs/CONFORMANCE.md; fails when a suite that passed no longer does
+	scripts/setup test
+	$(GO) run -tags $(TAGS) ./scripts/conformance
+
+prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
+	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
+
+fuzz: ## every fuzz target for FUZZ_SECONDS
+	FUZZ_SECONDS=$(FUZZ_SECONDS) TAGS=$(TAGS) scripts/fuzz
+
+proto: ## generate Go from proto/*.proto
+	scripts/setup proto
+	scripts/generate
+
+clean: ## remove what was built; tools and fio in .cache stay (rm -r .cache takes them too)
+	rm -rf bin
+	find . -path ./.git -prune -o -path ./.cache -prune -o -name '*.test' -type f -exec rm -f {} +

@@ -51,8 +51,12 @@ type Replica struct {
 	Node    string       `json:"node"`
 	Witness bool         `json:"witness,omitempty"`
 	State   ReplicaState `json:"state"`
-	// Replaces is the ID this incarnation takes the place of, until the owner has removed that from the Raft group.
+	// Replaces names the IDs this incarnation takes the place of, oldest first, separated by commas, until the owner has
+	// removed them from the Raft group. More than one: the replica lost its storage again before it was promoted.
 	Replaces string `json:"replaces,omitempty"`
+	// Claim is the random name of the process start that may create this ID's storage, once. A process that finds
+	// no storage under an ID claimed by another start has lost it, and must ask for a new incarnation.
+	Claim string `json:"claim,omitempty"`
 }
 
 // LUN is a logical unit.
@@ -72,14 +76,22 @@ type LUN struct {
 	Lost bool `json:"lost,omitempty"`
 }
 
-// Model is everything in the catalog.
+// Tombstone remembers a deleted LUN until every node has deleted its storage. Storage is deleted on the evidence of a
+// tombstone only: a catalog that does not know a LUN may merely be behind, or be a new one over old disks.
+type Tombstone struct {
+	Name  string   `json:"name"`
+	Nodes []string `json:"nodes"` // those that have yet to delete their storage, sorted
+}
+
+// Model is everything in the catalog. A *Model that has been published is never changed.
 type Model struct {
-	Version  uint64            `json:"version"` // format of this structure; see docs/FORMATS.md
-	Index    uint64            `json:"index"`   // Raft index of the last change
-	Cluster  string            `json:"cluster"` // name, also the gossip label and checked in every peer connection
-	Nodes    map[string]Node   `json:"nodes"`
-	LUNs     map[string]LUN    `json:"luns"` // by ID
-	Settings map[string]string `json:"settings"`
-	NextPort uint16            `json:"next_port"`   // next port group to give out
-	NextInc  uint64            `json:"incarnation"` // next incarnation number to give out
+	Version  uint64               `json:"version"` // format of this structure; see docs/FORMATS.md
+	Index    uint64               `json:"index"`   // Raft index of the last change
+	Cluster  string               `json:"cluster"` // name, also the gossip label and checked in every peer connection
+	Nodes    map[string]Node      `json:"nodes"`
+	LUNs     map[string]LUN       `json:"luns"` // by ID
+	Settings map[string]string    `json:"settings"`
+	Deleted  map[string]Tombstone `json:"deleted"`     // by LUN ID
+	NextPort uint16               `json:"next_port"`   // next port group to give out
+	NextInc  uint64               `json:"incarnation"` // next incarnation number to give out
 }

@@ -7,6 +7,9 @@ package scsi
 
 import (
 	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
 
 	"sanctuary/blockstore/block"
 )
@@ -78,4 +81,93 @@ type Identity struct {
 	Serial   string   // VPD 80h, at most 64 ASCII characters
 	NAA      [16]byte // VPD 83h designator of NAA type 3 or 6, 16 bytes or its first 8
 	Name     string   // the LUN's name, for messages
+}
+
+// UnitConfig describes a logical unit.
+type UnitConfig struct {
+	Identity Identity
+	// Backend is asked for its Geometry at every command; a capacity that changes is announced to every nexus (2A/09).
+	// A Backend that is not the owner answers ErrNotOwner, having done nothing. ErrUnavailable also means that nothing was done.
+	// When ctx ends, a write returns only once it has taken effect or never will.
+	Backend Backend
+	// Access says how this node may use the LUN now. Called at every command: it must be quick and must not block.
+	// Groups must not be changed after it was returned.
+	Access func() Access
+	// AccessChanged, if set, returns a channel that is closed at the next change of Access, so that commands that wait for an
+	// owner go on at once. Without it Access is looked at every 10 ms.
+	AccessChanged func() <-chan struct{}
+	// HoldFor bounds how long a command waits for an owner or a quorum before it is answered with 02/04/0A.
+	// 0 means DefaultHold. Longer is kinder to initiators with one path, shorter to those that can look elsewhere.
+	HoldFor time.Duration
+	// WriteProtected refuses everything that changes the medium with 07/27/00.
+	WriteProtected bool
+	// MaxTransferBytes is the most one command may read, write or verify, at most and by default DefaultMaxTransfer;
+	// a multiple of 4096. It bounds the memory of one command.
+	MaxTransferBytes int64
+}
+
+const (
+	// DefaultHold is long enough for a planned move of ownership, and short enough that an initiator with another path
+	// looks there soon (SCST holds as long).
+	DefaultHold = 500 * time.Millisecond
+	// DefaultMaxTransfer is the largest transfer of one command, in bytes (VPD B0h).
+	DefaultMaxTransfer = 16 << 20
+	minTransfer        = 64 << 10 // room for the longest parameter list
+	// accessPoll is how often Access is looked at by a waiting command without UnitConfig.AccessChanged.
+	accessPoll = 10 * time.Millisecond
+)
+
+// Unit is a logical unit. Create with NewUnit, then Target.Add.
+type Unit struct {
+	cfg    UnitConfig
+	resets atomic.Uint64 // how many logical unit resets there were
+}
+
+// NewUnit checks cfg and returns a unit that is not yet part of a target.
+func NewUnit(cfg UnitConfig) (*Unit, error) {
+	id := cfg.Identity
+	switch {
+	case cfg.Backend == nil || cfg.Access == nil:
+		return nil, fmt.Errorf("unit %q: Backend and Access are required", id.Name)
+	case len(id.Vendor) > 8 || len(id.Product) > 16 || len(id.Revision) > 4 || len(id.Serial) > 64:
+		return nil, fmt.Errorf("unit %q: vendor, product, revision and serial may have 8, 16, 4 and 64 characters", id.Name)
+	case !printable(id.Vendor + id.Product + id.Revision + id.Serial):
+		return nil, fmt.Errorf("unit %q: vendor, product, revision and serial must be printable ASCII", id.Name)
+	case id.NAA[0]>>4 != 3 && id.NAA[0]>>4 != 6:
+		return nil, fmt.Errorf("unit %q: NAA designator of type %d, use 3 (8 bytes) or 6 (16 bytes)", id.Name, id.NAA[0]>>4)
+	case cfg.MaxTransferBytes != 0 && (cfg.MaxTransferBytes < minTransfer || cfg.MaxTransferBytes > DefaultMaxTransfer || cfg.MaxTransferBytes%block.Size != 0):
+		return nil, fmt.Errorf("unit %q: transfer limit of %d bytes, use a multiple of %d from %d to %d", id.Name, cfg.MaxTransferBytes, block.Size, minTransfer, DefaultMaxTransfer)
+	case cfg.HoldFor < 0:
+		return nil, fmt.Errorf("unit %q: hold of %v, use 0 or more", id.Name, cfg.HoldFor)
+	}
+	if err := cfg.Backend.Geometry().Validate(); err != nil {
+		return nil, fmt.Errorf("unit %q: %w", id.Name, err)
+	}
+	if cfg.MaxTransferBytes == 0 {
+		cfg.MaxTransferBytes = DefaultMaxTransfer
+	}
+	if cfg.HoldFor == 0 {
+		cfg.HoldFor = DefaultHold
+	}
+	return &Unit{cfg: cfg}, nil
+}
+
+// Identity returns what NewUnit was given.
+func (u *Unit) Identity() Identity { return u.cfg.Identity }
+
+// naa returns the designator: 8 bytes for type 3, 16 for type 6.
+func (u *Unit) naa() []byte {
+	if u.cfg.Identity.NAA[0]>>4 == 3 {
+		return u.cfg.Identity.NAA[:8]
+	}
+	return u.cfg.Identity.NAA[:]
+}
+
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7E {
+			return false
+		}
+	}
+	return true
 }

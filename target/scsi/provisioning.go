@@ -1,0 +1,109 @@
+package scsi
+
+import (
+	"encoding/binary"
+
+	"sanctuary/blockstore/block"
+)
+
+// Flags in byte 1 of WRITE SAME. ANCHOR (10h) is refused: anchored blocks are not supported (VPD B2h ANC_SUP=0).
+const (
+	wsUnmap  = 0x08
+	wsNoData = 0x01 // NDOB, WRITE SAME (16) only
+)
+
+const (
+	// maxUnmapBlocks is the MAXIMUM UNMAP LBA COUNT: the sum over all descriptors, in logical blocks.
+	maxUnmapBlocks = 1 << 20
+	// maxUnmapDescriptors is the MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
+	maxUnmapDescriptors = 256
+	// maxWriteSameBlocks is the MAXIMUM WRITE SAME LENGTH, in logical blocks: 512 MiB with 512-byte blocks.
+	maxWriteSameBlocks = 1 << 20
+	// maxCompareBlocks is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: all the field can hold.
+	maxCompareBlocks = 255
+)
+
+// unmapGranularity is how many logical blocks can be unmapped at the least: one block of the store, 4 KiB, which divides
+// 1 MiB as VMFS wants it.
+func unmapGranularity(logicalBlockBytes int) uint32 { return uint32(block.Size / logicalBlockBytes) }
+
+// unmapList is the length of the parameter list of UNMAP.
+func unmapList(_ *Unit, cdb *[16]byte) int64 { return int64(binary.BigEndian.Uint16(cdb[7:])) }
+
+// unmap is UNMAP (SBC-3 r36 §5.28). All descriptors are checked before the first takes effect.
+func unmap(r *request) error {
+	want := unmapList(nil, &r.CDB)
+	r.TransferOut = want
+	if want == 0 {
+		return nil
+	}
+	list := r.DataOut
+	switch {
+	case int64(r.ExpectedOut) < want:
+		return senseBadTransfer
+	case int64(len(list)) < want:
+		return senseShortData
+	case want < 8:
+		return senseListLength
+	}
+	list = list[:want]
+	descriptors := int(binary.BigEndian.Uint16(list[2:]))
+	if descriptors > len(list)-8 {
+		return senseListLength
+	}
+	list = list[8 : 8+descriptors/16*16] // a last incomplete descriptor is ignored
+	if len(list)/16 > maxUnmapDescriptors {
+		return senseInvalidList
+	}
+	ranges := make([]block.Range, 0, len(list)/16)
+	total := uint64(0)
+	for ; len(list) > 0; list = list[16:] {
+		blocks := uint64(binary.BigEndian.Uint32(list[8:]))
+		rng, err := r.span(binary.BigEndian.Uint64(list), blocks)
+		if err != nil {
+			return err
+		}
+		if total += blocks; total > maxUnmapBlocks {
+			return senseInvalidList
+		}
+		if blocks > 0 {
+			ranges = append(ranges, rng)
+		}
+	}
+	if len(ranges) == 0 {
+		return nil
+	}
+	return r.unit.cfg.Backend.Unmap(r.ctx, ranges)
+}
+
+// writeSame is WRITE SAME (SBC-3 r36 §5.43). With UNMAP=1 blocks are unmapped only if the data is what unmapped blocks read as
+// (LBPRZ=1: zeros), else written.
+func writeSame(r *request) error {
+	lba, blocks := extent(&r.CDB)
+	rng, err := r.span(lba, blocks)
+	if err != nil {
+		return err
+	}
+	if blocks == 0 || blocks > maxWriteSameBlocks { // WSNZ=1: 0 does not mean "to the end"
+		return senseInvalidField
+	}
+	pattern, err := r.exactly(oneBlock(r.unit, &r.CDB))
+	switch {
+	case err != nil:
+		return err
+	case allZero(pattern) && r.CDB[1]&wsUnmap != 0:
+		return r.unit.cfg.Backend.Unmap(r.ctx, []block.Range{rng})
+	case allZero(pattern):
+		return r.unit.cfg.Backend.WriteSame(r.ctx, rng, nil)
+	}
+	return r.unit.cfg.Backend.WriteSame(r.ctx, rng, pattern)
+}
+
+func allZero(b []byte) bool {
+	for _, v := range b {
+		if v != 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,152 @@
+package scsi
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+
+	"sanctuary/blockstore/block"
+)
+
+// SenseKey is the first half of what sense data says (SPC-4 r37 §4.5.6).
+type SenseKey uint8
+
+// The sense keys used here.
+const (
+	NoSense        SenseKey = 0x0
+	NotReady       SenseKey = 0x2
+	MediumError    SenseKey = 0x3
+	HardwareError  SenseKey = 0x4
+	IllegalRequest SenseKey = 0x5
+	UnitAttention  SenseKey = 0x6
+	DataProtect    SenseKey = 0x7
+	AbortedCommand SenseKey = 0xB
+	Miscompare     SenseKey = 0xE
+)
+
+// Sense is the meaning of sense data: a key and an additional sense code with its qualifier, ASC<<8 | ASCQ.
+// As an error it ends a command with CHECK CONDITION.
+type Sense struct {
+	Key  SenseKey
+	Code uint16
+	// Info is the INFORMATION field, sent with VALID=1 if HasInfo: the byte offset of a miscompare or the LBA of an error.
+	Info    uint32
+	HasInfo bool
+}
+
+func (s *Sense) Error() string {
+	const hex = "0123456789ABCDEF"
+	b := []byte("check condition 00/00/00")
+	put := func(at int, v byte) { b[at], b[at+1] = hex[v>>4], hex[v&15] }
+	put(16, byte(s.Key))
+	put(19, byte(s.Code>>8))
+	put(22, byte(s.Code))
+	return string(b)
+}
+
+// senseLength is the length of fixed format sense data with nothing behind the field replaceable unit code.
+const senseLength = 18
+
+// appendSense appends fixed format sense data (SPC-4 r37 §4.5.3), current error.
+func appendSense(dst []byte, s Sense) []byte {
+	var b [senseLength]byte
+	b[0] = 0x70
+	if s.HasInfo {
+		b[0] |= 0x80
+		binary.BigEndian.PutUint32(b[3:], s.Info)
+	}
+	b[2] = byte(s.Key)
+	b[7] = senseLength - 8
+	binary.BigEndian.PutUint16(b[12:], s.Code)
+	return append(dst, b[:]...)
+}
+
+// What commands are refused with. Shared: never modified.
+var (
+	senseInvalidOpcode   = &Sense{Key: IllegalRequest, Code: 0x2000}
+	senseOutOfRange      = &Sense{Key: IllegalRequest, Code: 0x2100}
+	senseInvalidField    = &Sense{Key: IllegalRequest, Code: 0x2400}
+	senseNoSuchUnit      = &Sense{Key: IllegalRequest, Code: 0x2500}
+	senseListLength      = &Sense{Key: IllegalRequest, Code: 0x1A00} // parameter list length error
+	senseInvalidList     = &Sense{Key: IllegalRequest, Code: 0x2600} // invalid field in parameter list
+	senseSavedPages      = &Sense{Key: IllegalRequest, Code: 0x3900} // saving parameters not supported
+	senseBadTransfer     = &Sense{Key: IllegalRequest, Code: 0x0E03} // invalid field in command information unit
+	senseShortData       = &Sense{Key: AbortedCommand, Code: 0x0C0D} // write error, not enough unsolicited data
+	senseWriteProtected  = &Sense{Key: DataProtect, Code: 0x2700}
+	senseNoSpace         = &Sense{Key: DataProtect, Code: 0x2707} // space allocation failed write protect: VMware pauses the guest
+	senseTransition      = &Sense{Key: NotReady, Code: 0x040A}
+	senseStandby         = &Sense{Key: NotReady, Code: 0x040B}
+	senseUnavailable     = &Sense{Key: NotReady, Code: 0x040C}
+	senseNeedsOperator   = &Sense{Key: NotReady, Code: 0x0403} // manual intervention required
+	senseTargetFailure   = &Sense{Key: HardwareError, Code: 0x4400}
+	senseUnrecoveredRead = &Sense{Key: MediumError, Code: 0x1100}
+)
+
+// statusError ends a command with a status that carries no sense data.
+type statusError Status
+
+func (e statusError) Error() string {
+	switch Status(e) {
+	case StatusBusy:
+		return "busy"
+	case StatusTaskAborted:
+		return "task aborted"
+	}
+	return "refused"
+}
+
+// outcomeOf turns the error a command ended with into a *Sense or a statusError; it is the only place where errors of
+// the Backend become SCSI. aborted says that the task was aborted or its nexus is gone. perBlock is the number of
+// sectors in a logical block.
+//
+// ErrUnknown (the write took effect, or never will) becomes BUSY. What is wanted is that every initiator sends the command again and none
+// shows its guest an error. BUSY is retried by Linux (requeued, and when this node has meanwhile become standby the
+// next answer is 02/04/0B and dm-multipath moves on), by QEMU's libiscsi driver (eight times, up to 32 s apart; of
+// CHECK CONDITIONs it retries only unit attentions), by ESXi and by Windows. NOT READY 04/0A is an I/O error to QEMU,
+// and ABORTED COMMAND ends QEMU's request with ECANCELED. It cannot become a BUSY loop, which ESXi dislikes: by the next attempt
+// the Backend knows whether it owns the LUN.
+func outcomeOf(err error, aborted bool, perBlock block.Count) error {
+	var (
+		sense   *Sense
+		status  statusError
+		corrupt *block.CorruptError
+	)
+	switch {
+	case err == nil:
+		return nil
+	case aborted:
+		return statusError(StatusTaskAborted)
+	case errors.As(err, &sense):
+		return sense
+	case errors.As(err, &status):
+		return status
+	case errors.Is(err, block.ErrUnknown):
+		return statusError(StatusBusy)
+	case errors.Is(err, block.ErrNotOwner):
+		return senseStandby
+	case errors.Is(err, block.ErrUnavailable), errors.Is(err, block.ErrClosed):
+		return senseTransition
+	case errors.Is(err, block.ErrLost):
+		return senseNeedsOperator
+	case errors.Is(err, block.ErrNoSpace):
+		return senseNoSpace
+	case errors.Is(err, block.ErrOutOfRange):
+		return senseOutOfRange
+	case errors.As(err, &corrupt):
+		return corruptSense(corrupt, perBlock)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		// Nobody here cancelled, so a deadline within the Backend ran out: the outcome is open.
+		return statusError(StatusBusy)
+	}
+	// block.ErrFailed and whatever has no name: the replica is broken, another path may do better.
+	return senseTargetFailure
+}
+
+// corruptSense names the first bad block if its address fits the 32 bits of the fixed format.
+func corruptSense(e *block.CorruptError, perBlock block.Count) *Sense {
+	lba := uint64(e.Range.Start) / uint64(perBlock)
+	if lba > 0xFFFFFFFF {
+		return senseUnrecoveredRead
+	}
+	return &Sense{Key: MediumError, Code: 0x1100, Info: uint32(lba), HasInfo: true}
+}

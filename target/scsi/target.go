@@ -1,0 +1,185 @@
+package scsi
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// TargetConfig describes a SCSI target device.
+type TargetConfig struct {
+	// Name is the iSCSI name; reported as SCSI name designator (VPD 83h). May be empty.
+	Name string
+}
+
+// Target is a set of LUNs and the nexuses that use them. It implements Executor. All methods may be called concurrently.
+type Target struct {
+	cfg TargetConfig
+
+	// units is replaced as a whole, so that commands look a LUN up without a lock.
+	units atomic.Pointer[unitSet]
+
+	// mu guards nexuses and changes of units. Taken before a nexus' own mutex, never while a command runs.
+	mu      sync.Mutex
+	nexuses map[*Nexus]struct{}
+}
+
+// unitSet is the LUN inventory at one moment; never modified.
+type unitSet struct {
+	byLUN   map[uint16]*Unit
+	version uint64 // counts changes
+}
+
+var _ Executor = (*Target)(nil)
+
+// MaxLUN is the largest LUN number flat space addressing can express (SAM-5 §4.7.7.4).
+const MaxLUN = 0x3FFF
+
+// ErrLUN: the LUN number is out of range, or in use, or not there.
+var ErrLUN = errors.New("LUN")
+
+// NewTarget returns a target without LUNs.
+func NewTarget(cfg TargetConfig) *Target {
+	t := &Target{cfg: cfg, nexuses: map[*Nexus]struct{}{}}
+	t.units.Store(&unitSet{})
+	return t
+}
+
+// Add makes u the LUN of that number. Every nexus gets unit attention 3F/0E. A unit belongs to one target only.
+func (t *Target) Add(lun uint16, u *Unit) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	set := t.units.Load()
+	switch {
+	case lun > MaxLUN:
+		return fmt.Errorf("%w %d: at most %d", ErrLUN, lun, MaxLUN)
+	case set.byLUN[lun] != nil:
+		return fmt.Errorf("%w %d is in use by %q", ErrLUN, lun, set.byLUN[lun].cfg.Identity.Name)
+	}
+	next := &unitSet{byLUN: maps.Clone(set.byLUN), version: set.version + 1}
+	if next.byLUN == nil {
+		next.byLUN = map[uint16]*Unit{}
+	}
+	next.byLUN[lun] = u
+	t.units.Store(next)
+	return nil
+}
+
+// Remove takes the LUN away: new commands get 05/25/00, running ones are aborted and waited for until ctx ends. Every nexus
+// gets unit attention 3F/0E. To an initiator this is the end of the device (ESXi: permanent device loss): never
+// remove a LUN for the time of a failover.
+func (t *Target) Remove(ctx context.Context, lun uint16) error {
+	t.mu.Lock()
+	set := t.units.Load()
+	u := set.byLUN[lun]
+	if u == nil {
+		t.mu.Unlock()
+		return fmt.Errorf("%w %d does not exist", ErrLUN, lun)
+	}
+	next := &unitSet{byLUN: maps.Clone(set.byLUN), version: set.version + 1}
+	delete(next.byLUN, lun)
+	t.units.Store(next)
+	t.mu.Unlock()
+
+	err := t.abort(ctx, func(_ *Nexus, r *request) bool { return r.unit == u })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.nexuses {
+		n.units.forget(u)
+	}
+	return err
+}
+
+// Units returns the LUNs by number. The map is the caller's.
+func (t *Target) Units() map[uint16]*Unit {
+	units := maps.Clone(t.units.Load().byLUN)
+	if units == nil {
+		units = map[uint16]*Unit{}
+	}
+	return units
+}
+
+// numbers returns the LUN numbers in ascending order.
+func (s *unitSet) numbers() []uint16 { return slices.Sorted(maps.Keys(s.byLUN)) }
+
+// lookup returns the unit a LUN field addresses, nil if there is none.
+func (s *unitSet) lookup(field uint64) *Unit {
+	lun, ok := decodeLUN(field)
+	if !ok {
+		return nil
+	}
+	return s.byLUN[lun]
+}
+
+// decodeLUN understands single level LUN structures with peripheral device or flat space addressing (SAM-5 §4.7.7).
+// Well known and multi-level LUNs are not found: there are none here.
+func decodeLUN(field uint64) (lun uint16, ok bool) {
+	if field<<16 != 0 {
+		return 0, false // second to fourth level
+	}
+	switch first := uint16(field >> 48); first >> 14 {
+	case 0: // peripheral device addressing: bus identifier 0
+		return first, first < 256
+	case 1:
+		return first & MaxLUN, true
+	}
+	return 0, false
+}
+
+// EncodeLUN returns the 8-byte LUN field for a number up to MaxLUN: peripheral device addressing below 256, as every
+// initiator expects it, flat space addressing above.
+func EncodeLUN(lun uint16) uint64 {
+	if lun >= 256 {
+		lun = 0x4000 | lun&MaxLUN
+	}
+	return uint64(lun) << 48
+}
+
+// Attach makes n known. It must come before the first Execute of the nexus.
+func (t *Target) Attach(n *Nexus) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.nexuses[n] = struct{}{}
+	n.units.mu.Lock()
+	defer n.units.mu.Unlock()
+	n.units.attached = true
+	n.units.luSet = t.units.Load().version
+	n.units.luns = nil // a new login: unit attention 29/00 on every LUN
+}
+
+// Detach ends the tasks of n, waits for them and forgets n. Commands that come later end with TASK ABORTED.
+func (t *Target) Detach(n *Nexus) {
+	n.units.mu.Lock()
+	n.units.attached = false
+	n.units.mu.Unlock()
+	// Without a time limit: the caller may only go on (answer a login that reinstates the session) when nothing of the old
+	// session can land any more.
+	_ = t.abort(context.Background(), func(of *Nexus, _ *request) bool { return of == n })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.nexuses, n)
+}
+
+// DataOutLength implements Executor.
+func (t *Target) DataOutLength(lun uint64, cdb *[16]byte) int64 {
+	u := t.units.Load().lookup(lun)
+	cmd := find(cdb)
+	if u == nil || cmd == nil || cmd.dataOut == nil || cmd.check(cdb) != nil {
+		return 0
+	}
+	n := cmd.dataOut(u, cdb)
+	if n > u.cfg.MaxTransferBytes || cmd.writes && u.cfg.WriteProtected {
+		return 0 // will be refused
+	}
+	return n
+}
+
+// appendLUN appends the 8-byte LUN field.
+func appendLUN(dst []byte, lun uint16) []byte {
+	return binary.BigEndian.AppendUint64(dst, EncodeLUN(lun))
+}

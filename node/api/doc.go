@@ -24,4 +24,4 @@ const (
 const HeaderForwardedBy = "Sanctuary-Forwarded-By"
 
 // DefaultPort is the TCP port of the API unless configured otherwise.
-const DefaultPort = 7780
+const DefaultPort = 7442

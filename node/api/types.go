@@ -100,7 +100,7 @@ const (
 
 // LUNSpec asks for a LUN.
 type LUNSpec struct {
-	Name       string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$" doc:"Lower-case letters, digits, dots and hyphens, because it ends the IQN" example:"vm1"`
+	Name       string   `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$" doc:"Lower-case letters, digits and hyphens, because it ends the IQN" example:"vm1"`
 	ID         string   `json:"id,omitempty" format:"uuid" doc:"UUID chosen by the client, so that a repeated request makes one LUN, not two; chosen by the node if empty"`
 	SizeBytes  int64    `json:"size_bytes" minimum:"4096" maximum:"17592186044416" multipleOf:"4096" doc:"Capacity in bytes: a multiple of 4096, at most 16 TiB. Space is allocated when it is written" example:"10737418240"`
 	BlockBytes int      `json:"block_bytes,omitempty" enum:"512,4096" default:"512" doc:"Logical block length in bytes; 512 suits every hypervisor"`

@@ -119,10 +119,10 @@ func (c *Client) MoveLUN(ctx context.Context, ref, node string, wait time.Durati
 	return l, err
 }
 
-// Propose passes an encoded change of the catalog on to its leader and returns the encoded result. It is sent again only
-// when it was certainly not carried out; CodeUnknown otherwise.
+// Propose passes an encoded change of the catalog on to its leader and returns the encoded result. It may be sent more than
+// once: every change of the catalog is made so that doing it twice is doing it once.
 func (c *Client) Propose(ctx context.Context, change []byte) ([]byte, error) {
 	var out api.ProposalResult
-	_, err := c.do(ctx, call{method: http.MethodPost, path: "/v1/internal/propose", body: api.Proposal{Change: change}}, &out)
+	_, err := c.do(ctx, call{method: http.MethodPost, path: "/v1/internal/propose", body: api.Proposal{Change: change}, repeatable: true}, &out)
 	return out.Result, err
 }

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sanctuary/node/api"
+)
+
+// version is set by the build: -ldflags "-X main.version=…".
+var version = "dev"
+
+func (c *cli) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the whole cluster: nodes, LUNs, and what needs attention",
+		Long: `Show the whole cluster at a glance, and for everything that is not as it should be what happened, what it means for
+the data and what to do next.
+
+Any node answers. Each LUN is shown as its owner sees it; where the owner does not answer, that is said.`,
+		Example: "  sanctuary status\n  sanctuary status --api 10.0.0.1:7442,10.0.0.2:7442\n  sanctuary status -o json | jq '.alerts'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			s, err := cl.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(s, func(w io.Writer) { printStatus(w, s) })
+		},
+	}
+}
+
+func (c *cli) nodeCommand() *cobra.Command {
+	group := &cobra.Command{
+		Use: "node", Short: "Nodes of the cluster", Args: noSuchCommand, RunE: help,
+		Long: `A node is one running process: "sanctuary run" holds data and serves initiators, "sanctuary witness" only votes.`,
+	}
+	group.AddCommand(&cobra.Command{
+		Use:   "list",
+		Short: "List the nodes with their addresses",
+		Long: `List the members of the cluster, whether gossip reaches them, and how many LUNs each serves now.
+
+"Alive" is a hint: it makes survivors act sooner, but never decides who may write.`,
+		Example: "  sanctuary node list\n  sanctuary node list -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			l, err := cl.Nodes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(l, func(w io.Writer) { printNodes(w, l.Nodes) })
+		},
+	})
+	return group
+}
+
+func (c *cli) lunCommand() *cobra.Command {
+	group := &cobra.Command{
+		Use: "lun", Short: "Create, list, show, move and delete LUNs", Args: noSuchCommand, RunE: help,
+		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
+
+Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
+every acknowledged write takes over, and initiators that know all portals go on there.`,
+	}
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunMove(), c.lunDelete())
+	return group
+}
+
+func (c *cli) lunCreate() *cobra.Command {
+	var (
+		size sizeFlag
+		spec api.LUNSpec
+		wait time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "create NAME --size SIZE",
+		Short: "Create a LUN and wait until it is served",
+		Long: `Create a LUN and wait until initiators can use it. Space is allocated when it is written, so a large LUN costs nothing
+yet. With two data nodes there are two copies and every acknowledged write is on both.
+
+--media file survives a power cut. --media ram is as fast as memory and gone when the process ends; as long as one copy
+lives, the other is rebuilt from it, but if all go at once the LUN is lost.`,
+		Example: `  sanctuary lun create vm1 --size 10GiB
+  sanctuary lun create scratch --size 512MiB --media ram
+  sanctuary lun create vm2 --size 2TiB --node alpha --node beta --prefer alpha`,
+		Args: oneName("the name of the LUN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkWait(cmd, wait); err != nil {
+				return err
+			}
+			if size == 0 {
+				return &usageError{cmd.CommandPath(), fmt.Errorf("give the size of the LUN, for example --size 10GiB")}
+			}
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			spec.Name, spec.SizeBytes = args[0], int64(size)
+			l, err := cl.CreateLUN(cmd.Context(), spec, wait)
+			if err != nil {
+				return err
+			}
+			if err := c.print(l, func(w io.Writer) { printLUN(w, l) }); err != nil {
+				return err
+			}
+			if !l.Served() && wait > 0 {
+				return &failure{
+					what: fmt.Errorf("LUN %s is recorded, but not served after %v: %s", l.Name, wait, l.Reason),
+					data: "It holds none yet.", next: "Wait, or see what is missing: sanctuary lun show " + l.Name,
+				}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.Var(&size, "size", "capacity: a whole number with KiB, MiB, GiB or TiB; a multiple of 4KiB, at most 16TiB")
+	f.StringVar(&spec.Media, "media", "file", "what the copies are kept on: file or ram")
+	f.IntVar(&spec.Copies, "copies", 0, "copies of the data (default: 2 if there are two data nodes, otherwise 1)")
+	f.StringSliceVar(&spec.Nodes, "node", nil, "data node to place a copy on; repeat for each copy (default: chosen by free space)")
+	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
+	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
+	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")
+	must(cmd.RegisterFlagCompletionFunc("media", cobra.FixedCompletions([]string{"file", "ram"}, cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
+func checkWait(cmd *cobra.Command, wait time.Duration) error {
+	if wait < 0 || wait > 5*time.Minute {
+		return &usageError{cmd.CommandPath(), fmt.Errorf("--wait %v: use a time from 0s to 5m", wait)}
+	}
+	return nil
+}
+
+func oneName(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 0:
+			return fmt.Errorf("give %s", what)
+		case len(args) > 1:
+			return fmt.Errorf("give only %s, not also %q", what, args[1:])
+		case args[0] == "":
+			return fmt.Errorf("%s is empty", what)
+		}
+		return nil
+	}
+}
+
+func (c *cli) lunList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List all LUNs", Args: cobra.NoArgs,
+		Long: `List all LUNs with their health and owner. IN SYNC counts the copies that have every acknowledged write.
+
+  healthy      served, every copy in sync
+  degraded     served, a copy is missing: one more failure may stop I/O
+  catching-up  served, a copy is back and receives what it missed
+  unavailable  not served: nothing acknowledged is lost, I/O waits
+  lost         every copy is gone`,
+		Example: "  sanctuary lun list\n  sanctuary lun list -o json | jq -r '.luns[].portals[].url'",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			l, err := cl.LUNs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(l, func(w io.Writer) { printLUNs(w, l.LUNs) })
+		},
+	}
+}
+
+func (c *cli) lunShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Show one LUN: owner, copies, portals", Args: oneName("the name or ID of the LUN"),
+		Long: `Show everything about one LUN, as its owner sees it. If the owner does not answer, the node that was asked shows what it
+knows and says so ("Known by", "Note").`,
+		Example:           "  sanctuary lun show vm1\n  sanctuary lun show vm1 -o json",
+		ValidArgsFunction: c.completeLUN,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			l, err := cl.LUN(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(l, func(w io.Writer) { printLUN(w, l) })
+		},
+	}
+}
+
+func (c *cli) lunMove() *cobra.Command {
+	var (
+		to   string
+		wait time.Duration
+	)
+	cmd := &cobra.Command{
+		Use: "move NAME --to NODE", Short: "Make another node the owner", Args: oneName("the name or ID of the LUN"),
+		Long: `Hand the ownership of a LUN to another node that holds a copy in sync, for example before maintenance of the owner. I/O
+pauses for a moment and goes on; no data moves and none is at risk.`,
+		Example:           "  sanctuary lun move vm1 --to beta",
+		ValidArgsFunction: c.completeLUN,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkWait(cmd, wait); err != nil {
+				return err
+			}
+			if to == "" {
+				return &usageError{cmd.CommandPath(), fmt.Errorf("give the node that should own the LUN, for example --to beta")}
+			}
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			l, err := cl.MoveLUN(cmd.Context(), args[0], to, wait)
+			if err != nil {
+				return err
+			}
+			return c.print(l, func(w io.Writer) { printLUN(w, l) })
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "node that should own the LUN")
+	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it serves; 0 does not wait")
+	return cmd
+}
+
+func (c *cli) lunDelete() *cobra.Command {
+	var yes, force bool
+	cmd := &cobra.Command{
+		Use: "delete NAME", Short: "Delete a LUN and its data on every node", Args: oneName("the name or ID of the LUN"),
+		Long: `Delete a LUN and its data on every node. There is no way back.
+
+It asks for the LUN's name unless --yes is given, and refuses while an initiator is logged in unless --force is given.`,
+		Example:           "  sanctuary lun delete vm1\n  sanctuary lun delete vm1 --yes",
+		ValidArgsFunction: c.completeLUN,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client(cmd)
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			l, err := cl.LUN(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if !yes {
+				if err := c.confirm(cmd, l); err != nil {
+					return err
+				}
+			}
+			// By ID: the LUN that was shown is the one that goes, whatever has become of the name meanwhile.
+			if err := cl.DeleteLUN(cmd.Context(), l.ID, force); err != nil {
+				return err
+			}
+			return c.print(map[string]string{"deleted": l.ID, "name": l.Name}, func(w io.Writer) { line(w, "LUN %s deleted.", l.Name) })
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	cmd.Flags().BoolVar(&force, "force", false, "although initiators use it, or a node cannot be asked whether any do")
+	return cmd
+}
+
+// confirm asks for the LUN's name.
+func (c *cli) confirm(cmd *cobra.Command, l api.LUN) error {
+	_, _ = fmt.Fprintf(c.env.err, "This deletes LUN %s (%s) and its data on every node, for good.\nType its name to go on: ", l.Name, formatSize(l.SizeBytes))
+	answer, err := bufio.NewReader(c.env.in).ReadString('\n')
+	if strings.TrimSpace(answer) == l.Name {
+		return nil
+	}
+	if err != nil && answer == "" {
+		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask whether to delete LUN %s; nothing was deleted. In scripts give --yes", l.Name)}
+	}
+	return &failure{what: fmt.Errorf("that is not the name of LUN %s", l.Name), data: "Nothing was deleted.", next: "Repeat it if you meant to."}
+}
+
+// completeLUN completes the names of LUNs for the shell.
+func (c *cli) completeLUN(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	cl, err := c.client(cmd)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	defer cl.Close()
+	l, err := cl.LUNs(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	names := make([]string, 0, len(l.LUNs))
+	for _, lun := range l.LUNs {
+		names = append(names, lun.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (c *cli) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Show the version of this program", Args: cobra.NoArgs,
+		Long:    "Show the version of this program and what it was built with. It asks no node; the nodes' versions are in node list.",
+		Example: "  sanctuary version\n  sanctuary version -o json",
+		RunE: func(*cobra.Command, []string) error {
+			v := buildVersion()
+			return c.print(v, func(w io.Writer) {
+				line(w, "sanctuary %s", v["version"])
+				line(w, "built with %s for %s, from commit %s", v["go"], v["platform"], v["commit"])
+			})
+		},
+	}
+}
+
+func buildVersion() map[string]string {
+	v := map[string]string{"version": version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH, "commit": "unknown"}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				v["commit"] = s.Value
+			}
+		}
+	}
+	return v
+}

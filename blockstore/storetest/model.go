@@ -1,0 +1,218 @@
+// Package storetest holds what every medium of the blockstore must do: one suite (Run), and a plain in-memory model of a
+// volume with the journal that replication would keep (Model), against which volumes are compared.
+//
+// It tests through the exported interface only, and knows nothing of how a medium stores what it stores.
+package storetest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// Entry is one log entry.
+type Entry struct {
+	Index uint64
+	Ops   []block.Op
+}
+
+// Model is a volume as one would write it without any care for memory or crashes, and its journal.
+type Model struct {
+	Geometry block.Geometry
+	Journal  []Entry
+	blocks   map[uint64][]byte // nil: zeros
+	state    block.State
+	next     uint64 // source of block contents, none of which is used twice
+}
+
+// NewModel returns an empty volume.
+func NewModel(g block.Geometry) *Model {
+	return &Model{Geometry: g, blocks: map[uint64][]byte{}}
+}
+
+// Blocks returns the number of blocks of the volume.
+func (m *Model) Blocks() int { return int(m.Geometry.Capacity / block.SectorsPerBlock) }
+
+// Last returns the index of the newest entry.
+func (m *Model) Last() uint64 {
+	if len(m.Journal) == 0 {
+		return 0
+	}
+	return m.Journal[len(m.Journal)-1].Index
+}
+
+// State returns the state after the newest entry.
+func (m *Model) State() block.State { return m.state }
+
+// Block returns the contents of a block.
+func (m *Model) Block(n uint64) []byte {
+	if b := m.blocks[n]; b != nil {
+		return b
+	}
+	return make([]byte, block.Size)
+}
+
+// Content returns a block that differs from every other, anywhere in it.
+func (m *Model) Content() []byte {
+	m.next++
+	b := make([]byte, block.Size)
+	for i := 0; i < len(b); i += 8 {
+		binary.LittleEndian.PutUint64(b[i:], m.next<<16|uint64(i))
+	}
+	return b
+}
+
+// Write returns an OpWrite of n new blocks.
+func (m *Model) Write(first, n int) block.Op {
+	op := block.Op{Kind: block.OpWrite, Range: blocks(first, n)}
+	for range n {
+		op.Data = append(op.Data, m.Content()...)
+	}
+	op.Sums = block.AppendSums(nil, op.Data)
+	return op
+}
+
+// Zero returns an OpZero of n blocks.
+func (m *Model) Zero(first, n int) block.Op {
+	return block.Op{Kind: block.OpZero, Range: blocks(first, n)}
+}
+
+// Fill returns an OpFill of n blocks with one new block.
+func (m *Model) Fill(first, n int) block.Op {
+	data := m.Content()
+	return block.Op{Kind: block.OpFill, Range: blocks(first, n), Data: data, Sums: block.AppendSums(nil, data)}
+}
+
+// SetState returns an OpState based on the given version.
+func (m *Model) SetState(version uint64, blob string) block.Op {
+	return block.Op{Kind: block.OpState, StateVersion: version, Data: []byte(blob)}
+}
+
+func blocks(first, n int) block.Range {
+	return block.BytesRange(int64(first)*block.Size, int64(n)*block.Size)
+}
+
+// Random returns a random entry of one to three ops.
+func (m *Model) Random(rnd *rand.Rand) []block.Op {
+	var ops []block.Op
+	for range 1 + rnd.IntN(3) {
+		first := rnd.IntN(m.Blocks())
+		n := 1 + rnd.IntN(min(m.Blocks()-first, 8))
+		switch rnd.IntN(8) {
+		case 0:
+			ops = append(ops, m.Zero(first, n))
+		case 1, 2: // whole chunks
+			first = first / block.BlocksPerChunk * block.BlocksPerChunk
+			n = min(m.Blocks()-first, block.BlocksPerChunk*(1+rnd.IntN(2)))
+			ops = append(ops, m.Zero(first, n))
+		case 3:
+			ops = append(ops, m.Fill(first, min(m.Blocks()-first, n*20)))
+		case 4:
+			ops = append(ops, m.SetState(m.state.Version-uint64(rnd.IntN(2)), fmt.Sprint("state ", m.next)))
+		default:
+			ops = append(ops, m.Write(first, n))
+		}
+	}
+	return ops
+}
+
+// Commit adds an entry to the journal and applies it to the model.
+func (m *Model) Commit(index uint64, ops []block.Op) {
+	m.Journal = append(m.Journal, Entry{index, ops})
+	for _, op := range ops {
+		first, n := uint64(op.Range.Start/block.SectorsPerBlock), uint64(op.Range.Count/block.SectorsPerBlock)
+		for i := range n {
+			switch op.Kind {
+			case block.OpWrite:
+				m.blocks[first+i] = op.Data[i*block.Size : (i+1)*block.Size]
+			case block.OpFill:
+				m.blocks[first+i] = op.Data
+			case block.OpZero:
+				delete(m.blocks, first+i)
+			}
+		}
+		if op.Kind == block.OpState && op.StateVersion == m.state.Version {
+			m.state = block.State{Version: m.state.Version + 1, Blob: op.Data}
+		}
+	}
+}
+
+// Replay applies the journal after the volume's durable index, as replication does after a restart.
+func (m *Model) Replay(v *blockstore.Volume) error {
+	for _, e := range m.Journal {
+		if e.Index <= v.Durable() {
+			continue
+		}
+		if err := v.Apply(e.Index, e.Ops); err != nil {
+			return fmt.Errorf("replay %d: %w", e.Index, err)
+		}
+	}
+	return nil
+}
+
+// Compare returns an error unless the volume has the contents, state and index of the model.
+func (m *Model) Compare(v *blockstore.Volume) error {
+	if v.Applied() != m.Last() {
+		return fmt.Errorf("applied %d, want %d", v.Applied(), m.Last())
+	}
+	if got := v.State(); got.Version != m.state.Version || !bytes.Equal(got.Blob, m.state.Blob) {
+		return fmt.Errorf("state %d %q, want %d %q", got.Version, got.Blob, m.state.Version, m.state.Blob)
+	}
+	return m.CompareBlocks(v)
+}
+
+// CompareBlocks compares the contents alone.
+func (m *Model) CompareBlocks(v *blockstore.Volume) error {
+	buf := make([]byte, m.Geometry.Capacity.Bytes())
+	if err := v.ReadAt(block.Range{Count: m.Geometry.Capacity}, buf); err != nil {
+		return err
+	}
+	for n := range uint64(m.Blocks()) {
+		if got := buf[n*block.Size : (n+1)*block.Size]; !bytes.Equal(got, m.Block(n)) {
+			return fmt.Errorf("block %d begins with %x, want %x", n, got[:8], m.Block(n)[:8])
+		}
+	}
+	return nil
+}
+
+// CompareOrCorrupt is for a volume whose log has not been replayed: every block must be one that the journal has put
+// there once, or zeros, or be reported corrupt.
+func (m *Model) CompareOrCorrupt(v *blockstore.Volume) error {
+	ever := map[uint64][][]byte{}
+	for _, e := range m.Journal {
+		for _, op := range e.Ops {
+			first, n := uint64(op.Range.Start/block.SectorsPerBlock), uint64(op.Range.Count/block.SectorsPerBlock)
+			for i := range n {
+				switch op.Kind {
+				case block.OpWrite:
+					ever[first+i] = append(ever[first+i], op.Data[i*block.Size:(i+1)*block.Size])
+				case block.OpFill:
+					ever[first+i] = append(ever[first+i], op.Data)
+				}
+			}
+		}
+	}
+	buf, zeros := make([]byte, block.Size), make([]byte, block.Size)
+	for n := range uint64(m.Blocks()) {
+		err := v.ReadAt(blocks(int(n), 1), buf)
+		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		known := bytes.Equal(buf, zeros)
+		for _, b := range ever[n] {
+			known = known || bytes.Equal(buf, b)
+		}
+		if !known {
+			return fmt.Errorf("block %d begins with %x, which no entry has written there", n, buf[:8])
+		}
+	}
+	return nil
+}

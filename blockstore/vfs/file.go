@@ -1,0 +1,182 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// FileConfig says which file to use as a medium, and how.
+type FileConfig struct {
+	Path string
+	// SizeBytes is the least length of the file; a shorter file is extended (sparsely). 0 takes the file as it is.
+	SizeBytes int64
+	// Preallocate reserves all blocks of the file at once, so that it can never run out of space. Discard then keeps them.
+	Preallocate bool
+}
+
+// File is a regular file as a medium, written through the page cache. It holds an exclusive advisory lock (flock) on the
+// file while it is open.
+type File struct {
+	f            *os.File
+	size         int64
+	preallocated bool
+	failed       atomic.Pointer[error] // the first error of Sync; it is returned for ever
+}
+
+var (
+	_ Dev       = (*File)(nil)
+	_ Allocator = (*File)(nil)
+)
+
+// OpenFile opens or creates the file. It returns ErrLocked if the file is in use, ErrNoSpace if it cannot be
+// preallocated. Length, allocation and directory entry are on stable storage when it returns nil.
+func OpenFile(cfg FileConfig) (*File, error) {
+	f, err := os.OpenFile(cfg.Path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	d, err := prepareFile(f, cfg)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open medium %s: %w", cfg.Path, err), f.Close())
+	}
+	return d, nil
+}
+
+func prepareFile(f *os.File, cfg FileConfig) (*File, error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrLocked
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("not a regular file (%v)", info.Mode().Type())
+	}
+	size := max(info.Size(), cfg.SizeBytes)
+	if size > info.Size() {
+		if err := f.Truncate(size); err != nil {
+			return nil, fmt.Errorf("extend to %d bytes: %w", size, err)
+		}
+	}
+	if cfg.Preallocate && size > 0 {
+		if err := fallocate(f, 0, size); err != nil {
+			return nil, fmt.Errorf("preallocate %d bytes: %w", size, err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return nil, fmt.Errorf("sync: %w", err)
+	}
+	if err := SyncDir(filepath.Dir(cfg.Path)); err != nil {
+		return nil, err
+	}
+	return &File{f: f, size: size, preallocated: cfg.Preallocate}, nil
+}
+
+// SyncDir makes the entries of a directory durable: files created in it, renamed into it or removed from it.
+func SyncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(fmt.Errorf("sync directory %s: %w", dir, err), f.Close())
+	}
+	return f.Close()
+}
+
+// ReadAt implements Dev.
+func (d *File) ReadAt(p []byte, off int64) error {
+	if err := CheckRange(off, int64(len(p)), d.size); err != nil {
+		return err
+	}
+	// Within Size a short read means that someone else has truncated the file: io.EOF or io.ErrUnexpectedEOF, an error as any other.
+	_, err := d.f.ReadAt(p, off)
+	return err
+}
+
+// WriteAt implements Dev.
+func (d *File) WriteAt(p []byte, off int64) error {
+	if err := CheckRange(off, int64(len(p)), d.size); err != nil {
+		return err
+	}
+	if failed := d.failed.Load(); failed != nil {
+		return *failed
+	}
+	_, err := d.f.WriteAt(p, off)
+	return noSpace(err)
+}
+
+// Sync implements Dev with fdatasync. After an error it never succeeds again.
+func (d *File) Sync() error {
+	if failed := d.failed.Load(); failed != nil {
+		return *failed
+	}
+	if err := d.fdatasync(); err != nil {
+		err = fmt.Errorf("sync %s: %w", d.f.Name(), err)
+		d.failed.CompareAndSwap(nil, &err)
+		return err
+	}
+	// A Sync that ran beside one that failed may have been told "done" for pages the other was told are lost.
+	if failed := d.failed.Load(); failed != nil {
+		return *failed
+	}
+	return nil
+}
+
+func (d *File) fdatasync() error {
+	for {
+		err := fdatasync(d.f)
+		if !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}
+
+// Discard implements Dev: it punches a hole where the operating system can, else it does nothing.
+func (d *File) Discard(off, n int64) error {
+	if err := CheckRange(off, n, d.size); err != nil {
+		return err
+	}
+	if d.preallocated || n == 0 {
+		return nil
+	}
+	return punchHole(d.f, off, n)
+}
+
+// Allocate implements Allocator.
+func (d *File) Allocate(off, n int64) error {
+	if err := CheckRange(off, n, d.size); err != nil {
+		return err
+	}
+	if d.preallocated || n == 0 {
+		return nil
+	}
+	return fallocate(d.f, off, n)
+}
+
+// Size implements Dev.
+func (d *File) Size() int64 { return d.size }
+
+// SectorSize implements Dev.
+func (d *File) SectorSize() int { return SectorSize }
+
+// Close releases the lock. It does not sync.
+func (d *File) Close() error { return d.f.Close() }
+
+// noSpace adds ErrNoSpace to the system's errors for a full file system or quota.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}

@@ -6,8 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 
 # hashicorpmetrics: raft and memberlist report to hashicorp/go-metrics, so that the binary links one metrics library, not two.
 TAGS    := hashicorpmetrics
-# The version is passed in: Go need not ask git, which refuses in a clone that another user owns.
-export GOFLAGS := $(GOFLAGS) -buildvcs=false
+# git refuses to speak of a clone that another user owns, and Go then refuses to build: the binary does without its commit.
+export GOFLAGS := $(GOFLAGS) -buildvcs=$(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 
 # A test that hangs must not hang the machine.
@@ -51,8 +51,8 @@ e2e: build ## initiators no one here wrote, against a running cluster of bin/san
 	scripts/setup test
 	SANCTUARY_E2E=1 $(GO) test -count=1 -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./scripts/interop
 
-lint: ## gofumpt, vet, staticcheck, shellcheck, and the architecture's own test
-	scripts/setup lint
+lint: ## gofumpt, vet, staticcheck, shellcheck, generated files up to date, and the architecture's own test
+	scripts/setup lint proto
 	scripts/lint
 
 bench: build ## side by side with tgt under fio: docs/BENCHMARKS.md (BENCH_RUNS, BENCH_SECONDS)

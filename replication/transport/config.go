@@ -48,7 +48,7 @@ type Limits struct {
 	StreamWindowBytes  int // gRPC receive window of one stream; default 8 MiB
 	ControlQueueBytes  int // waiting on one control stream; ErrBusy beyond; default 4 MiB
 	CallBytes          int // request and answer of Call; default 256 KiB
-	BulkCallBytes      int // request and answer of CallBulk; default 8 MiB
+	BulkCallBytes      int // request and answer of CallBulk; default 4 MiB
 	CallsPerPeer       int // Call and CallBulk being handled for one peer, each; ErrBusy beyond; default 64 and a quarter of it
 	ControlPerGroup    int // incoming control requests of one group waiting for Raft; ErrBusy beyond; default 32
 	BulkStreamsPerNode int // incoming Append streams; ErrBusy beyond; default 16384
@@ -84,7 +84,7 @@ func (l *Limits) setDefaults() {
 		{&l.StreamWindowBytes, 8 << 20},
 		{&l.ControlQueueBytes, 4 << 20},
 		{&l.CallBytes, 256 << 10},
-		{&l.BulkCallBytes, 8 << 20},
+		{&l.BulkCallBytes, 4 << 20},
 		{&l.CallsPerPeer, 64},
 		{&l.ControlPerGroup, 32},
 		{&l.BulkStreamsPerNode, 16384},

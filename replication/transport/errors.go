@@ -127,25 +127,43 @@ func statusOf(err error, otherwise peerpb.Code) *peerpb.Status {
 		return nil
 	}
 	st := &peerpb.Status{Code: otherwise, Text: safeText(err.Error())}
-	var handler *HandlerError
-	switch {
-	case otherwise == peerpb.Code_CODE_HANDLER:
+	if otherwise == peerpb.Code_CODE_HANDLER {
 		// A handler's errors stay its own: that it was itself refused elsewhere says nothing about this call.
+		var handler *HandlerError
 		if errors.As(err, &handler) {
 			st.Detail = handler.Code
 		}
 		return st
-	case errors.Is(err, context.DeadlineExceeded):
-		st.Code = peerpb.Code_CODE_TIMEOUT
-		return st
 	}
-	for code, sentinel := range sentinels {
-		if errors.Is(err, sentinel) {
-			st.Code = code
-			break
-		}
+	if code, ok := codeOf(err); ok {
+		st.Code = code
 	}
 	return st
+}
+
+// codeOf finds the outermost of our errors in err: the one our code has put in front of what a hook or Raft said.
+func codeOf(err error) (peerpb.Code, bool) {
+	for code, sentinel := range sentinels {
+		if err == sentinel { //nolint:errorlint // the chain is walked here, in order
+			return code, true
+		}
+	}
+	if err == context.DeadlineExceeded { //nolint:errorlint // as above
+		return peerpb.Code_CODE_TIMEOUT, true
+	}
+	switch e := err.(type) { //nolint:errorlint // as above
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return codeOf(inner)
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			if code, ok := codeOf(inner); ok {
+				return code, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // errorOf is the other direction: nil for no status or CODE_OK.

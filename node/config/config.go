@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -68,8 +69,9 @@ type Listen struct {
 	ISCSI []string `toml:"iscsi" json:"iscsi,omitempty"`
 }
 
-// Advertise says under which addresses others reach this node, each "host:port". Empty: the one it listens on, which must
-// then name a host. An address of every interface ("", "0.0.0.0", "[::]") cannot be advertised.
+// Advertise says under which addresses others reach this node, each "host:port". Empty: the one it listens on, and
+// where that is every interface ("", "0.0.0.0", "[::]"), the host of the peer address, which must therefore name one: here, in
+// listen.peer, or in this node's entry in members.
 type Advertise struct {
 	Peer   string   `toml:"peer" json:"peer,omitempty"`
 	Gossip string   `toml:"gossip" json:"gossip,omitempty"`
@@ -275,5 +277,23 @@ func (c Config) Complete() Config {
 			c.Advertise.Gossip = m.Gossip
 		}
 	}
+	// What listens on every address is reached where the peers are, for want of anything better.
+	host, _, err := net.SplitHostPort(c.Advertise.Peer)
+	if err != nil || anyHost(c.Advertise.Peer) {
+		return c
+	}
+	for _, a := range append([]*string{&c.Advertise.Gossip, &c.Advertise.API}, pointers(c.Advertise.ISCSI)...) {
+		if _, port, err := net.SplitHostPort(*a); err == nil && anyHost(*a) {
+			*a = net.JoinHostPort(host, port)
+		}
+	}
 	return c
+}
+
+func pointers(s []string) []*string {
+	out := make([]*string, len(s))
+	for i := range s {
+		out[i] = &s[i]
+	}
+	return out
 }

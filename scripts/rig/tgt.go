@@ -47,7 +47,6 @@ func StartTgt(ctx context.Context, dir, backing string, sizeBytes int64) (*Targe
 		root:  cmd.Process.Pid,
 		ended: p.ended,
 		stop: func() error {
-			defer removeDisk()
 			// tgtd leaves on SIGTERM only once its targets are gone, and ours holds nothing worth an orderly end.
 			if !p.ended() {
 				_ = cmd.Process.Kill()
@@ -75,6 +74,8 @@ func StartTgt(ctx context.Context, dir, backing string, sizeBytes int64) (*Targe
 			err = admin(step...)
 		}
 	}
+	// tgtd has the file open, or will never: without a name it goes when tgtd does, however this program ends.
+	removeDisk()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up tgt: %w", err), t.Stop())
 	}

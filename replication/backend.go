@@ -1,0 +1,353 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/command"
+)
+
+// The methods here are what target/scsi asks of a Backend. Each takes the tenure once, at the start: its term is the fence
+// of whatever the command proposes (rule F).
+
+// Geometry returns the LUN's size.
+func (g *Group) Geometry() block.Geometry { return g.cfg.Geometry }
+
+// owned returns the current tenure, or the error that says why there is none.
+func (g *Group) owned() (*tenure, error) {
+	if err := g.Err(); err != nil {
+		return nil, err
+	}
+	if t := g.tenure.Load(); t != nil {
+		return t, nil
+	}
+	inst := g.running()
+	if inst == nil {
+		return nil, block.ErrNotOwner
+	}
+	if _, leader := inst.raft.LeaderWithID(); leader == "" || leader == g.cfg.Self.ID {
+		return nil, block.ErrUnavailable // nobody, or this node in a moment
+	}
+	return nil, block.ErrNotOwner
+}
+
+// Read fills dst with the newest acknowledged data, or later. The lease is checked after the blocks have been read: a
+// process that was stopped in between, for however long, finds out here and discards them (rule L).
+func (g *Group) Read(ctx context.Context, r block.Range, dst []byte) error {
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	if err := g.cfg.Store.ReadAt(r, dst); err != nil {
+		return err
+	}
+	return g.confirm(ctx, t)
+}
+
+// confirm returns nil if this node owned the LUN in t's term at some moment after confirm was called.
+func (g *Group) confirm(ctx context.Context, t *tenure) error {
+	if g.lease.valid(t.term, time.Now()) {
+		return nil
+	}
+	return g.readIndex(ctx, t)
+}
+
+// readIndex is the slow half of rule L, for when the lease has lapsed or was given up: ask every voter, now, whether this
+// term still stands. A majority that is still in it has elected nobody else up to that moment, so nothing was acknowledged
+// elsewhere before the read began. Answers to anything sent earlier prove nothing, which is why the library's VerifyLeader
+// will not do.
+func (g *Group) readIndex(ctx context.Context, t *tenure) error {
+	inst := g.running()
+	if inst == nil {
+		return block.ErrNotOwner
+	}
+	voters, _ := g.configured(inst)
+	ctx, cancel := context.WithTimeout(ctx, 4*g.cfg.Timing.Heartbeat)
+	defer cancel()
+	answers := make(chan bool, len(voters))
+	need := len(voters)/2 + 1
+	for _, v := range voters {
+		if v == g.cfg.Self.ID {
+			answers <- inst.raft.CurrentTerm() == t.term && inst.raft.State() == raft.Leader
+			continue
+		}
+		m := g.member(v)
+		go func() { answers <- g.host.askTerm(ctx, g, m) == t.term }()
+	}
+	for refused := 0; need > 0 && refused <= len(voters)-(len(voters)/2+1); {
+		select {
+		case <-t.ended:
+			return block.ErrNotOwner
+		case <-ctx.Done():
+			return block.ErrUnavailable
+		case yes := <-answers:
+			if yes {
+				need--
+			} else {
+				refused++
+			}
+		}
+	}
+	if need > 0 {
+		return block.ErrUnavailable
+	}
+	return nil
+}
+
+// Write stores src and returns when it is acknowledged.
+func (g *Group) Write(ctx context.Context, r block.Range, src []byte) error {
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	lock, err := g.locks.lock(ctx, r.Widen())
+	if err != nil {
+		return err
+	}
+	defer g.locks.unlock(lock)
+	op, err := g.writeOp(r, src)
+	if err != nil {
+		return err
+	}
+	return g.change(ctx, t, []block.Op{op}, false)
+}
+
+// change proposes operations whose ranges the caller has locked.
+func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op, whole bool) error {
+	if err := g.room(ops); err != nil {
+		return err
+	}
+	_, err := g.writes.propose(ctx, t.term, ops, whole)
+	return err
+}
+
+// room refuses what this replica's pool cannot hold before it is proposed: an entry that a replica cannot apply would take
+// that replica out.
+func (g *Group) room(ops []block.Op) error {
+	if r, ok := g.cfg.Store.(interface{ Room(ops []block.Op) error }); ok {
+		return r.Room(ops)
+	}
+	return nil
+}
+
+// writeOp makes whole blocks of a write, reading what it does not cover. The caller holds the lock on r.Widen(), and every
+// write acknowledged before is applied, so what is read is what the write changes.
+func (g *Group) writeOp(r block.Range, src []byte) (block.Op, error) {
+	wide := r.Widen()
+	data := src
+	if wide != r {
+		data = make([]byte, wide.Bytes())
+		head := r.Offset() - wide.Offset()
+		tail := wide.Bytes() - head - r.Bytes()
+		if head > 0 {
+			if err := g.cfg.Store.ReadAt(block.BytesRange(wide.Offset(), block.Size), data[:block.Size]); err != nil {
+				return block.Op{}, err
+			}
+		}
+		if last := wide.Bytes() - block.Size; tail > 0 && (last > 0 || head == 0) {
+			if err := g.cfg.Store.ReadAt(block.BytesRange(wide.Offset()+last, block.Size), data[last:]); err != nil {
+				return block.Op{}, err
+			}
+		}
+		copy(data[head:], src)
+	}
+	return block.Op{
+		Kind: block.OpWrite, Range: wide, Data: data,
+		Sums: block.AppendSums(make([]uint32, 0, len(data)/block.Size), data),
+	}, nil
+}
+
+// CompareAndWrite writes src if the range holds want; otherwise mismatch is the offset of the first difference, in bytes.
+// It is decided here, under the range lock and the fence, so that what is proposed is an absolute write in one entry. If
+// ownership is lost meanwhile it waits, as long as ctx allows, until the outcome is certain: a false answer would make an
+// initiator see its own write as somebody else's.
+func (g *Group) CompareAndWrite(ctx context.Context, r block.Range, want, src []byte) (mismatch int, err error) {
+	t, err := g.owned()
+	if err != nil {
+		return 0, err
+	}
+	lock, err := g.locks.lock(ctx, r.Widen())
+	if err != nil {
+		return 0, err
+	}
+	defer g.locks.unlock(lock)
+	have := make([]byte, r.Bytes())
+	if err := g.cfg.Store.ReadAt(r, have); err != nil {
+		return 0, err
+	}
+	if !bytes.Equal(have, want) {
+		if err := g.confirm(ctx, t); err != nil {
+			return 0, err
+		}
+		for i := range have {
+			if have[i] != want[i] {
+				return i, nil
+			}
+		}
+	}
+	op, err := g.writeOp(r, src)
+	if err != nil {
+		return 0, err
+	}
+	ops := []block.Op{op}
+	if size := command.Size(ops); size > command.MaxEntryBytes {
+		return 0, fmt.Errorf("compare and write of %d bytes exceeds one log entry of %d", size, command.MaxEntryBytes)
+	}
+	if err := g.room(ops); err != nil {
+		return 0, err
+	}
+	w, err := g.writes.propose(ctx, t.term, ops, true)
+	if errors.Is(err, block.ErrUnknown) {
+		select {
+		case err = <-w.late:
+		case <-ctx.Done():
+		case <-g.ctx.Done():
+		}
+	}
+	return -1, err
+}
+
+// WriteSame repeats pattern, one logical block, over r; nil writes zeros.
+func (g *Group) WriteSame(ctx context.Context, r block.Range, pattern []byte) error {
+	if len(bytes.Trim(pattern, "\x00")) == 0 {
+		return g.Unmap(ctx, []block.Range{r})
+	}
+	if len(pattern) == 0 || block.Size%len(pattern) != 0 {
+		return fmt.Errorf("pattern of %d bytes does not divide a block", len(pattern))
+	}
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	lock, err := g.locks.lock(ctx, r.Widen())
+	if err != nil {
+		return err
+	}
+	defer g.locks.unlock(lock)
+	full := bytes.Repeat(pattern, block.Size/len(pattern))
+	head, body, tail := cut(r)
+	var ops []block.Op
+	for _, edge := range []block.Range{head, tail} {
+		if edge.Count > 0 {
+			op, err := g.writeOp(edge, full[:edge.Bytes()])
+			if err != nil {
+				return err
+			}
+			ops = append(ops, op)
+		}
+	}
+	if body.Count > 0 {
+		ops = append(ops, block.Op{Kind: block.OpFill, Range: body, Data: full, Sums: []uint32{block.Sum(full)}})
+	}
+	return g.change(ctx, t, ops, false)
+}
+
+// Unmap makes the ranges read as zeros and frees what it can.
+func (g *Group) Unmap(ctx context.Context, rs []block.Range) error {
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	wide := make([]block.Range, len(rs))
+	for i, r := range rs {
+		wide[i] = r.Widen()
+	}
+	lock, err := g.locks.lock(ctx, wide...)
+	if err != nil {
+		return err
+	}
+	defer g.locks.unlock(lock)
+	// One range at a time: two of one command may share a block, whose zeros must not undo each other.
+	for _, r := range rs {
+		var ops []block.Op
+		head, body, tail := cut(r)
+		for _, edge := range []block.Range{head, tail} {
+			if edge.Count > 0 {
+				op, err := g.writeOp(edge, make([]byte, edge.Bytes()))
+				if err != nil {
+					return err
+				}
+				ops = append(ops, op)
+			}
+		}
+		if body.Count > 0 {
+			ops = append(ops, block.Op{Kind: block.OpZero, Range: body})
+		}
+		if len(ops) == 0 {
+			continue
+		}
+		if err := g.change(ctx, t, ops, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut divides a range into what lies before its first whole block, the whole blocks, and what lies after them. A range
+// within one block is all head.
+func cut(r block.Range) (head, body, tail block.Range) {
+	start := (r.Start + block.SectorsPerBlock - 1) / block.SectorsPerBlock * block.SectorsPerBlock
+	end := r.End() / block.SectorsPerBlock * block.SectorsPerBlock
+	if start > end {
+		return r, block.Range{}, block.Range{}
+	}
+	return block.Range{Start: r.Start, Count: block.Count(start - r.Start)},
+		block.Range{Start: start, Count: block.Count(end - start)},
+		block.Range{Start: end, Count: block.Count(r.End() - end)}
+}
+
+// Flush returns once every acknowledged write is durable. They are: acknowledging waits for the journals (rule G). What is
+// left is to be sure that this node may still speak for the LUN.
+func (g *Group) Flush(ctx context.Context) error {
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	return g.confirm(ctx, t)
+}
+
+// State returns the blob replicated beside the data.
+func (g *Group) State(ctx context.Context) (block.State, error) {
+	t, err := g.owned()
+	if err != nil {
+		return block.State{}, err
+	}
+	s := g.cfg.Store.State()
+	return s, g.confirm(ctx, t)
+}
+
+// stateLock is a range no data has: SwapState commands run one after another.
+var stateLock = block.Range{Start: block.MaxVolumeBytes / block.SectorSize, Count: 1}
+
+// SwapState replaces the blob if its version is still old; block.ErrStale otherwise.
+func (g *Group) SwapState(ctx context.Context, old uint64, next []byte) (block.State, error) {
+	if len(next) > block.MaxStateBytes {
+		return block.State{}, fmt.Errorf("state of %d bytes, at most %d", len(next), block.MaxStateBytes)
+	}
+	t, err := g.owned()
+	if err != nil {
+		return block.State{}, err
+	}
+	lock, err := g.locks.lock(ctx, stateLock)
+	if err != nil {
+		return block.State{}, err
+	}
+	defer g.locks.unlock(lock)
+	if s := g.cfg.Store.State(); s.Version != old {
+		if err := g.confirm(ctx, t); err != nil {
+			return block.State{}, err
+		}
+		return s, block.ErrStale
+	}
+	op := block.Op{Kind: block.OpState, Data: next, StateVersion: old}
+	if _, err := g.writes.propose(ctx, t.term, []block.Op{op}, true); err != nil {
+		return block.State{}, err
+	}
+	return g.cfg.Store.State(), nil
+}

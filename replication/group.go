@@ -1,0 +1,397 @@
+// Package replication keeps a LUN's replicas the same and says when a write is safe. A Group is one replica of one LUN:
+// one member of one Raft group. The LUN's owner is that group's leader, and nothing else.
+//
+// What is promised: nil from Write means the write is durable on a quorum and on every data replica in sync; a read
+// returns the newest acknowledged value or later; neither is ever answered by a node that another has succeeded. Four
+// rules carry this, each argued where it is kept:
+//
+//	G  commit implies durable      journal.Journal: StoreLogs returns after fdatasync
+//	W  the witness stays quiet     witness.Gate, applied in peers.go
+//	F  the fence                   machine.go: an entry of another term than it was accepted in changes nothing
+//	L  leases                      lease.go, checked after every read in backend.go
+//
+// A write's way through the package: backend.go (range lock, whole blocks, fence) → proposer.go (packs waiting writes into
+// entries) → Raft → peers.go and transport → machine.go (apply to the Store, wake the writer).
+//
+// It does not know iSCSI, does not decide where replicas live (node/placement) nor which exist (node/catalog).
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal"
+	"sanctuary/replication/witness"
+)
+
+// Store is a replica's data: one volume of a pool. Apply is called by one goroutine, in index order; everything else
+// concurrently with it.
+type Store interface {
+	// Apply makes the operations of one log entry take effect. An index at or below Applied is a no-op, so that replay is
+	// safe. No durability is asked for: the journal has the entry.
+	Apply(index uint64, ops []block.Op) error
+	Applied() uint64
+	// Durable is the index up to which the newest checkpoint holds everything.
+	Durable() uint64
+	// ReadAt fills dst; a block that does not match its checksum is a *block.CorruptError and dst is undefined.
+	ReadAt(r block.Range, dst []byte) error
+	State() block.State
+	Checkpoint(ctx context.Context) (applied uint64, err error)
+	Rebuildable
+}
+
+// Member is one server of the LUN's Raft group.
+type Member struct {
+	ID      raft.ServerID // one incarnation of one replica: "<node>/<incarnation>"
+	Node    string        // the node's name: its raft.ServerAddress
+	Witness bool
+}
+
+// Timing sets the pace of failure detection. Default fits a LAN.
+type Timing struct {
+	Heartbeat   time.Duration // silence after which a follower stands for election; a heartbeat goes out 10 times as often
+	LeaderLease time.Duration // silence of a quorum after which the owner steps down; at most Kick
+	Kick        time.Duration // replaces Heartbeat when the owner's connection breaks; at least Promise
+	Promise     time.Duration // how long a voter that answered the owner votes for nobody else (rule L)
+	Commit      time.Duration // how soon followers hear of a commit when no further write tells them
+	Checkpoint  time.Duration // between checkpoints of a busy replica
+	Gate        witness.Timing
+}
+
+// DefaultTiming is the pace for nodes on one LAN.
+func DefaultTiming() Timing {
+	return Timing{
+		Heartbeat: 500 * time.Millisecond, LeaderLease: 250 * time.Millisecond, Kick: 250 * time.Millisecond,
+		Promise: 250 * time.Millisecond, Commit: 50 * time.Millisecond, Checkpoint: 30 * time.Second,
+		Gate: witness.Timing{
+			LinkGrace: 100 * time.Millisecond, NoProgress: 2 * time.Second, CatchUp: time.Second, Window: 256,
+		},
+	}
+}
+
+// Validate returns an error that names the field and the way out.
+func (t Timing) Validate() error {
+	switch {
+	case t.Promise <= 0 || t.Kick < t.Promise:
+		return fmt.Errorf("timing: kick %v is shorter than the voters' promise %v: raise kick", t.Kick, t.Promise)
+	case t.LeaderLease > t.Kick || t.LeaderLease <= 0:
+		return fmt.Errorf("timing: leader lease %v exceeds kick %v: lower it", t.LeaderLease, t.Kick)
+	case t.Heartbeat < t.Kick:
+		return fmt.Errorf("timing: heartbeat %v is shorter than kick %v: raise it", t.Heartbeat, t.Kick)
+	case t.Gate.LinkGrace <= 0 || t.Gate.NoProgress <= 0 || t.Gate.CatchUp <= 0:
+		return errors.New("timing: the gate's limits must be positive")
+	}
+	return nil
+}
+
+// Limits bound a group's memory, in bytes of payload. Zero fields mean the default.
+type Limits struct {
+	InflightBytes     int64 // writes accepted and not yet acknowledged; beyond it Write waits. Default 32 MiB
+	JournalKeepBytes  int64 // log kept for peers that come back; default 1 GiB on disk, 64 MiB in RAM
+	CheckpointEntries uint64
+}
+
+// Config is what a Group needs.
+type Config struct {
+	LUN       string // UUID: the Raft group's name
+	Epoch     uint64 // history of the LUN; groups of different epochs do not talk
+	Self      Member
+	Members   []Member // every member the catalog knows, Self included
+	Bootstrap bool     // this replica is created together with the LUN: Members is the first configuration
+	Geometry  block.Geometry
+	Store     Store           // nil for a witness; stays the caller's
+	Journal   journal.Journal // becomes the Group's
+	Timing    Timing
+	Limits    Limits
+	Logger    *slog.Logger
+	// OnChange is called when the owner, the health or a member's state may have changed. It must not block.
+	OnChange func()
+}
+
+func (c *Config) validate() error {
+	if c.LUN == "" || c.Self.ID == "" || c.Self.Node == "" || c.Journal == nil {
+		return errors.New("replication: LUN, Self and Journal are required")
+	}
+	if (c.Store == nil) != c.Self.Witness {
+		return errors.New("replication: a data replica has a store, a witness none")
+	}
+	if c.Store != nil {
+		if err := c.Geometry.Validate(); err != nil {
+			return err
+		}
+	}
+	return c.Timing.Validate()
+}
+
+// Group is one replica of a LUN. It implements what target/scsi asks of a Backend. All methods are concurrent-safe.
+type Group struct {
+	cfg  Config
+	log  *slog.Logger
+	host *Host
+
+	lease   *lease
+	promise *promise
+	locks   rangeLocks
+	writes  *proposer
+
+	tenure atomic.Pointer[tenure]
+	failed atomic.Pointer[error]
+
+	// mu guards what follows; never held across disk or network.
+	mu       sync.Mutex
+	inst     *instance // the running Raft; replaced by a rebuild, nil while one runs
+	members  map[raft.ServerID]Member
+	gate     *witness.Gate // only while this node leads
+	gateTerm uint64
+	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
+	match    map[raft.ServerID]uint64
+	links    map[string]bool // node -> connection is up, as last heard
+	kicked   bool
+	rebuild  rebuildState
+	needs    map[raft.ServerID]bool // owner: learners that cannot be served from the log
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// instance is one life of the Raft library over the group's journal.
+type instance struct {
+	raft   *raft.Raft
+	peers  *peers
+	notify chan bool
+	stop   context.CancelFunc
+	done   chan struct{} // closed when the goroutine that follows notify has ended
+}
+
+// open starts the group; Host.Open is the way in.
+func open(host *Host, cfg Config) (*Group, error) {
+	if cfg.Timing == (Timing{}) {
+		cfg.Timing = DefaultTiming()
+	}
+	if cfg.Limits.InflightBytes == 0 {
+		cfg.Limits.InflightBytes = 32 << 20
+	}
+	if cfg.Limits.JournalKeepBytes == 0 {
+		cfg.Limits.JournalKeepBytes = 1 << 30
+	}
+	if cfg.Limits.CheckpointEntries == 0 {
+		cfg.Limits.CheckpointEntries = 16384
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OnChange == nil {
+		cfg.OnChange = func() {}
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	g := &Group{
+		cfg: cfg, host: host, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)),
+		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
+		promise: newPromise(cfg.Timing.Promise, time.Now()),
+		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, links: map[string]bool{},
+		needs: map[raft.ServerID]bool{}, gateMove: make(chan struct{}),
+	}
+	for _, m := range cfg.Members {
+		g.members[m.ID] = m
+	}
+	g.members[cfg.Self.ID] = cfg.Self
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.writes = newProposer(g, cfg.Limits.InflightBytes)
+	if err := g.checkStore(); err != nil {
+		g.cancel()
+		return nil, err
+	}
+	if cfg.Bootstrap {
+		if err := g.bootstrap(); err != nil {
+			g.cancel()
+			return nil, err
+		}
+	}
+	if cfg.Store == nil || !cfg.Store.Inconsistent() {
+		if err := g.start(); err != nil {
+			g.cancel()
+			return nil, err
+		}
+	}
+	if cfg.Store != nil && cfg.Store.Inconsistent() { // a rebuild was interrupted; it goes on
+		g.rebuild.running = true
+		g.goFunc(func() { g.rebuildFrom(g.nextSource("")) })
+	}
+	g.goFunc(g.tick)
+	g.goFunc(g.checkpoints)
+	return g, nil
+}
+
+func (g *Group) goFunc(f func()) {
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		f()
+	}()
+}
+
+// checkStore refuses a volume that is older than the log believes: entries between the two would be missing for ever.
+func (g *Group) checkStore() error {
+	if g.cfg.Store == nil || g.cfg.Store.Inconsistent() {
+		return nil
+	}
+	_, body, ok := g.cfg.Journal.Snapshots().Newest()
+	if !ok {
+		return nil
+	}
+	mark, err := decodeMark(body)
+	if err != nil {
+		return err
+	}
+	if have := g.cfg.Store.Durable(); have < mark.Applied {
+		return fmt.Errorf("LUN %s: the volume is durable to index %d, but the log before %d is gone: this is an older copy of the volume; "+
+			"remove this replica and let it be rebuilt", g.cfg.LUN, have, mark.Applied)
+	}
+	return nil
+}
+
+func (g *Group) bootstrap() error {
+	has, err := raft.HasExistingState(g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots())
+	if err != nil || has {
+		return err
+	}
+	var conf raft.Configuration
+	for _, m := range g.cfg.Members {
+		conf.Servers = append(conf.Servers, raft.Server{ID: m.ID, Address: raft.ServerAddress(m.Node)})
+	}
+	rc := g.raftConfig(nil)
+	return raft.BootstrapCluster(rc, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), &raft.InmemTransport{}, conf)
+}
+
+func (g *Group) raftConfig(notify chan bool) *raft.Config {
+	t := g.cfg.Timing
+	c := raft.DefaultConfig()
+	c.LocalID = g.cfg.Self.ID
+	c.HeartbeatTimeout, c.ElectionTimeout = t.Heartbeat, t.Heartbeat
+	c.LeaderLeaseTimeout = t.LeaderLease
+	if g.cfg.Self.Witness {
+		c.LeaderLeaseTimeout = witnessKick // it never leads; this only lets its timer be kicked lower
+	}
+	c.CommitTimeout = t.Commit
+	c.MaxAppendEntries = maxAppendEntries
+	c.BatchApplyCh = true
+	c.ShutdownOnRemove = false
+	// Snapshots here are checkpoints, taken when checkpoints says so, and never restored into the volume.
+	c.SnapshotInterval, c.SnapshotThreshold = 24*time.Hour, math.MaxUint64>>1
+	c.NoSnapshotRestoreOnStart = true
+	c.TrailingLogs = math.MaxUint64 >> 1
+	c.NotifyCh = notify
+	c.Logger = raftLogger(g.log)
+	return c
+}
+
+const (
+	// maxAppendEntries bounds the entries in one AppendEntries. It must not be below maxInflightEntries: a pipeline sends
+	// one request per trigger, and what does not fit waits for the next write.
+	maxAppendEntries = 64
+	// witnessKick is how soon a kicked witness forgets the owner, so that it is ready to vote before the data replicas,
+	// kicked to Timing.Kick at the same moment, ask it. Its promise still holds it back.
+	witnessKick = 50 * time.Millisecond
+)
+
+// start brings Raft up over the journal.
+func (g *Group) start() error {
+	tr, err := g.host.openTransport(g)
+	if err != nil {
+		return err
+	}
+	inst := &instance{peers: newPeers(g, tr), notify: make(chan bool, 16), done: make(chan struct{})}
+	inst.raft, err = raft.NewRaft(g.raftConfig(inst.notify), machine{g}, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), inst.peers)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start Raft: %w", err), tr.Close())
+	}
+	ctx, stop := context.WithCancel(g.ctx)
+	inst.stop = stop
+	g.mu.Lock()
+	g.inst = inst
+	g.mu.Unlock()
+	g.goFunc(func() {
+		defer close(inst.done)
+		g.followLeadership(ctx, inst)
+	})
+	return nil
+}
+
+// halt ends the running Raft, if any; the journal stays open.
+func (g *Group) halt() {
+	g.mu.Lock()
+	inst := g.inst
+	g.inst = nil
+	g.mu.Unlock()
+	if inst == nil {
+		return
+	}
+	g.endTenure()
+	g.writes.drain()
+	inst.stop()
+	<-inst.done
+	drained := make(chan struct{})
+	go func() { // Raft blocks on notify while it steps down
+		for {
+			select {
+			case <-inst.notify:
+			case <-drained:
+				return
+			}
+		}
+	}()
+	_ = inst.raft.Shutdown().Error()
+	close(drained)
+	_ = inst.peers.Close()
+}
+
+// Close ends the group: I/O in flight is answered with block.ErrUnknown or block.ErrClosed. The Store stays open.
+func (g *Group) Close() error {
+	g.host.forget(g)
+	g.halt()
+	g.cancel()
+	g.wg.Wait()
+	g.writes.close()
+	return g.cfg.Journal.Close()
+}
+
+// running returns the current Raft or nil.
+func (g *Group) running() *instance {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.inst
+}
+
+// fail takes this replica out for good: its medium or its journal cannot be trusted any more. A replica that lies is worse
+// than one that is gone; the others go on without it.
+func (g *Group) fail(err error) {
+	if !g.failed.CompareAndSwap(nil, &err) {
+		return
+	}
+	g.log.Error("replica is out: its storage failed. The LUN goes on from its other replicas; replace the disk and restart this node", "error", err)
+	g.endTenure()
+	go func() { // the caller may be Raft's own goroutine
+		g.halt()
+		g.cfg.OnChange()
+	}()
+}
+
+// Err returns what took this replica out, or nil.
+func (g *Group) Err() error {
+	if p := g.failed.Load(); p != nil {
+		return *p
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+
+	"sanctuary/replication/transport"
+)
+
+// Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
+type Host struct {
+	mux *transport.Mux
+
+	mu     sync.RWMutex
+	groups map[string]*Group // by LUN
+}
+
+// Methods between hosts, on the control connection.
+const (
+	methodTerm        = "replication.term"         // LUN → the Raft term of the replica there
+	methodRebuild     = "replication.rebuild"      // owner → learner: rebuild yourself from me
+	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
+	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
+	methodRebuildPin  = "replication.rebuild-pin"  // learner → owner: hold your log, where does the copy begin
+)
+
+var errNoReplica = errors.New("no replica of this LUN runs here")
+
+// NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
+func NewHost(mux *transport.Mux) (*Host, error) {
+	h := &Host{mux: mux, groups: map[string]*Group{}}
+	for method, handler := range map[string]transport.Handler{
+		methodTerm:        h.serveTerm,
+		methodRebuild:     h.serveRebuild,
+		methodRebuildInfo: h.serveRebuildInfo,
+		methodRebuildRead: h.serveRebuildRead,
+		methodRebuildPin:  h.serveRebuildPin,
+	} {
+		if err := mux.Handle(method, handler); err != nil {
+			return nil, err
+		}
+	}
+	mux.OnPeer(func(node string, up bool, _ error) {
+		for _, g := range h.all() {
+			g.PeerLink(node, up)
+		}
+	})
+	return h, nil
+}
+
+// Open starts a replica. The journal becomes the group's even if an error is returned.
+func (h *Host) Open(cfg Config) (*Group, error) {
+	h.mu.Lock()
+	if h.groups[cfg.LUN] != nil {
+		h.mu.Unlock()
+		return nil, fmt.Errorf("LUN %s: a replica runs here already", cfg.LUN)
+	}
+	h.mu.Unlock()
+	g, err := open(h, cfg)
+	if err != nil {
+		if cfg.Journal != nil {
+			err = errors.Join(err, cfg.Journal.Close())
+		}
+		return nil, err
+	}
+	h.mu.Lock()
+	h.groups[cfg.LUN] = g
+	h.mu.Unlock()
+	for _, m := range cfg.Members {
+		if m.Node != cfg.Self.Node {
+			h.mux.Connect(m.Node)
+		}
+	}
+	return g, nil
+}
+
+func (h *Host) all() []*Group {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	out := make([]*Group, 0, len(h.groups))
+	for _, g := range h.groups {
+		out = append(out, g)
+	}
+	return out
+}
+
+func (h *Host) group(lun string) (*Group, error) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if g := h.groups[lun]; g != nil {
+		return g, nil
+	}
+	return nil, errNoReplica
+}
+
+func (h *Host) forget(g *Group) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.groups[g.cfg.LUN] == g {
+		delete(h.groups, g.cfg.LUN)
+	}
+}
+
+func (h *Host) openTransport(g *Group) (Transport, error) {
+	return h.mux.Group(transport.GroupConfig{
+		Group: g.cfg.LUN, Epoch: g.cfg.Epoch, Self: g.cfg.Self.ID,
+		Incoming: g.incoming, Answered: g.raftAnswered, AllowSnapshot: true, // data replicas refuse in incoming
+	})
+}
+
+// askTerm returns the Raft term another replica is in, 0 if it did not say. The request names the replica, so that another
+// incarnation on the same node does not answer for it.
+func (h *Host) askTerm(ctx context.Context, g *Group, m Member) uint64 {
+	answer, err := h.mux.Call(ctx, m.Node, methodTerm, []byte(g.cfg.LUN+"\n"+string(m.ID)))
+	if err != nil || len(answer) != 8 {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(answer)
+}

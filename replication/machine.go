@@ -1,0 +1,150 @@
+package replication
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/command"
+)
+
+// machine is the group's state machine as Raft sees it: it applies committed entries, in order, on one goroutine.
+//
+// Rule F. An entry takes effect only if the term stamped on it when its commands were accepted (its fence) is the term it
+// was committed in. Raft may hand a proposal made under one term to the log under a later one, when this node has lost
+// the leadership and won it again meanwhile; by then another node may have acknowledged newer writes to the same blocks.
+// Such an entry changes nothing, on any replica, because every replica compares the same two numbers.
+type machine struct{ g *Group }
+
+// Apply implements raft.FSM.
+func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM.
+func (m machine) ApplyBatch(logs []*raft.Log) []any {
+	results := make([]any, len(logs))
+	if m.g.cfg.Store == nil {
+		return results // a witness
+	}
+	for i, l := range logs {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		if m.g.Err() != nil {
+			results[i] = block.ErrFailed
+			continue
+		}
+		if err := m.apply(l); err != nil {
+			m.g.fail(fmt.Errorf("apply entry %d of term %d: %w", l.Index, l.Term, err))
+			results[i] = block.ErrFailed
+		}
+	}
+	return results
+}
+
+func (m machine) apply(l *raft.Log) error {
+	store := m.g.cfg.Store
+	e, err := command.Decode(l.Data)
+	if err != nil {
+		return err
+	}
+	if err := e.Verify(m.g.cfg.Geometry.Capacity); err != nil {
+		return err
+	}
+	if e.Fence != l.Term {
+		if err := store.Apply(l.Index, nil); err != nil {
+			return err
+		}
+		m.g.writes.settled(e.Proposal, block.ErrUnknown)
+		return nil
+	}
+	if err := store.Apply(l.Index, e.Ops); err != nil {
+		return err
+	}
+	m.g.writes.settled(e.Proposal, nil)
+	return nil
+}
+
+// mark is the body of a group's snapshot: what a start checks its volume against.
+type mark struct {
+	Version int    `json:"version"`
+	LUN     string `json:"lun"`
+	Epoch   uint64 `json:"epoch"`
+	Applied uint64 `json:"applied"` // the volume was durable up to this index when the snapshot was taken
+}
+
+const markVersion = 1
+
+func decodeMark(body []byte) (mark, error) {
+	var k mark
+	if err := json.Unmarshal(body, &k); err != nil {
+		return k, fmt.Errorf("snapshot body: %w", err)
+	}
+	if k.Version != markVersion {
+		return k, fmt.Errorf("snapshot body of version %d, this program reads version %d", k.Version, markVersion)
+	}
+	return k, nil
+}
+
+func (g *Group) encodeMark(applied uint64) []byte {
+	body, err := json.Marshal(mark{Version: markVersion, LUN: g.cfg.LUN, Epoch: g.cfg.Epoch, Applied: applied})
+	if err != nil {
+		panic(err) // plain numbers and a string
+	}
+	return body
+}
+
+// Snapshot implements raft.FSM: everything applied so far becomes durable when the snapshot is persisted.
+func (m machine) Snapshot() (raft.FSMSnapshot, error) {
+	if err := m.g.Err(); err != nil {
+		return nil, err
+	}
+	s := &checkpoint{g: m.g}
+	if m.g.cfg.Store != nil {
+		s.applied = m.g.cfg.Store.Applied()
+	}
+	return s, nil
+}
+
+// Restore implements raft.FSM. Block data never travels in a snapshot, so a data replica refuses; a witness has nothing to
+// restore.
+func (m machine) Restore(r io.ReadCloser) error {
+	if m.g.cfg.Store != nil {
+		return fmt.Errorf("a data replica is never restored from a Raft snapshot")
+	}
+	return r.Close()
+}
+
+// checkpoint makes the volume durable and leaves a mark of it in the snapshot. Raft truncates the log only after Persist.
+type checkpoint struct {
+	g       *Group
+	applied uint64
+}
+
+// Persist implements raft.FSMSnapshot.
+func (c *checkpoint) Persist(sink raft.SnapshotSink) error {
+	applied := uint64(0)
+	if c.g.cfg.Store != nil {
+		var err error
+		if applied, err = c.g.cfg.Store.Checkpoint(context.WithoutCancel(c.g.ctx)); err != nil {
+			_ = sink.Cancel()
+			c.g.fail(fmt.Errorf("checkpoint: %w", err))
+			return err
+		}
+		if applied < c.applied {
+			_ = sink.Cancel()
+			return fmt.Errorf("checkpoint reached index %d of %d", applied, c.applied)
+		}
+	}
+	if _, err := sink.Write(c.g.encodeMark(applied)); err != nil {
+		_ = sink.Cancel()
+		return err
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (c *checkpoint) Release() {}

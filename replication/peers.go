@@ -1,0 +1,345 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/replication/witness"
+)
+
+// peers is the transport as Raft sees it. It adds to the bare one what rules L and W ask of messages between replicas:
+// leases are renewed and promises kept here, and the witness hears what its gate allows. It only delays, shortens or
+// refuses messages, which Raft must bear from any network.
+type peers struct {
+	inner Transport
+	g     *Group
+}
+
+// Transport is what the group needs of replication/transport, as *transport.GroupTransport gives it.
+type Transport interface {
+	raft.Transport
+	raft.WithPreVote
+	raft.WithClose
+}
+
+func newPeers(g *Group, inner Transport) *peers { return &peers{inner: inner, g: g} }
+
+// What a replica's transport refuses. The texts must never hold "unexpected command": Raft takes such a refusal of a
+// pre-vote for consent.
+var (
+	errWitnessSilent = errors.New("a witness never stands for election nor leads")
+	errPromised      = errors.New("this replica has promised its vote to the owner it last heard")
+	errRebuild       = errors.New("the log no longer reaches back to this replica: it must be rebuilt")
+	errNotInitiator  = errors.New("a witness was named where a data replica is needed")
+)
+
+// witnessBatch is how many entries, or how long, a quiet witness is let wait: it is of no use to a healthy LUN.
+const (
+	witnessBatch = 64
+	witnessDelay = 10 * time.Millisecond
+	witnessWait  = 50 * time.Millisecond
+)
+
+func (p *peers) Consumer() <-chan raft.RPC          { return p.inner.Consumer() }
+func (p *peers) LocalAddr() raft.ServerAddress      { return p.inner.LocalAddr() }
+func (p *peers) Close() error                       { return p.inner.Close() }
+func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {} // RAFT #695: it would change term and state off Raft's goroutine
+
+func (p *peers) EncodePeer(id raft.ServerID, a raft.ServerAddress) []byte {
+	return p.inner.EncodePeer(id, a)
+}
+func (p *peers) DecodePeer(b []byte) raft.ServerAddress { return p.inner.DecodePeer(b) }
+
+// isHeartbeat tells Raft's own heartbeats, by Raft's own criterion.
+func isHeartbeat(r *raft.AppendEntriesRequest) bool {
+	return len(r.Entries) == 0 && r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && r.LeaderCommitIndex == 0
+}
+
+// AppendEntries implements raft.Transport.
+func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if p.g.cfg.Self.Witness {
+		return errWitnessSilent
+	}
+	if isHeartbeat(req) {
+		sent := time.Now()
+		err := p.inner.AppendEntries(id, target, req, resp)
+		if err == nil && resp.Success && resp.Term == req.Term {
+			p.g.lease.renew(id, req.Term, sent)
+		}
+		return err
+	}
+	out := req
+	if p.g.member(id).Witness {
+		out = p.forWitness(req)
+	}
+	err := p.inner.AppendEntries(id, target, out, resp)
+	req.Entries = req.Entries[:len(out.Entries)] // the transport, too, may have shortened it
+	p.g.answered(id, req, resp, err)
+	return err
+}
+
+// forWitness shortens req, in place, to what the witness may have now, and returns it without payloads. In place, because
+// Raft counts as matched whatever req says when the answer is a success.
+func (p *peers) forWitness(req *raft.AppendEntriesRequest) *raft.AppendEntriesRequest {
+	if n := len(req.Entries); n > 0 {
+		limit := p.g.awaitGate(req.Term, req.Entries[0].Index, req.Entries[n-1].Index)
+		for n > 0 && req.Entries[n-1].Index > limit {
+			n--
+		}
+		req.Entries = req.Entries[:n]
+	}
+	out := *req
+	out.Entries = witness.Strip(req.Entries)
+	return &out
+}
+
+// AppendEntriesPipeline implements raft.Transport. A witness gets none: its requests are shortened, which a pipeline's
+// bookkeeping cannot follow, and one request at a time, of up to maxAppendEntries bare entries, is fast enough.
+func (p *peers) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	if p.g.cfg.Self.Witness || p.g.member(id).Witness {
+		return nil, raft.ErrPipelineReplicationNotSupported
+	}
+	inner, err := p.inner.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	q := &pipeline{AppendPipeline: inner, out: make(chan raft.AppendFuture, cap(inner.Consumer())+1), closed: make(chan struct{}), done: make(chan struct{})}
+	go q.run(p.g, id)
+	return q, nil
+}
+
+// pipeline passes answers on to Raft and lets the group see them first.
+type pipeline struct {
+	raft.AppendPipeline
+	out          chan raft.AppendFuture
+	closed, done chan struct{}
+}
+
+func (q *pipeline) Consumer() <-chan raft.AppendFuture { return q.out }
+
+func (q *pipeline) run(g *Group, id raft.ServerID) {
+	defer close(q.done)
+	in := q.AppendPipeline.Consumer()
+	for {
+		select {
+		case f, ok := <-in:
+			if !ok {
+				return
+			}
+			g.answered(id, f.Request(), f.Response(), f.Error())
+			select {
+			case q.out <- f:
+			case <-q.closed:
+				return
+			}
+		case <-q.closed:
+			return
+		}
+	}
+}
+
+// Close implements raft.AppendPipeline; Raft calls it once.
+func (q *pipeline) Close() error {
+	err := q.AppendPipeline.Close()
+	close(q.closed)
+	<-q.done
+	return err
+}
+
+// RequestVote implements raft.Transport.
+func (p *peers) RequestVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := p.mayStand(req.LeadershipTransfer); err != nil {
+		return err
+	}
+	return p.inner.RequestVote(id, target, req, resp)
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (p *peers) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := p.mayStand(false); err != nil {
+		return err
+	}
+	return p.inner.RequestPreVote(id, target, req, resp)
+}
+
+// mayStand: a witness never stands, a data replica not while its promise lasts. An owner that transfers its leadership has
+// given up its lease first, so nobody relies on the promise then.
+func (p *peers) mayStand(transfer bool) error {
+	switch {
+	case p.g.cfg.Self.Witness:
+		return errWitnessSilent
+	case !transfer && p.g.promise.forbids(p.g.cfg.Self.ID, time.Now()):
+		return errPromised
+	}
+	return nil
+}
+
+// InstallSnapshot implements raft.Transport. Only a witness takes one: its snapshots are a few words. A data replica is
+// rebuilt with its Raft stopped (package rebuild), never inside Raft's Restore.
+func (p *peers) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if p.g.cfg.Self.Witness {
+		return errWitnessSilent
+	}
+	if !p.g.member(id).Witness {
+		p.g.needsRebuild(id)
+		return errRebuild
+	}
+	return p.inner.InstallSnapshot(id, target, req, resp, data)
+}
+
+// TimeoutNow implements raft.Transport. The lease ends before the other node is told to stand.
+func (p *peers) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	if p.g.member(id).Witness {
+		return errNotInitiator
+	}
+	p.g.lease.revoke()
+	return p.inner.TimeoutNow(id, target, req, resp)
+}
+
+// incoming sees every request before Raft does.
+func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err error, handled bool) {
+	inst := g.running()
+	if inst == nil {
+		return nil, errors.New("this replica is being rebuilt or has failed"), true
+	}
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.cfg.Self.ID), Addr: []byte(g.cfg.Self.Node)}
+	fromWitness := g.member(from).Witness
+	switch c := cmd.(type) {
+	case *raft.AppendEntriesRequest:
+		if fromWitness {
+			return nil, errWitnessSilent, true
+		}
+	case *raft.RequestVoteRequest:
+		if fromWitness {
+			return nil, errWitnessSilent, true
+		}
+		if !c.LeadershipTransfer && g.promise.forbids(from, time.Now()) {
+			return &raft.RequestVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
+		}
+	case *raft.RequestPreVoteRequest:
+		if fromWitness {
+			return nil, errWitnessSilent, true
+		}
+		if g.promise.forbids(from, time.Now()) {
+			return &raft.RequestPreVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
+		}
+	case *raft.TimeoutNowRequest:
+		if g.cfg.Self.Witness || fromWitness {
+			return nil, errWitnessSilent, true
+		}
+	case *raft.InstallSnapshotRequest:
+		if !g.cfg.Self.Witness {
+			return nil, errRebuild, true
+		}
+		if c.LastLogIndex <= inst.raft.AppliedIndex() { // late: Raft itself would go back to it
+			return nil, fmt.Errorf("snapshot of index %d is older than what this witness has", c.LastLogIndex), true
+		}
+	}
+	return nil, nil, false
+}
+
+// raftAnswered sees what Raft answers before it is sent: the voter's promise is made here, so it begins before its
+// receiver can count on it.
+func (g *Group) raftAnswered(from raft.ServerID, cmd, resp any, err error) {
+	req, ok := cmd.(*raft.AppendEntriesRequest)
+	if !ok || err != nil {
+		return
+	}
+	if r, ok := resp.(*raft.AppendEntriesResponse); ok && r.Success && r.Term == req.Term {
+		g.promise.give(from, time.Now())
+	}
+}
+
+// answered notes a replica's answer to entries this owner sent.
+func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.gate == nil || g.gateTerm != req.Term || g.inst == nil {
+		return
+	}
+	now, isWitness := time.Now(), g.members[id].Witness
+	if err != nil {
+		if !isWitness { // unreachable, or reachable and refusing: either way nothing is stored there
+			g.gate.Link(string(id), false, now)
+		}
+		return
+	}
+	if !resp.Success || resp.Term != req.Term {
+		return
+	}
+	index := req.PrevLogEntry
+	if n := len(req.Entries); n > 0 {
+		index = req.Entries[n-1].Index
+	}
+	g.match[id] = max(g.match[id], index)
+	delete(g.needs, id)
+	if isWitness {
+		return
+	}
+	before := g.gate.Level(string(id))
+	g.gate.Link(string(id), true, now)
+	g.gate.Acked(string(id), g.match[id], g.inst.raft.LastIndex(), now)
+	g.moveGateLocked()
+	if after := g.gate.Level(string(id)); after != before {
+		g.log.Info("a replica's standing has changed", "peer", string(id), "from", before, "to", after)
+		go g.cfg.OnChange()
+	}
+}
+
+func (g *Group) moveGateLocked() {
+	close(g.gateMove)
+	g.gateMove = make(chan struct{})
+}
+
+// awaitGate returns the highest index the witness may have. It waits a little for the first entry to be allowed, so that
+// Raft's sender does not spin, and for a batch to gather while the witness is of no use; never long enough to hold up a
+// leader that has to stop.
+func (g *Group) awaitGate(term, first, last uint64) uint64 {
+	started := time.Now()
+	timer := time.NewTimer(witnessDelay)
+	defer timer.Stop()
+	for {
+		g.mu.Lock()
+		if g.gate == nil || g.gateTerm != term {
+			g.mu.Unlock()
+			return 0
+		}
+		limit, degraded, moved := g.gate.Limit(), g.gate.Degraded(), g.gateMove
+		waited := time.Since(started)
+		enough := limit >= first && (degraded || limit >= first+witnessBatch-1 || waited >= witnessDelay)
+		if enough || waited >= witnessWait {
+			g.gate.Offered(min(limit, last))
+			g.mu.Unlock()
+			return limit
+		}
+		g.mu.Unlock()
+		select {
+		case <-moved:
+		case <-timer.C:
+			timer.Reset(witnessDelay)
+		case <-g.ctx.Done():
+			return 0
+		}
+	}
+}
+
+func (g *Group) member(id raft.ServerID) Member {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.members[id]
+}
+
+func (g *Group) needsRebuild(id raft.ServerID) {
+	g.mu.Lock()
+	first := !g.needs[id]
+	g.needs[id] = true
+	g.mu.Unlock()
+	if first {
+		g.log.Warn("a replica is further behind than the log reaches; it will be rebuilt", "peer", string(id))
+		g.cfg.OnChange()
+	}
+}

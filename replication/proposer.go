@@ -1,0 +1,378 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sync/semaphore"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/command"
+)
+
+const (
+	// entryTargetBytes is where an entry is full. Larger writes are cut: within a block a write is whole, across blocks
+	// SCSI promises nothing.
+	entryTargetBytes = 256 << 10
+	// maxInflightEntries bounds the entries proposed and not yet settled; see maxAppendEntries.
+	maxInflightEntries = 32
+	// eagerEntries are proposed at once, however small; beyond them a small entry waits for company until one settles.
+	eagerEntries = 2
+	// companyBytes is when an entry need not wait for company.
+	companyBytes = 128 << 10
+)
+
+// proposer packs the writes that wait into log entries (the coalescer) and tells each writer what became of it.
+type proposer struct {
+	g      *Group
+	budget *semaphore.Weighted // bytes accepted and not settled
+
+	mu       sync.Mutex
+	queue    []*part
+	inflight map[uint64]*entry // by proposal
+	eager    int               // of inflight, those not yet settled; failed ones whose fate is open do not count
+	nextID   uint64
+	closed   bool
+	wake     chan struct{} // capacity 1
+	done     chan struct{}
+}
+
+// write is one command's change: acknowledged when all of its parts are.
+type write struct {
+	fence uint64
+	done  chan error // capacity 1: what propose returns
+	late  chan error // capacity 1: after block.ErrUnknown of a write in one part, nil if it has taken effect, else ErrNotOwner
+
+	mu      sync.Mutex // parts end on different goroutines
+	parts   int
+	applied int
+	err     error
+}
+
+// part is as much of a write as goes into one entry.
+type part struct {
+	w     *write
+	ops   []block.Op
+	bytes int
+}
+
+// entry is a proposal on its way.
+type entry struct {
+	parts  []*part
+	bytes  int
+	failed bool // Raft has given it up, but it may still be committed: the writers have been told ErrUnknown
+}
+
+func newProposer(g *Group, inflightBytes int64) *proposer {
+	p := &proposer{
+		g: g, budget: semaphore.NewWeighted(inflightBytes), inflight: map[uint64]*entry{},
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		// Proposals of another node, or of an earlier life of this one, must not be taken for ours when they are applied.
+		nextID: rand.Uint64() | 1,
+	}
+	go p.run()
+	return p
+}
+
+// propose has the operations applied under the given fence and returns when they are, or when this node has lost the LUN.
+// Operations may refer to the caller's memory until it returns. ctx ends the wait for room, not a proposal under way:
+// a change that may yet happen is not abandoned while its range lock is held. whole puts everything into one entry, which
+// takes effect entirely or not at all; it must not exceed command.MaxEntryBytes.
+func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, whole bool) (*write, error) {
+	w := &write{fence: fence, done: make(chan error, 1), late: make(chan error, 1)}
+	var parts []*part
+	if whole {
+		parts = []*part{{w: w}}
+		for _, op := range ops {
+			parts[0].add(op)
+		}
+	} else {
+		parts = split(w, ops)
+	}
+	size := int64(0)
+	for _, q := range parts {
+		size += int64(q.bytes)
+	}
+	size = min(size, p.g.cfg.Limits.InflightBytes)
+	if err := p.budget.Acquire(ctx, size); err != nil {
+		return w, err
+	}
+	defer p.budget.Release(size)
+
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return w, block.ErrClosed
+	}
+	w.parts = len(parts)
+	p.queue = append(p.queue, parts...)
+	p.mu.Unlock()
+	p.poke()
+	return w, <-w.done
+}
+
+// split cuts operations into parts no larger than an entry should be.
+func split(w *write, ops []block.Op) []*part {
+	var parts []*part
+	cur := &part{w: w}
+	flush := func() {
+		if len(cur.ops) > 0 {
+			parts = append(parts, cur)
+			cur = &part{w: w}
+		}
+	}
+	for _, op := range ops {
+		for op.Kind == block.OpWrite && len(op.Data) > entryTargetBytes {
+			head := op
+			n := block.CountOf(entryTargetBytes)
+			head.Range.Count, head.Data, head.Sums = n, op.Data[:entryTargetBytes], op.Sums[:entryTargetBytes/block.Size]
+			op.Range = block.Range{Start: op.Range.Start + block.Sector(n), Count: op.Range.Count - n}
+			op.Data, op.Sums = op.Data[entryTargetBytes:], op.Sums[entryTargetBytes/block.Size:]
+			flush()
+			cur.add(head)
+			flush()
+		}
+		if size := command.OpSize(&op); cur.bytes+size > entryTargetBytes || len(cur.ops) == command.MaxOps {
+			flush()
+		}
+		cur.add(op)
+	}
+	flush()
+	return parts
+}
+
+func (q *part) add(op block.Op) {
+	q.ops = append(q.ops, op)
+	q.bytes += command.OpSize(&op)
+}
+
+func (p *proposer) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *proposer) run() {
+	defer close(p.done)
+	for range p.wake {
+		for {
+			parts, id := p.take()
+			if len(parts) == 0 {
+				break
+			}
+			p.send(parts, id)
+		}
+		p.mu.Lock()
+		closed := p.closed
+		p.mu.Unlock()
+		if closed {
+			return
+		}
+	}
+}
+
+// take returns the parts of the next entry, or none if it should wait. All have one fence.
+func (p *proposer) take() ([]*part, uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.queue) == 0 || p.eager >= maxInflightEntries {
+		return nil, 0
+	}
+	n, size, ops := 0, 0, 0
+	for _, q := range p.queue {
+		if n > 0 && (size+q.bytes > entryTargetBytes || ops+len(q.ops) > command.MaxOps || q.w.fence != p.queue[0].w.fence) {
+			break
+		}
+		n++
+		size += q.bytes
+		ops += len(q.ops)
+	}
+	if p.eager >= eagerEntries && n == len(p.queue) && size < companyBytes {
+		return nil, 0
+	}
+	parts := append([]*part(nil), p.queue[:n]...)
+	clear(p.queue[:n])
+	p.queue = p.queue[n:]
+	if len(p.queue) == 0 {
+		p.queue = nil
+	}
+	p.nextID++
+	p.inflight[p.nextID] = &entry{parts: parts, bytes: size}
+	p.eager++
+	return parts, p.nextID
+}
+
+func (p *proposer) send(parts []*part, id uint64) {
+	fence := parts[0].w.fence
+	inst := p.g.running()
+	t := p.g.tenure.Load()
+	if inst == nil || t == nil || t.term != fence {
+		p.giveUp(id, block.ErrNotOwner)
+		return
+	}
+	var ops []block.Op
+	if len(parts) == 1 {
+		ops = parts[0].ops
+	} else {
+		for _, q := range parts {
+			ops = append(ops, q.ops...)
+		}
+	}
+	data, err := command.Encode(fence, id, ops)
+	if err != nil {
+		p.giveUp(id, err)
+		return
+	}
+	future := inst.raft.ApplyLog(raft.Log{Data: data}, 0)
+	go func() { // not waited for: the library may leave a future unanswered when it is shut down (#498)
+		switch err := future.Error(); {
+		case err == nil: // settled when it was applied
+			if e, _ := future.Response().(error); e != nil {
+				p.unknown(id)
+			}
+		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
+			p.giveUp(id, block.ErrNotOwner) // never reached the log
+		default:
+			p.unknown(id)
+		}
+	}()
+}
+
+// settled is called by the state machine when an entry has been applied (err nil) or refused by its fence.
+func (p *proposer) settled(id uint64, err error) {
+	p.mu.Lock()
+	e := p.inflight[id]
+	if e == nil {
+		p.mu.Unlock()
+		return
+	}
+	p.removeLocked(id, e)
+	p.mu.Unlock()
+	if e.failed {
+		e.tell(err)
+	} else {
+		e.finish(err)
+	}
+	p.poke()
+}
+
+// giveUp ends an entry that will never take effect.
+func (p *proposer) giveUp(id uint64, err error) {
+	p.settled(id, err)
+}
+
+// unknown tells the writers that the entry's fate is open. It stays in inflight, where settled or seal will find it.
+func (p *proposer) unknown(id uint64) {
+	p.mu.Lock()
+	e := p.inflight[id]
+	if e == nil || e.failed {
+		p.mu.Unlock()
+		return
+	}
+	e.failed = true
+	p.eager--
+	p.mu.Unlock()
+	e.finish(block.ErrUnknown)
+	p.poke()
+}
+
+func (p *proposer) removeLocked(id uint64, e *entry) {
+	delete(p.inflight, id)
+	if !e.failed {
+		p.eager--
+	}
+}
+
+func (e *entry) finish(err error) {
+	for _, q := range e.parts {
+		q.w.finish(err)
+	}
+}
+
+// tell resolves an unknown outcome.
+func (e *entry) tell(err error) {
+	for _, q := range e.parts {
+		select {
+		case q.w.late <- err:
+		default: // a write in several parts; nobody asks
+		}
+	}
+}
+
+// finish counts a part as ended. A write of which one part took effect and another did not, or may have, is unknown.
+func (w *write) finish(err error) {
+	w.mu.Lock()
+	w.parts--
+	switch {
+	case err == nil:
+		w.applied++
+	case w.err == nil || errors.Is(err, block.ErrUnknown):
+		w.err = err
+	}
+	last, result := w.parts == 0, w.err
+	if result != nil && w.applied > 0 {
+		result = block.ErrUnknown
+	}
+	w.mu.Unlock()
+	if last {
+		w.done <- result
+	}
+}
+
+// endTerm is called when this node has ceased to own the LUN: nothing that waits will be proposed.
+func (p *proposer) endTerm() {
+	p.mu.Lock()
+	queue := p.queue
+	p.queue = nil
+	p.mu.Unlock()
+	for _, q := range queue {
+		q.w.finish(block.ErrNotOwner)
+	}
+}
+
+// drain ends everything under way, before Raft is shut down: futures may hang afterwards (hashicorp/raft #498).
+func (p *proposer) drain() {
+	p.endTerm()
+	p.mu.Lock()
+	ids := make([]uint64, 0, len(p.inflight))
+	for id := range p.inflight {
+		ids = append(ids, id)
+	}
+	p.mu.Unlock()
+	for _, id := range ids {
+		p.unknown(id)
+	}
+}
+
+// open says whether an entry's fate is unknown.
+func (p *proposer) open() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.inflight) > p.eager
+}
+
+// seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed
+// under an earlier one has been applied too, or never will be (rule F).
+func (p *proposer) seal(term uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, e := range p.inflight {
+		if e.failed && e.parts[0].w.fence < term {
+			delete(p.inflight, id)
+			e.tell(block.ErrNotOwner)
+		}
+	}
+}
+
+func (p *proposer) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.endTerm()
+	p.poke()
+	<-p.done
+}

@@ -1,0 +1,509 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// A rebuild brings a replica up to date that the owner's log no longer reaches: it was away for too long, or it is a new
+// incarnation without data. It happens with Raft stopped on the receiver, never inside Raft's Restore, which would block
+// votes and appends for as long as the copy takes.
+//
+//	owner     notices that its log is too short (InstallSnapshot), takes the replica's vote away, tells it to rebuild
+//	receiver  stops its Raft, marks its volume inconsistent, asks the owner to keep its log from index N on (pin)
+//	receiver  fetches the checksums of chunks changed since what it has, then only the blocks that differ
+//	receiver  makes all that durable as index N, in one step with clearing the mark; begins a new log behind N
+//	receiver  starts Raft again, under the same term and vote; the owner sends N+1.. and gives the vote back
+//
+// The copy is fuzzy: a block may be newer than N. That is harmless, because entries hold absolute writes: replaying N+1..
+// writes the same again. A crash at any point leaves the mark, and the rebuild begins anew, comparing what it already has.
+
+// Rebuildable is what a rebuild asks of a Store; see blockstore.Volume for the promises.
+type Rebuildable interface {
+	Inconsistent() bool
+	Changed(since uint64, fn func(r block.Range) error) error
+	ChunkInfo(chunk uint32, info *blockstore.ChunkInfo) error
+	CheckChunk(chunk uint32, info *blockstore.ChunkInfo) (bad uint64, err error)
+	BeginImport(ctx context.Context) error
+	Import(ops []block.Op) error
+	EndImport(ctx context.Context, index uint64, state block.State) error
+}
+
+// rebuildState is guarded by Group.mu.
+type rebuildState struct {
+	running  bool
+	copied   int64                       // receiver: bytes fetched so far
+	pinUntil map[raft.ServerID]time.Time // owner: the log stays for these
+}
+
+const (
+	pinTime           = time.Minute // renewed by every request of the receiver
+	rebuildChunks     = 4096        // chunks whose checksums travel in one answer: 1.1 MiB
+	rebuildReadBytes  = 4 << 20     // blocks in one answer
+	rebuildRetryDelay = time.Second
+	chunkRecordBytes  = 4 + 8 + 4*block.BlocksPerChunk
+)
+
+// rebuildOrder is what the owner tells a receiver, and what the receiver asks with.
+type rebuildOrder struct {
+	LUN   string        `json:"lun"`
+	ID    raft.ServerID `json:"id"`    // the receiver
+	Owner string        `json:"owner"` // node
+}
+
+// rebuildPin is where the copy begins, as the owner says.
+type rebuildPin struct {
+	Index              uint64      `json:"index"`
+	Term               uint64      `json:"term"`
+	Configuration      []byte      `json:"configuration"` // Raft's encoding
+	ConfigurationIndex uint64      `json:"configuration_index"`
+	State              block.State `json:"state"`
+}
+
+// rebuildPeer takes the vote of a replica that cannot be served from the log and tells it to rebuild itself. It returns an
+// error until that has been done.
+func (g *Group) rebuildPeer(ctx context.Context, inst *instance, m Member, voter bool) error {
+	g.mu.Lock()
+	needs := g.needs[m.ID]
+	g.mu.Unlock()
+	if !needs || m.Witness {
+		return nil
+	}
+	if voter {
+		g.log.Info("taking the vote of a replica that must be rebuilt", "peer", string(m.ID))
+		if err := g.waitFor(ctx, inst.raft.DemoteVoter(m.ID, 0, 0)); err != nil {
+			return fmt.Errorf("demote %s: %w", m.ID, err)
+		}
+		g.refreshVoters(inst)
+	}
+	g.pin(m.ID)
+	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: m.ID, Owner: g.cfg.Self.Node})
+	if err != nil {
+		return err
+	}
+	if _, err := g.host.mux.Call(ctx, m.Node, methodRebuild, order); err != nil {
+		return fmt.Errorf("tell %s to rebuild: %w", m.ID, err)
+	}
+	return fmt.Errorf("%s is being rebuilt", m.ID)
+}
+
+func (g *Group) pin(id raft.ServerID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.rebuild.pinUntil == nil {
+		g.rebuild.pinUntil = map[raft.ServerID]time.Time{}
+	}
+	g.rebuild.pinUntil[id] = time.Now().Add(pinTime)
+}
+
+func (g *Group) pinned() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, until := range g.rebuild.pinUntil {
+		if time.Now().After(until) {
+			delete(g.rebuild.pinUntil, id)
+		}
+	}
+	return len(g.rebuild.pinUntil) > 0
+}
+
+// orderedGroup finds the group an order is for; asOwner: the order is addressed to the owner, not to the receiver.
+func (h *Host) orderedGroup(req []byte, asOwner bool) (*Group, rebuildOrder, error) {
+	var o rebuildOrder
+	if err := json.Unmarshal(req, &o); err != nil {
+		return nil, o, fmt.Errorf("malformed rebuild order: %w", err)
+	}
+	g, err := h.group(o.LUN)
+	switch {
+	case err != nil:
+		return nil, o, err
+	case asOwner && g.tenure.Load() == nil:
+		return nil, o, block.ErrNotOwner
+	case !asOwner && (g.cfg.Self.ID != o.ID || g.cfg.Store == nil):
+		return nil, o, errNoReplica
+	}
+	return g, o, nil
+}
+
+func (h *Host) serveRebuild(_ context.Context, _ string, req []byte) ([]byte, error) {
+	g, o, err := h.orderedGroup(req, false)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	start := !g.rebuild.running
+	g.rebuild.running, g.rebuild.copied = true, 0
+	g.mu.Unlock()
+	if start {
+		g.goFunc(func() { g.rebuildFrom(o.Owner) })
+	}
+	return nil, nil
+}
+
+// rebuildFrom runs a rebuild to its end, trying again while the volume is in between. The owner may change meanwhile, so
+// every data member is asked in turn.
+func (g *Group) rebuildFrom(owner string) {
+	defer func() {
+		g.mu.Lock()
+		g.rebuild.running = false
+		g.mu.Unlock()
+		g.cfg.OnChange()
+	}()
+	g.halt()
+	for {
+		started := time.Now()
+		copied, err := g.rebuildOnce(owner)
+		if err == nil {
+			g.log.Info("rebuilt", "from", owner, "bytes", copied, "took", time.Since(started))
+		} else {
+			g.log.Warn("rebuild interrupted; trying again", "from", owner, "error", err)
+		}
+		if g.Err() != nil || g.ctx.Err() != nil {
+			return
+		}
+		if !g.cfg.Store.Inconsistent() { // rebuilt, or not yet begun: the log may do after all
+			if err := g.start(); err != nil {
+				g.fail(fmt.Errorf("start after a rebuild: %w", err))
+			}
+			return
+		}
+		select {
+		case <-time.After(rebuildRetryDelay):
+		case <-g.ctx.Done():
+			return
+		}
+		owner = g.nextSource(owner)
+	}
+}
+
+// nextSource returns another data member's node to ask, in a fixed order.
+func (g *Group) nextSource(after string) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	best, first := "", ""
+	for _, m := range g.members {
+		if m.Witness || m.Node == g.cfg.Self.Node {
+			continue
+		}
+		if first == "" || m.Node < first {
+			first = m.Node
+		}
+		if m.Node > after && (best == "" || m.Node < best) {
+			best = m.Node
+		}
+	}
+	if best != "" {
+		return best
+	}
+	return first
+}
+
+func (g *Group) rebuildOnce(owner string) (copied int64, err error) {
+	store := g.cfg.Store
+	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: g.cfg.Self.ID})
+	if err != nil {
+		return 0, err
+	}
+	answer, err := g.ask(owner, methodRebuildPin, order)
+	if err != nil {
+		return 0, err
+	}
+	var pin rebuildPin
+	if err := json.Unmarshal(answer, &pin); err != nil {
+		return 0, fmt.Errorf("answer of %s: %w", owner, err)
+	}
+	since := uint64(0)
+	if !store.Inconsistent() {
+		since = store.Applied()
+	}
+	if since > pin.Index {
+		return 0, fmt.Errorf("the owner's log begins at %d, this replica has applied %d", pin.Index, since)
+	}
+	if err := store.BeginImport(g.ctx); err != nil {
+		return 0, err
+	}
+	for next := uint32(0); ; {
+		req := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(nil, since), next)
+		answer, err := g.ask(owner, methodRebuildInfo, append(req, g.cfg.LUN...))
+		if err != nil {
+			return copied, err
+		}
+		if len(answer) < 4 || (len(answer)-4)%chunkRecordBytes != 0 {
+			return copied, fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
+		}
+		n, err := g.copyChunks(owner, answer[4:])
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		if next = binary.LittleEndian.Uint32(answer); next == 0 {
+			break
+		}
+	}
+	if err := store.EndImport(g.ctx, pin.Index, pin.State); err != nil {
+		return copied, err
+	}
+	return copied, g.beginLogAt(pin)
+}
+
+// beginLogAt makes the log start behind the copy. Whichever of the two steps a crash leaves undone, Raft starts: an old log
+// before the snapshot is obsolete, and the volume skips entries it already has.
+func (g *Group) beginLogAt(pin rebuildPin) error {
+	sink, err := g.cfg.Journal.Snapshots().Create(1, pin.Index, pin.Term, raft.DecodeConfiguration(pin.Configuration), pin.ConfigurationIndex, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := sink.Write(g.encodeMark(pin.Index)); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	if err := sink.Close(); err != nil {
+		return err
+	}
+	return g.cfg.Journal.Reset()
+}
+
+// copyChunks compares chunks with the owner's checksums and fetches the blocks that differ.
+func (g *Group) copyChunks(owner string, records []byte) (copied int64, err error) {
+	var fetch []wanted
+	var zeros []block.Op
+	flush := func() error {
+		if len(fetch) == 0 {
+			return nil
+		}
+		ops, err := g.fetch(owner, fetch)
+		if err != nil {
+			return err
+		}
+		for _, op := range ops {
+			copied += int64(len(op.Data))
+		}
+		g.mu.Lock()
+		g.rebuild.copied += int64(len(fetch)) * block.Size
+		g.mu.Unlock()
+		fetch = fetch[:0]
+		return g.cfg.Store.Import(ops)
+	}
+	var mine blockstore.ChunkInfo
+	for ; len(records) > 0; records = records[chunkRecordBytes:] {
+		chunk := binary.LittleEndian.Uint32(records)
+		valid := binary.LittleEndian.Uint64(records[4:])
+		bad, err := g.cfg.Store.CheckChunk(chunk, &mine)
+		if err != nil {
+			return copied, err
+		}
+		for n := range block.BlocksPerChunk {
+			sum := binary.LittleEndian.Uint32(records[12+4*n:])
+			at := block.Sector(uint64(chunk)*block.BlocksPerChunk+uint64(n)) * block.SectorsPerBlock
+			theirs, ours := valid>>n&1 == 1, mine.Valid>>n&1 == 1
+			switch {
+			case theirs && (!ours || bad>>n&1 == 1 || mine.Sums[n] != sum):
+				fetch = append(fetch, wanted{at: at})
+				if len(fetch)*block.Size >= rebuildReadBytes {
+					if err := flush(); err != nil {
+						return copied, err
+					}
+				}
+			case !theirs && ours:
+				zeros = append(zeros, block.Op{Kind: block.OpZero, Range: block.Range{Start: at, Count: block.SectorsPerBlock}})
+			}
+		}
+		if len(zeros) >= 1024 || len(records) == chunkRecordBytes {
+			if err := g.cfg.Store.Import(zeros); err != nil {
+				return copied, err
+			}
+			zeros = nil
+		}
+	}
+	return copied, flush()
+}
+
+type wanted struct{ at block.Sector }
+
+// fetch reads blocks from the owner. The answer carries each block's checksum, verified here before anything is stored.
+func (g *Group) fetch(owner string, blocks []wanted) ([]block.Op, error) {
+	req := binary.LittleEndian.AppendUint32(nil, uint32(len(blocks)))
+	for _, b := range blocks {
+		req = binary.LittleEndian.AppendUint64(req, uint64(b.at))
+	}
+	answer, err := g.ask(owner, methodRebuildRead, append(req, g.cfg.LUN...))
+	if err != nil {
+		return nil, err
+	}
+	if len(answer) != len(blocks)*(4+block.Size) {
+		return nil, fmt.Errorf("%d bytes for %d blocks", len(answer), len(blocks))
+	}
+	sums, data := answer[:4*len(blocks)], answer[4*len(blocks):]
+	ops := make([]block.Op, len(blocks))
+	for i, b := range blocks {
+		ops[i] = block.Op{
+			Kind: block.OpWrite, Range: block.Range{Start: b.at, Count: block.SectorsPerBlock},
+			Data: data[i*block.Size : (i+1)*block.Size], Sums: []uint32{binary.LittleEndian.Uint32(sums[4*i:])},
+		}
+		if err := ops[i].Verify(); err != nil {
+			return nil, err
+		}
+	}
+	return ops, nil
+}
+
+func (g *Group) ask(node, method string, req []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(g.ctx, 30*time.Second)
+	defer cancel()
+	return g.host.mux.CallBulk(ctx, node, method, req)
+}
+
+// serveRebuildPin tells a receiver from where on this owner's log will be kept for it.
+func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte, error) {
+	g, o, err := h.orderedGroup(req, true)
+	if err != nil {
+		return nil, err
+	}
+	inst := g.running()
+	if inst == nil {
+		return nil, block.ErrNotOwner
+	}
+	g.pin(o.ID)
+	f := inst.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return nil, err
+	}
+	pin := rebuildPin{
+		Configuration: raft.EncodeConfiguration(f.Configuration()), ConfigurationIndex: f.Index(), State: g.cfg.Store.State(),
+	}
+	// The copy contains every command up to pin.Index, and the configuration is not newer than it.
+	pin.Index = max(g.cfg.Store.Applied(), f.Index())
+	last, err := g.lastCommand(pin.Index)
+	if err != nil {
+		return nil, err
+	}
+	if last > g.cfg.Store.Applied() || pin.Index > inst.raft.CommitIndex() {
+		return nil, errors.New("a change of members is under way; ask again")
+	}
+	var l raft.Log
+	if err := g.cfg.Journal.GetLog(pin.Index, &l); err != nil {
+		return nil, fmt.Errorf("entry %d: %w", pin.Index, err)
+	}
+	pin.Term = l.Term
+	return json.Marshal(pin)
+}
+
+// lastCommand returns the index of the newest command at or before index, 0 if the log holds none.
+func (g *Group) lastCommand(index uint64) (uint64, error) {
+	first, err := g.cfg.Journal.FirstIndex()
+	if err != nil {
+		return 0, err
+	}
+	for i := index; i >= first && i > 0; i-- {
+		var l raft.Log
+		if err := g.cfg.Journal.GetLog(i, &l); err != nil {
+			return 0, fmt.Errorf("entry %d: %w", i, err)
+		}
+		if l.Type == raft.LogCommand {
+			return i, nil
+		}
+	}
+	return 0, nil
+}
+
+var errEnough = errors.New("enough for one answer")
+
+// serveRebuildInfo answers with checksums: u32 the chunk to go on from (0: that was all), then per chunk u32 number, u64
+// valid blocks, 64 × u32 CRC32C. The request is u64 since, u32 first chunk, LUN.
+func (h *Host) serveRebuildInfo(_ context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < 12 {
+		return nil, errors.New("malformed request")
+	}
+	since, from := binary.LittleEndian.Uint64(req), binary.LittleEndian.Uint32(req[8:])
+	g, err := h.servingGroup(string(req[12:]))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 4, 4+64*chunkRecordBytes)
+	var info blockstore.ChunkInfo
+	err = g.cfg.Store.Changed(since, func(r block.Range) error {
+		first := uint32(r.Offset() / block.ChunkSize)
+		last := uint32((r.Offset() + r.Bytes() - 1) / block.ChunkSize)
+		for c := max(first, from); c <= last; c++ {
+			if len(out) >= rebuildChunks*chunkRecordBytes {
+				binary.LittleEndian.PutUint32(out, c)
+				return errEnough
+			}
+			if err := g.cfg.Store.ChunkInfo(c, &info); err != nil {
+				return err
+			}
+			out = binary.LittleEndian.AppendUint32(out, c)
+			out = binary.LittleEndian.AppendUint64(out, info.Valid)
+			for _, s := range info.Sums {
+				out = binary.LittleEndian.AppendUint32(out, s)
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return nil, err
+	}
+	return out, nil
+}
+
+// serveRebuildRead answers with blocks: the checksum of each, then the data of each. The request is u32 count, count × u64
+// sector, LUN.
+func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < 4 {
+		return nil, errors.New("malformed request")
+	}
+	n := int(binary.LittleEndian.Uint32(req))
+	if n > rebuildReadBytes/block.Size || len(req) < 4+8*n {
+		return nil, fmt.Errorf("malformed request for %d blocks", n)
+	}
+	g, err := h.servingGroup(string(req[4+8*n:]))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, n*(4+block.Size))
+	sums, data := out[:4*n], out[4*n:]
+	for i := range n {
+		r := block.Range{Start: block.Sector(binary.LittleEndian.Uint64(req[4+8*i:])), Count: block.SectorsPerBlock}
+		if err := r.Check(g.cfg.Geometry.Capacity); err != nil {
+			return nil, err
+		}
+		dst := data[i*block.Size : (i+1)*block.Size]
+		if err := g.cfg.Store.ReadAt(r, dst); err != nil {
+			return nil, err
+		}
+		binary.LittleEndian.PutUint32(sums[4*i:], block.Sum(dst))
+	}
+	return out, nil
+}
+
+func (h *Host) servingGroup(lun string) (*Group, error) {
+	g, err := h.group(lun)
+	if err != nil {
+		return nil, err
+	}
+	if g.tenure.Load() == nil {
+		return nil, block.ErrNotOwner
+	}
+	for id := range g.pins() {
+		g.pin(id)
+	}
+	return g, nil
+}
+
+func (g *Group) pins() map[raft.ServerID]bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := map[raft.ServerID]bool{}
+	for id := range g.rebuild.pinUntil {
+		out[id] = true
+	}
+	return out
+}

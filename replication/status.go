@@ -1,0 +1,119 @@
+package replication
+
+import (
+	"sort"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/replication/witness"
+)
+
+// Health is a LUN's state in one word, as its owner or a follower sees it.
+type Health string
+
+// Healths, from best to worst.
+const (
+	HealthHealthy     Health = "healthy"     // every copy is in sync
+	HealthCatchingUp  Health = "catching-up" // served; a copy is being brought up to date
+	HealthDegraded    Health = "degraded"    // served; a copy is missing
+	HealthUnavailable Health = "unavailable" // nobody serves it at present
+	HealthFailed      Health = "failed"      // this replica's storage has failed
+)
+
+// PeerStatus is how the owner sees a member.
+type PeerStatus struct {
+	Member
+	Voter   bool
+	Self    bool
+	InSync  bool   // holds every acknowledged write (always true for the owner itself, never for a witness)
+	Level   string // witness.Level of a data replica, "witness", "owner" or "learner"
+	Match   uint64 // newest index it has acknowledged in this term
+	Lag     uint64 // entries behind the owner
+	Rebuild bool   // it has to be, or is being, rebuilt by difference
+}
+
+// Status is a snapshot of a group.
+type Status struct {
+	Health     Health
+	Owner      Member // zero if unknown
+	IsOwner    bool   // this node leads; Serving says whether it has finished taking over
+	Serving    bool
+	Term       uint64
+	Applied    uint64 // this replica's volume
+	Commit     uint64
+	LastIndex  uint64
+	Rebuilding bool  // this replica is being rebuilt
+	Copied     int64 // bytes fetched by the rebuild so far
+	Failed     error
+	Peers      []PeerStatus // only at the owner
+}
+
+// Status returns a snapshot of the group. It does not block on Raft.
+func (g *Group) Status() Status {
+	s := Status{Health: HealthUnavailable, Failed: g.Err()}
+	if g.cfg.Store != nil {
+		s.Applied = g.cfg.Store.Applied()
+	}
+	inst := g.running()
+	t := g.tenure.Load()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.Rebuilding, s.Copied = g.rebuild.running, g.rebuild.copied
+	if s.Failed != nil {
+		s.Health = HealthFailed
+		return s
+	}
+	if inst == nil {
+		return s
+	}
+	s.Term, s.Commit, s.LastIndex = inst.raft.CurrentTerm(), inst.raft.CommitIndex(), inst.raft.LastIndex()
+	_, leader := inst.raft.LeaderWithID()
+	if leader != "" {
+		s.Owner = g.members[leader]
+		s.Health = HealthHealthy // as far as a follower knows
+	}
+	s.IsOwner, s.Serving = leader == g.cfg.Self.ID && inst.raft.State() == raft.Leader, t != nil
+	if !s.IsOwner {
+		return s
+	}
+	if t == nil || g.gate == nil {
+		s.Health = HealthUnavailable
+		return s
+	}
+	f := inst.raft.GetConfiguration()
+	if f.Error() != nil {
+		return s
+	}
+	for _, srv := range f.Configuration().Servers {
+		m, known := g.members[srv.ID]
+		if !known {
+			m = Member{ID: srv.ID, Node: string(srv.Address)}
+		}
+		p := PeerStatus{Member: m, Voter: srv.Suffrage == raft.Voter, Self: srv.ID == g.cfg.Self.ID, Match: g.match[srv.ID], Rebuild: g.needs[srv.ID]}
+		switch {
+		case p.Self:
+			p.Level, p.InSync, p.Match = "owner", true, s.LastIndex
+		case m.Witness:
+			p.Level = "witness"
+		case !p.Voter:
+			p.Level = "learner"
+			s.Health = HealthCatchingUp
+		default:
+			level := g.gate.Level(string(srv.ID))
+			p.Level, p.InSync = level.String(), level == witness.InSync
+			switch level {
+			case witness.Out:
+				s.Health = HealthDegraded
+			case witness.CatchingUp:
+				if s.Health == HealthHealthy {
+					s.Health = HealthCatchingUp
+				}
+			case witness.InSync:
+			}
+		}
+		p.Lag = s.LastIndex - min(s.LastIndex, p.Match)
+		s.Peers = append(s.Peers, p)
+	}
+	sort.Slice(s.Peers, func(i, j int) bool { return s.Peers[i].ID < s.Peers[j].ID })
+	return s
+}

@@ -1,0 +1,229 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/replication/witness"
+)
+
+// tenure is one term in which this node owns the LUN and has applied everything before it. Every command is accepted
+// under one and carries its term as the fence.
+type tenure struct {
+	term  uint64
+	ended chan struct{}
+}
+
+// followLeadership turns Raft's notices into tenures. It must never block for long: Raft waits for it.
+func (g *Group) followLeadership(ctx context.Context, inst *instance) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case leads := <-inst.notify:
+			g.endTenure()
+			if leads {
+				g.beginTerm(ctx, inst)
+			}
+			g.cfg.OnChange()
+		}
+	}
+}
+
+// beginTerm prepares to own the LUN. Nothing is served before an entry of the new term is committed and everything before
+// it applied: only then does this node hold every write that was ever acknowledged.
+func (g *Group) beginTerm(ctx context.Context, inst *instance) {
+	term, now := inst.raft.CurrentTerm(), time.Now()
+	voters, copies := g.configured(inst)
+	g.lease.begin(term, voters)
+	g.mu.Lock()
+	g.gate, g.gateTerm = witness.New(g.cfg.Timing.Gate, inst.raft.LastIndex(), now, copies...), term
+	for _, c := range copies {
+		if up, known := g.links[g.members[raft.ServerID(c)].Node]; known && !up {
+			g.gate.Link(c, false, now)
+		}
+	}
+	clear(g.match)
+	clear(g.needs)
+	g.mu.Unlock()
+	g.log.Info("elected owner; applying what came before", "term", term)
+	g.goFunc(func() {
+		started := time.Now()
+		barrier := inst.raft.Barrier(0)
+		done := make(chan error, 1)
+		go func() { done <- barrier.Error() }()
+		select {
+		case err := <-done:
+			if err != nil {
+				g.log.Info("lost the LUN before serving it", "term", term, "error", err)
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+		// The barrier was committed under this node's leadership. If the term has not moved, it was this term's.
+		if inst.raft.CurrentTerm() != term || inst.raft.State() != raft.Leader {
+			return
+		}
+		g.mu.Lock()
+		current := g.inst == inst && g.gateTerm == term && g.gate != nil
+		if current {
+			g.tenure.Store(&tenure{term: term, ended: make(chan struct{})})
+		}
+		g.mu.Unlock()
+		if current {
+			g.log.Info("serving the LUN", "term", term, "after", time.Since(started))
+			g.cfg.OnChange()
+		}
+	})
+}
+
+// endTenure stops serving at once. What is under way is answered as its fate becomes known.
+func (g *Group) endTenure() {
+	g.mu.Lock()
+	t := g.tenure.Swap(nil)
+	g.gate, g.gateTerm = nil, 0
+	g.moveGateLocked()
+	g.mu.Unlock()
+	g.lease.end()
+	if t != nil {
+		close(t.ended)
+		g.log.Info("no longer serving the LUN", "term", t.term)
+	}
+	g.writes.endTerm()
+}
+
+// configured returns the voters of Raft's latest configuration and those of them that hold data, without this one.
+func (g *Group) configured(inst *instance) (voters []raft.ServerID, copies []string) {
+	f := inst.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil, nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters = append(voters, s.ID)
+		if s.ID != g.cfg.Self.ID && !g.members[s.ID].Witness {
+			copies = append(copies, string(s.ID))
+		}
+	}
+	return voters, copies
+}
+
+// tick is the group's clock: it applies the gate's time limits, ends a kick, and settles outcomes that were unknown.
+func (g *Group) tick() {
+	ticker := time.NewTicker(min(50*time.Millisecond, g.cfg.Timing.Gate.LinkGrace/2+time.Millisecond))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case now := <-ticker.C:
+			g.tickOnce(now)
+		}
+	}
+}
+
+func (g *Group) tickOnce(now time.Time) {
+	inst := g.running()
+	if inst == nil {
+		return
+	}
+	g.mu.Lock()
+	changed := false
+	if g.gate != nil {
+		before := g.levelsLocked()
+		g.gate.Tick(inst.raft.LastIndex(), now)
+		changed = g.levelsLocked() != before
+		if changed {
+			g.moveGateLocked()
+			g.log.Warn("a replica's standing has changed", "replicas", g.levelsLocked())
+		}
+	}
+	kicked := g.kicked
+	g.mu.Unlock()
+	if changed {
+		g.cfg.OnChange()
+	}
+	if kicked {
+		if _, leader := inst.raft.LeaderWithID(); leader != "" && time.Since(inst.raft.LastContact()) < g.cfg.Timing.Kick || inst.raft.State() == raft.Leader {
+			g.setHeartbeat(inst, g.cfg.Timing.Heartbeat, false)
+		}
+	}
+	if g.writes.open() {
+		g.settleOpen(inst)
+	}
+}
+
+func (g *Group) levelsLocked() string {
+	out := ""
+	for id, m := range g.members {
+		if g.gate != nil && !m.Witness && id != g.cfg.Self.ID {
+			out += fmt.Sprintf("%s %v ", id, g.gate.Level(string(id)))
+		}
+	}
+	return out
+}
+
+// settleOpen looks whether an entry of a later term has been applied here.
+func (g *Group) settleOpen(inst *instance) {
+	var l raft.Log
+	commit := inst.raft.CommitIndex()
+	if commit == 0 || g.cfg.Journal.GetLog(commit, &l) != nil {
+		return
+	}
+	// The state machine does not see no-ops: look at the last command it must have applied by then.
+	if last, err := g.lastCommand(commit); err == nil && g.cfg.Store.Applied() >= last {
+		g.writes.seal(l.Term)
+	}
+}
+
+// PeerLink tells the group that the connection to a node broke or came back. If it was the owner's, this replica's and the
+// witness's election timers are shortened: the survivors act at once, within rule L, since Kick is no shorter than the
+// voters' promise.
+func (g *Group) PeerLink(node string, up bool) {
+	now := time.Now()
+	inst := g.running()
+	g.mu.Lock()
+	g.links[node] = up
+	if g.gate != nil {
+		for id, m := range g.members {
+			if m.Node == node && !m.Witness {
+				g.gate.Link(string(id), up, now)
+			}
+		}
+	}
+	g.mu.Unlock()
+	if inst == nil || up {
+		return
+	}
+	if leader, _ := inst.raft.LeaderWithID(); leader == raft.ServerAddress(node) {
+		g.log.Info("the connection to the owner broke", "node", node)
+		g.setHeartbeat(inst, g.kickTimeout(), true)
+	}
+}
+
+func (g *Group) kickTimeout() time.Duration {
+	if g.cfg.Self.Witness {
+		return witnessKick
+	}
+	return g.cfg.Timing.Kick
+}
+
+func (g *Group) setHeartbeat(inst *instance, d time.Duration, kicked bool) {
+	rc := inst.raft.ReloadableConfig()
+	rc.HeartbeatTimeout, rc.ElectionTimeout = d, d
+	if err := inst.raft.ReloadConfig(rc); err != nil {
+		g.log.Error("election timers not changed", "error", err)
+		return
+	}
+	g.mu.Lock()
+	g.kicked = kicked
+	g.mu.Unlock()
+}

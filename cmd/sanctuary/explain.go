@@ -55,6 +55,9 @@ func explain(err error) (text string, code int) {
 		return paragraph(err.Error(), fail.data, fail.next), exitFailure
 	case errors.As(err, &problem):
 		return paragraph(err.Error(), problem.Data, problem.Next), exitFailure
+	case errors.As(err, &unreachable) && unreachable.MaybeDone:
+		return paragraph(err.Error(), "The change may or may not have been made: the connection broke before the answer came.",
+			"Look before you repeat it, with sanctuary status; repeating it does no harm."), exitFailure
 	case errors.As(err, &unreachable):
 		return paragraph(err.Error(), "Nothing was changed. That the API does not answer says nothing about the LUNs: initiators may be served.",
 			"Check that a node runs (sanctuary run) and that --api or SANCTUARY_API names its API address."), exitFailure

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -16,26 +17,31 @@ const (
 	maxWait     = 5 * time.Minute
 )
 
-// hop is part of every request: who passed it on.
-type hop struct {
+// Hop is part of every request: who passed it on.
+type Hop struct {
 	ForwardedBy string `header:"Sanctuary-Forwarded-By" hidden:"true" doc:"Node that passed the request on"`
 }
 
-func (h hop) localOnly() bool { return h.ForwardedBy != "" }
+func (h Hop) localOnly() bool { return h.ForwardedBy != "" }
+
+// WaitQuery is part of a request that may wait. Like Hop it is exported only because huma does not see fields of
+// embedded types that are not.
+type WaitQuery struct {
+	Wait string `query:"wait" doc:"How long to wait for the change to take effect, 0s to 5m: a number with a unit" example:"30s"`
+}
+
+// LUNRequest is part of a request about one LUN.
+type LUNRequest struct {
+	Hop
+	LUN string `path:"lun" doc:"Name or ID" minLength:"1" maxLength:"63"`
+}
 
 type (
-	reply[T any] struct{ Body T }
-	request      struct{ hop }
-	lunRequest   struct {
-		hop
-		LUN string `path:"lun" doc:"Name or ID" minLength:"1" maxLength:"63"`
-	}
-	waitQuery struct {
-		Wait string `query:"wait" doc:"How long to wait for the change to take effect, 0s to 5m: a number with a unit" example:"30s"`
-	}
+	reply[T any]  struct{ Body T }
+	request       struct{ Hop }
 	createRequest struct {
-		hop
-		waitQuery
+		Hop
+		WaitQuery
 		Body LUNSpec
 	}
 	createReply struct {
@@ -43,26 +49,26 @@ type (
 		Body   LUN
 	}
 	deleteRequest struct {
-		lunRequest
+		LUNRequest
 		Force bool `query:"force" doc:"Delete although initiators are connected, or although some node cannot be asked whether any are"`
 	}
 	moveRequest struct {
-		lunRequest
-		waitQuery
+		LUNRequest
+		WaitQuery
 		Body LUNMove
 	}
 	settingsRequest struct {
-		hop
+		Hop
 		Body Settings
 	}
 	proposeRequest struct {
-		hop
+		Hop
 		Body Proposal
 	}
 )
 
 // duration returns the time to wait; an empty parameter means otherwise.
-func (q waitQuery) duration(otherwise time.Duration) (time.Duration, error) {
+func (q WaitQuery) duration(otherwise time.Duration) (time.Duration, error) {
 	if q.Wait == "" {
 		return otherwise, nil
 	}
@@ -75,7 +81,9 @@ func (q waitQuery) duration(otherwise time.Duration) (time.Duration, error) {
 
 func (s *Server) register() {
 	reads := func(id, path, summary, tag string) huma.Operation {
-		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{tag}}
+		return huma.Operation{
+			OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{tag}, Errors: []int{http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable},
+		}
 	}
 	huma.Register(s.api, reads("get-health", "/v1/health", "This process is running", "node"), s.getHealth)
 	huma.Register(s.api, reads("get-ready", "/v1/ready", "This node has started what it should (503 if not)", "node"), s.getReady)
@@ -90,11 +98,20 @@ func (s *Server) register() {
 		return huma.Operation{
 			OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag}, DefaultStatus: status,
 			Middlewares: huma.Middlewares{via}, MaxBodyBytes: maxBodyBytes,
-			Errors: []int{http.StatusConflict, http.StatusUnprocessableEntity, http.StatusServiceUnavailable, http.StatusGatewayTimeout},
+			Errors: []int{
+				http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity,
+				http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+			},
 		}
 	}
 	create := changes("create-lun", http.MethodPost, "/v1/luns", "Create a LUN and wait until it is served", "luns", http.StatusCreated, s.toLeader)
 	create.Description = "201: served. 202: recorded, and not served yet when the wait was over; reason says what it waits for."
+	create.Responses = map[string]*huma.Response{"202": {
+		Description: "Recorded, not served yet",
+		Content: map[string]*huma.MediaType{"application/json": {
+			Schema: s.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[LUN](), true, ""),
+		}},
+	}}
 	huma.Register(s.api, create, s.createLUN)
 	huma.Register(s.api, changes("delete-lun", http.MethodDelete, "/v1/luns/{lun}", "Delete a LUN and its data on every node", "luns",
 		http.StatusNoContent, s.toLeader), s.deleteLUN)
@@ -191,7 +208,7 @@ func (s *Server) listLUNs(ctx context.Context, in *request) (*reply[LUNList], er
 	return &reply[LUNList]{LUNList{luns}}, nil
 }
 
-func (s *Server) getLUN(ctx context.Context, in *lunRequest) (*reply[LUN], error) {
+func (s *Server) getLUN(ctx context.Context, in *LUNRequest) (*reply[LUN], error) {
 	l, err := s.lookup(ctx, in.LUN, in.localOnly())
 	if err != nil {
 		return nil, asProblem(err)

@@ -49,6 +49,10 @@ func init() { huma.NewError = newError }
 
 func newError(status int, message string, errs ...error) huma.StatusError {
 	p := &Problem{Status: status, Detail: message, Code: codeOf(status)}
+	if status >= 400 && status < 500 {
+		p.Data = "Nothing was changed."
+		p.Next = "Correct the request; /openapi.json describes it."
+	}
 	for _, err := range errs {
 		var d huma.ErrorDetailer
 		switch {

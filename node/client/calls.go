@@ -13,7 +13,7 @@ import (
 )
 
 func (c *Client) get(ctx context.Context, path string, out any) error {
-	_, err := c.do(ctx, call{method: http.MethodGet, path: path, repeatable: true}, out)
+	_, err := c.do(ctx, call{method: http.MethodGet, path: path}, out)
 	return err
 }
 
@@ -52,7 +52,7 @@ func (c *Client) Settings(ctx context.Context) (s api.Settings, err error) {
 
 // SetSettings changes the settings given and returns all.
 func (c *Client) SetSettings(ctx context.Context, change map[string]string) (s api.Settings, err error) {
-	_, err = c.do(ctx, call{method: http.MethodPut, path: "/v1/settings", body: api.Settings{Settings: change}, repeatable: true}, &s)
+	_, err = c.do(ctx, call{method: http.MethodPut, path: "/v1/settings", body: api.Settings{Settings: change}}, &s)
 	return s, err
 }
 
@@ -79,7 +79,7 @@ func (c *Client) CreateLUN(ctx context.Context, spec api.LUNSpec, wait time.Dura
 		spec.ID = newUUID()
 	}
 	_, err = c.do(ctx, call{
-		method: http.MethodPost, path: "/v1/luns", query: waiting(wait), body: spec, wait: wait, repeatable: true,
+		method: http.MethodPost, path: "/v1/luns", query: waiting(wait), body: spec, wait: wait,
 	}, &l)
 	return l, err
 }
@@ -99,7 +99,7 @@ func (c *Client) DeleteLUN(ctx context.Context, ref string, force bool) error {
 	if err != nil {
 		return err
 	}
-	r := call{method: http.MethodDelete, path: lunPath(l.ID), repeatable: true}
+	r := call{method: http.MethodDelete, path: lunPath(l.ID)}
 	if force {
 		r.query = url.Values{"force": {"true"}}
 	}
@@ -114,7 +114,7 @@ func (c *Client) DeleteLUN(ctx context.Context, ref string, force bool) error {
 // MoveLUN makes node the owner and waits up to wait for it.
 func (c *Client) MoveLUN(ctx context.Context, ref, node string, wait time.Duration) (l api.LUN, err error) {
 	_, err = c.do(ctx, call{
-		method: http.MethodPost, path: lunPath(ref) + "/move", query: waiting(wait), body: api.LUNMove{Node: node}, wait: wait, repeatable: true,
+		method: http.MethodPost, path: lunPath(ref) + "/move", query: waiting(wait), body: api.LUNMove{Node: node}, wait: wait,
 	}, &l)
 	return l, err
 }
@@ -123,6 +123,6 @@ func (c *Client) MoveLUN(ctx context.Context, ref, node string, wait time.Durati
 // once: every change of the catalog is made so that doing it twice is doing it once.
 func (c *Client) Propose(ctx context.Context, change []byte) ([]byte, error) {
 	var out api.ProposalResult
-	_, err := c.do(ctx, call{method: http.MethodPost, path: "/v1/internal/propose", body: api.Proposal{Change: change}, repeatable: true}, &out)
+	_, err := c.do(ctx, call{method: http.MethodPost, path: "/v1/internal/propose", body: api.Proposal{Change: change}}, &out)
 	return out.Result, err
 }

@@ -1,8 +1,8 @@
 // Package client talks to the management API of a cluster.
 //
-// Invariant: a request is repeated, on the same node or another, only when nothing was changed by it or when repeating
-// it changes nothing more. It keeps no state but the address that answered last; it knows nothing of LUNs that
-// node/api's types do not say.
+// Invariant: every request is made so that doing it twice changes no more than doing it once (a LUN is created under an ID
+// the client has chosen, deleted by its ID, a change of the catalog names what it is about): so each may be repeated, on the
+// same node or another, whatever has become of the attempt before. It keeps no state but the address that answered last.
 package client
 
 import (
@@ -101,6 +101,8 @@ type Attempt struct {
 // UnreachableError says that no node answered.
 type UnreachableError struct {
 	Attempts []Attempt
+	// MaybeDone: a node may have got a request that changes something, and have carried it out.
+	MaybeDone bool
 }
 
 // Error names every address and what went wrong there.
@@ -127,8 +129,6 @@ type call struct {
 	query        url.Values
 	body         any
 	wait         time.Duration // that the server is asked to wait
-	// repeatable: doing it twice changes no more than doing it once, so a broken connection may be followed by another try.
-	repeatable bool
 }
 
 // do sends the request to one node after another until one answers, and decodes the answer into out unless that is nil.
@@ -157,27 +157,20 @@ func (c *Client) do(ctx context.Context, r call, out any) (maybeDone bool, err e
 				return maybeDone, nil
 			case errors.As(err, &p) && p.RetryAfterSeconds > 0:
 				notNow = p
-			case errors.As(err, &p):
-				unknown := p.Code == api.CodeUnknown
-				if !unknown || !r.repeatable {
-					c.first.Store(int32(n))
-					return maybeDone, err
-				}
+			case errors.As(err, &p) && p.Code == api.CodeUnknown:
 				maybeDone, notNow = true, p
+			case errors.As(err, &p):
+				c.first.Store(int32(n))
+				return maybeDone, err
 			case ctx.Err() != nil:
 				return maybeDone, fmt.Errorf("ask %s: %w", addr, err)
 			default:
 				attempts = append(attempts, Attempt{addr, err})
-				if !neverSent(err) {
-					maybeDone = true
-					if !r.repeatable {
-						return true, api.OutcomeUnknown("the connection to %s broke before it answered: %v", addr, err)
-					}
-				}
+				maybeDone = maybeDone || r.method != http.MethodGet && !neverSent(err)
 			}
 		}
 		if notNow == nil {
-			return maybeDone, &UnreachableError{attempts}
+			return maybeDone, &UnreachableError{attempts, maybeDone}
 		}
 		if time.Now().Add(retryPause).After(giveUp) {
 			return maybeDone, notNow

@@ -194,7 +194,11 @@ func TestManyGroupsElectReplicateAndSurviveAKilledNode(t *testing.T) {
 }
 
 func TestPipelineUnderLoadDeliversEveryByte(t *testing.T) {
-	c := newTrio(t, 1, nil)
+	c := newTrio(t, 1, func(r *replica) {
+		r.config = func(cfg *raft.Config) { // a starved machine must not cost the leader its office here
+			cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLeaseTimeout = 5*time.Second, 5*time.Second, 5*time.Second
+		}
+	})
 	rs := c.groups[0]
 	apply(t, rs, []byte("first"))
 	l := leader(rs)

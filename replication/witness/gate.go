@@ -150,3 +150,13 @@ func (g *Gate) Level(replica string) Level {
 func (p *peer) set(l Level, now time.Time) {
 	p.level, p.since = l, now
 }
+
+// Degraded says whether some replica is not in sync: the witness's vote may be needed for the next commit.
+func (g *Gate) Degraded() bool {
+	for _, p := range g.peers {
+		if p.level != InSync {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,264 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal"
+	"sanctuary/replication/transport"
+)
+
+// cluster is a LUN's replicas as separate hosts in this process, over real connections on loopback.
+type cluster struct {
+	t        *testing.T
+	dir      string
+	media    blockstore.Media
+	addrs    map[string]string
+	members  []Member
+	nodes    map[string]*testNode
+	limits   Limits
+	geometry block.Geometry
+}
+
+type testNode struct {
+	mux   *transport.Mux
+	host  *Host
+	pool  *blockstore.Pool
+	vol   *blockstore.Volume
+	group *Group
+	done  chan struct{}
+}
+
+const testLUN = "6f1d"
+
+func newCluster(t *testing.T, media blockstore.Media, nodes ...string) *cluster {
+	t.Helper()
+	c := &cluster{
+		t: t, dir: t.TempDir(), media: media, addrs: map[string]string{}, nodes: map[string]*testNode{},
+		geometry: block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512},
+	}
+	for _, n := range nodes {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.addrs[n] = l.Addr().String()
+		l.Close()
+		c.members = append(c.members, Member{ID: raft.ServerID(n + "/1"), Node: n, Witness: n == "w"})
+	}
+	for _, n := range nodes {
+		c.start(n, true)
+	}
+	t.Cleanup(func() {
+		for n := range c.nodes {
+			c.stop(n)
+		}
+	})
+	return c
+}
+
+func (c *cluster) member(node string) Member {
+	for _, m := range c.members {
+		if m.Node == node {
+			return m
+		}
+	}
+	c.t.Fatalf("no member on %s", node)
+	return Member{}
+}
+
+func (c *cluster) start(node string, first bool) {
+	c.t.Helper()
+	t := c.t
+	log := slog.New(slog.DiscardHandler)
+	if os.Getenv("SANCTUARY_TEST_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", node)
+	}
+	n := &testNode{done: make(chan struct{})}
+	var err error
+	n.mux, err = transport.New(transport.Config{
+		Cluster: "test", Node: node, NodeID: node + "-id", Logger: log,
+		Resolve: func(peer string) (string, bool) { a, ok := c.addrs[peer]; return a, ok },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", c.addrs[node])
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(n.done)
+		_ = n.mux.Serve(l)
+	}()
+	if n.host, err = NewHost(n.mux); err != nil {
+		t.Fatal(err)
+	}
+	self := c.member(node)
+	cfg := Config{
+		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Bootstrap: first, Geometry: c.geometry,
+		Logger: log, Limits: c.limits,
+	}
+	dir := filepath.Join(c.dir, node)
+	if self.Witness || c.media != blockstore.MediaRAM {
+		if cfg.Journal, err = journal.Open(filepath.Join(dir, "journal"), journal.Options{SegmentBytes: 4 << 20}); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		cfg.Journal = journal.NewMemory()
+	}
+	if !self.Witness {
+		pc := blockstore.PoolConfig{Media: c.media, CapacityBytes: 128 << 20}
+		if c.media != blockstore.MediaRAM {
+			pc.Dir = filepath.Join(dir, "pool")
+		}
+		if n.pool, err = blockstore.OpenPool(pc); err != nil {
+			t.Fatal(err)
+		}
+		if n.vol, err = n.pool.Open(testLUN); err != nil {
+			if n.vol, err = n.pool.Create(testLUN, c.geometry); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg.Store = n.vol
+	}
+	if n.group, err = n.host.Open(cfg); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes[node] = n
+}
+
+// stop ends a node as a crash would for its peers: connections break, nothing is handed over.
+func (c *cluster) stop(node string) {
+	n := c.nodes[node]
+	if n == nil {
+		return
+	}
+	delete(c.nodes, node)
+	n.mux.Close()
+	<-n.done
+	if err := n.group.Close(); err != nil {
+		c.t.Errorf("close %s: %v", node, err)
+	}
+	if n.pool != nil {
+		n.vol.Close()
+		n.pool.Close()
+	}
+}
+
+// owner waits for the node that serves the LUN.
+func (c *cluster) owner() string {
+	c.t.Helper()
+	var last string
+	deadline := time.Now().Add(15 * time.Second)
+	for time.Now().Before(deadline) {
+		last = ""
+		for name, n := range c.nodes {
+			s := n.group.Status()
+			last += fmt.Sprintf("\n%s: %+v", name, s)
+			if s.Serving {
+				return name
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	c.t.Fatalf("nobody serves the LUN:%s", last)
+	return ""
+}
+
+func (c *cluster) group(node string) *Group { return c.nodes[node].group }
+
+// write stores one tagged block through whoever owns the LUN, trying again as an initiator would.
+func (c *cluster) write(ctx context.Context, n int, version uint64) error {
+	for {
+		for _, node := range c.nodes {
+			err := node.group.Write(ctx, blockRange(n), tagged(n, version))
+			if err == nil {
+				return nil
+			}
+			if !retryable(err) {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+func (c *cluster) read(n int) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	buf := make([]byte, block.Size)
+	for {
+		for _, node := range c.nodes {
+			err := node.group.Read(ctx, blockRange(n), buf)
+			if err == nil {
+				return untag(n, buf)
+			}
+			if !retryable(err) {
+				return 0, err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+func retryable(err error) bool {
+	return errors.Is(err, block.ErrNotOwner) || errors.Is(err, block.ErrUnavailable) || errors.Is(err, block.ErrUnknown) || errors.Is(err, block.ErrClosed)
+}
+
+func blockRange(n int) block.Range { return block.BytesRange(int64(n)*block.Size, block.Size) }
+
+func tagged(n int, version uint64) []byte {
+	b := make([]byte, block.Size)
+	for i := 0; i < len(b); i += 16 {
+		binary.LittleEndian.PutUint64(b[i:], uint64(n))
+		binary.LittleEndian.PutUint64(b[i+8:], version)
+	}
+	return b
+}
+
+func untag(n int, b []byte) (uint64, error) {
+	version := binary.LittleEndian.Uint64(b[8:])
+	if version == 0 {
+		if !bytes.Equal(b, make([]byte, len(b))) {
+			return 0, fmt.Errorf("block %d is neither empty nor whole", n)
+		}
+		return 0, nil
+	}
+	if !bytes.Equal(b, tagged(n, version)) {
+		return 0, fmt.Errorf("block %d holds a mix", n)
+	}
+	return version, nil
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

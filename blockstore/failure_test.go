@@ -1,0 +1,238 @@
+package blockstore_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"syscall"
+	"testing"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/storetest"
+	"sanctuary/blockstore/vfs"
+	"sanctuary/blockstore/vfs/crashdev"
+)
+
+var ctx = context.Background()
+
+// start opens a pool with one volume on a simulated machine.
+func start(t *testing.T) (*simulated, *blockstore.Pool, *blockstore.Volume, *storetest.Model) {
+	t.Helper()
+	machine := newSimulated(crashPoolBytes, -1)
+	pool, err := machine.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := pool.Create("a", crashGeometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return machine, pool, v, storetest.NewModel(crashGeometry)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func step(t *testing.T, v *blockstore.Volume, m *storetest.Model, ops ...block.Op) {
+	t.Helper()
+	index := m.Last() + 1
+	must(t, v.Apply(index, ops))
+	m.Commit(index, ops)
+}
+
+// failing is a hook that fails operations of one kind and counts them.
+func failing(kind crashdev.Kind, err error, calls *int) func(crashdev.Kind, int64, int64) error {
+	return func(k crashdev.Kind, _, _ int64) error {
+		if k != kind {
+			return nil
+		}
+		*calls++
+		return err
+	}
+}
+
+func TestMediumErrorIsFinal(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind crashdev.Kind
+		do   func(v *blockstore.Volume, m *storetest.Model) error
+	}{
+		"sync":  {crashdev.Sync, func(v *blockstore.Volume, _ *storetest.Model) error { _, err := v.Checkpoint(ctx); return err }},
+		"write": {crashdev.Write, func(v *blockstore.Volume, m *storetest.Model) error { return v.Apply(3, []block.Op{m.Write(0, 2)}) }},
+		"read":  {crashdev.Read, func(v *blockstore.Volume, _ *storetest.Model) error { return v.ReadAt(block.Range{Count: 8}, make([]byte, 4096)) }},
+		"allocate": {crashdev.Allocate, func(v *blockstore.Volume, m *storetest.Model) error {
+			return v.Apply(3, []block.Op{m.Write(128, 2)})
+		}},
+		"discard": {crashdev.Discard, func(v *blockstore.Volume, m *storetest.Model) error {
+			_, err := v.Checkpoint(ctx)
+			return err
+		}},
+		"sync at the end of an import": {crashdev.Sync, func(v *blockstore.Volume, _ *storetest.Model) error { return v.BeginImport(ctx) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			machine, pool, v, m := start(t)
+			step(t, v, m, m.Write(0, 70))
+			before, err := v.Checkpoint(ctx)
+			must(t, err)
+			step(t, v, m, m.Write(1, 2), m.Zero(64, 64))
+			var calls int
+			machine.dev.SetHook(failing(c.kind, syscall.EIO, &calls))
+			err = c.do(v, m)
+			if !errors.Is(err, block.ErrFailed) || !errors.Is(err, syscall.EIO) {
+				t.Fatalf("got error %v, want ErrFailed for EIO", err)
+			}
+			// The medium is well again, but nobody may rely on it or even ask it.
+			calls = 0
+			machine.dev.SetHook(func(crashdev.Kind, int64, int64) error { calls++; return nil })
+			_, checkpointErr := v.Checkpoint(ctx)
+			_, createErr := pool.Create("b", crashGeometry)
+			_, openErr := pool.Open("b")
+			for what, err := range map[string]error{
+				"apply": v.Apply(9, []block.Op{m.Write(0, 1)}), "read": v.ReadAt(block.Range{Count: 1}, make([]byte, 512)),
+				"checkpoint": checkpointErr, "import": v.BeginImport(ctx), "create": createErr, "open": openErr,
+				"delete": pool.Delete("b"), "chunk info": v.ChunkInfo(0, new(blockstore.ChunkInfo)), "pool": pool.Failed(),
+			} {
+				if !errors.Is(err, block.ErrFailed) {
+					t.Errorf("%s after the failure: %v", what, err)
+				}
+			}
+			if name != "discard" && v.Durable() != before {
+				t.Errorf("durable %d after the failure, was %d", v.Durable(), before)
+			}
+			must(t, v.Close())
+			must(t, pool.Close())
+			if calls != 0 {
+				t.Errorf("the medium was asked %d times after it had failed", calls)
+			}
+			for seed := range uint64(8) { // what it lost, the journal has
+				machine := &simulated{machine.capacityBytes, machine.power, machine.dev, machine.meta}
+				machine.Crash(seed)
+				pool, err := machine.Open()
+				must(t, err)
+				v, err := pool.Open("a")
+				must(t, err)
+				must(t, m.Replay(v))
+				must(t, m.Compare(v))
+			}
+		})
+	}
+}
+
+func TestFullFileSystemChangesNothing(t *testing.T) {
+	machine, pool, v, m := start(t)
+	step(t, v, m, m.Write(0, 2))
+	free := pool.Usage()
+	var calls int
+	machine.dev.SetHook(failing(crashdev.Allocate, vfs.ErrNoSpace, &calls))
+	err := v.Apply(2, []block.Op{m.Write(0, 1), m.Write(64, 100)})
+	if !errors.Is(err, block.ErrNoSpace) || calls != 1 {
+		t.Fatalf("got error %v after %d calls", err, calls)
+	}
+	must(t, m.Compare(v))
+	step(t, v, m, m.Write(0, 1)) // overwriting needs nothing
+	if got := pool.Usage(); got != free {
+		t.Errorf("usage %+v, was %+v", got, free)
+	}
+	machine.dev.SetHook(nil)
+	step(t, v, m, m.Write(64, 100))
+	must(t, m.Compare(v))
+}
+
+func TestCheckpointCanBeRepeatedAfterNoSpaceForMetadata(t *testing.T) {
+	machine, pool, v, m := start(t)
+	step(t, v, m, m.Write(0, 70))
+	_, err := v.Checkpoint(ctx)
+	must(t, err)
+	step(t, v, m, m.Write(3, 1), m.Zero(64, 64))
+	for name, do := range map[string]func() error{
+		"checkpoint": func() error { _, err := v.Checkpoint(ctx); return err },
+		"import":     func() error { return v.BeginImport(ctx) },
+	} {
+		machine.meta.fail = vfs.ErrNoSpace
+		if err := do(); !errors.Is(err, block.ErrNoSpace) || v.Durable() != 1 || v.Inconsistent() {
+			t.Fatalf("%s: got error %v, durable %d, inconsistent %v", name, err, v.Durable(), v.Inconsistent())
+		}
+	}
+	step(t, v, m, m.Write(5, 1))
+	if got, err := v.Checkpoint(ctx); err != nil || got != 3 {
+		t.Fatalf("checkpoint: %d, %v", got, err)
+	}
+	if got := pool.Usage(); got.AllocatedBytes != chunk || got.PendingFreeBytes != 0 {
+		t.Errorf("usage %+v: what was freed has not come back", got)
+	}
+	machine.Crash(1)
+	pool, err = machine.Open()
+	must(t, err)
+	v, err = pool.Open("a")
+	must(t, err)
+	must(t, m.Compare(v)) // without replay
+
+	machine.meta.fail = errors.New("broken")
+	step(t, v, m, m.Write(5, 1))
+	if _, err := v.Checkpoint(ctx); !errors.Is(err, block.ErrFailed) {
+		t.Errorf("any other error of the metadata: got %v, want ErrFailed", err)
+	}
+}
+
+// TestApplyGoesOnDuringCheckpoint applies from within the sync of a checkpoint, which would deadlock if Apply waited.
+func TestApplyGoesOnDuringCheckpoint(t *testing.T) {
+	machine, _, v, m := start(t)
+	step(t, v, m, m.Write(0, 3), m.SetState(0, "old"))
+	inSync, applied := make(chan struct{}), make(chan struct{})
+	machine.meta.beforeCommit = func() { close(inSync); <-applied }
+	done := make(chan error)
+	go func() {
+		index, err := v.Checkpoint(ctx)
+		if err == nil && index != 1 {
+			err = errors.New("the checkpoint claims what came after it began")
+		}
+		done <- err
+	}()
+	<-inSync
+	step(t, v, m, m.Write(1, 100), m.SetState(1, "new"))
+	must(t, m.Compare(v))
+	close(applied)
+	must(t, <-done)
+	if v.Durable() != 1 {
+		t.Errorf("durable %d, want 1", v.Durable())
+	}
+	machine.Crash(1)
+	pool, err := machine.Open()
+	must(t, err)
+	v, err = pool.Open("a")
+	must(t, err)
+	if v.Applied() != 1 || string(v.State().Blob) != "old" {
+		t.Errorf("after the crash applied %d with state %q", v.Applied(), v.State().Blob)
+	}
+	must(t, m.Replay(v))
+	must(t, m.Compare(v))
+}
+
+// TestHolesArePunchedAfterTheCheckpoint: not one freed byte may be touched before.
+func TestHolesArePunchedAfterTheCheckpoint(t *testing.T) {
+	machine, _, v, m := start(t)
+	step(t, v, m, m.Write(0, 130))
+	_, err := v.Checkpoint(ctx)
+	must(t, err)
+	var order []string
+	machine.dev.SetHook(func(k crashdev.Kind, off, n int64) error {
+		if k == crashdev.Sync || k == crashdev.Discard {
+			order = append(order, k.String())
+		}
+		if k == crashdev.Discard && (n != 2*chunk || off%chunk != 0) {
+			t.Errorf("discard of %d bytes at %d, want two chunks at once", n, off)
+		}
+		return nil
+	})
+	machine.meta.beforeCommit = func() { order = append(order, "commit") }
+	step(t, v, m, m.Zero(0, 128))
+	_, err = v.Checkpoint(ctx)
+	must(t, err)
+	if want := []string{"sync", "commit", "discard"}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
+}

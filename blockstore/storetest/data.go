@@ -1,0 +1,263 @@
+package storetest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// testRandom plays random sequences on two volumes that share a pool too small for both.
+func testRandom(t *testing.T, m Medium) {
+	rapid.Check(t, func(rt *rapid.T) {
+		rnd := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
+		r := &randomRun{t: rt, medium: m, machine: m.New(t, 8*chunk), rnd: rnd}
+		for i := range r.models {
+			r.models[i] = NewModel(geometry)
+		}
+		r.openPool(func(p *blockstore.Pool, id string) (*blockstore.Volume, error) { return p.Create(id, geometry) })
+		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
+			r.step()
+		}
+		for i := range r.volumes {
+			r.check(r.models[i].Compare(r.volumes[i]))
+		}
+		r.check(r.pool.Close())
+	})
+}
+
+type randomRun struct {
+	t       *rapid.T
+	medium  Medium
+	machine Machine
+	rnd     *rand.Rand
+	pool    *blockstore.Pool
+	volumes [2]*blockstore.Volume
+	models  [2]*Model
+	durable [2]uint64 // by what Checkpoint and Close have said
+}
+
+func (r *randomRun) check(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *randomRun) openPool(volume func(*blockstore.Pool, string) (*blockstore.Volume, error)) {
+	r.t.Helper()
+	p, err := r.machine.Open()
+	r.check(err)
+	r.pool = p
+	for i := range r.volumes {
+		r.volumes[i], err = volume(p, fmt.Sprint("volume ", i))
+		r.check(err)
+	}
+}
+
+func (r *randomRun) step() {
+	r.t.Helper()
+	i := r.rnd.IntN(2)
+	v, m := r.volumes[i], r.models[i]
+	switch n := r.rnd.IntN(20); {
+	case n < 11:
+		ops := m.Random(r.rnd)
+		index := m.Last() + 1 + uint64(r.rnd.IntN(3))
+		switch err := v.Apply(index, ops); {
+		case errors.Is(err, block.ErrNoSpace):
+			r.check(m.Compare(v))
+		default:
+			r.check(err)
+			m.Commit(index, ops)
+		}
+	case n < 14:
+		r.check(m.Compare(v))
+	case n < 16:
+		got, err := v.Checkpoint(r.t.Context())
+		r.check(err)
+		if r.durable[i] = got; got != m.Last() || v.Durable() != got {
+			r.t.Fatalf("checkpoint says %d, Durable %d, want %d", got, v.Durable(), m.Last())
+		}
+	case n < 17:
+		r.check(v.Close())
+		reopened, err := r.pool.Open(v.ID())
+		r.check(err)
+		r.volumes[i], r.durable[i] = reopened, m.Last()
+		r.check(m.Compare(reopened))
+	case n < 18 && r.medium.Lasts:
+		r.check(r.pool.Close())
+		r.openPool((*blockstore.Pool).Open)
+		for i, v := range r.volumes {
+			r.durable[i] = r.models[i].Last()
+			r.check(r.models[i].Compare(v))
+		}
+	case r.medium.Lasts:
+		r.machine.Crash(r.rnd.Uint64())
+		r.openPool((*blockstore.Pool).Open)
+		for i, v := range r.volumes {
+			if v.Durable() < r.durable[i] || v.Applied() != v.Durable() {
+				r.t.Fatalf("after a crash durable %d, applied %d, want at least %d", v.Durable(), v.Applied(), r.durable[i])
+			}
+			r.check(r.models[i].CompareOrCorrupt(v))
+			r.check(r.models[i].Replay(v))
+			r.check(r.models[i].Compare(v))
+		}
+	}
+}
+
+// testReadersSeeOldOrNew reads two blocks while they are overwritten, over and over. A mixture would not match its
+// checksum or not be uniform.
+func testReadersSeeOldOrNew(t *testing.T, m Medium) {
+	v := create(t, open(t, m.New(t, 8*chunk)), "v")
+	const versions = 400
+	entry := func(version int) []block.Op {
+		data := bytes.Repeat([]byte{byte(version)}, 2*block.Size)
+		return []block.Op{{Kind: block.OpWrite, Range: blocks(63, 2), Data: data, Sums: block.AppendSums(nil, data)}}
+	}
+	must(t, v.Apply(1, entry(1)))
+	var readers sync.WaitGroup
+	done := make(chan struct{})
+	for range 3 {
+		readers.Go(func() {
+			buf := make([]byte, 2*block.Size)
+			for {
+				before := v.Applied()
+				if err := v.ReadAt(blocks(63, 2), buf); err != nil {
+					t.Error(err)
+					return
+				}
+				for half := range 2 {
+					b := buf[half*block.Size : (half+1)*block.Size]
+					if !bytes.Equal(b, bytes.Repeat(b[:1], block.Size)) {
+						t.Errorf("a mixture of %d and others", b[0])
+						return
+					}
+					// No older than what was applied before the read began (versions wrap around at 256).
+					if age := byte(before) - b[0]; age > 0 && age < 100 {
+						t.Errorf("version %d read after %d was applied", b[0], byte(before))
+						return
+					}
+				}
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for version := 2; version <= versions; version++ {
+		must(t, v.Apply(uint64(version), entry(version)))
+		if version%100 == 0 {
+			_, err := v.Checkpoint(t.Context())
+			must(t, err)
+		}
+	}
+	close(done)
+	readers.Wait()
+}
+
+func testCorrupt(t *testing.T, m Medium) {
+	machine := m.New(t, 8*chunk)
+	p := open(t, machine)
+	v, model := create(t, p, "v"), NewModel(geometry)
+	step(t, v, model, model.Write(0, 4), model.Fill(64, 64))
+	var info blockstore.ChunkInfo
+	must(t, v.ChunkInfo(1, &info))
+	for _, n := range []int{0, 7, 63} { // blocks of chunk 1
+		off := int64(info.Slot)*chunk + int64(n)*block.Size + 1234
+		must(t, machine.FlipBit(off))
+		for _, r := range []block.Range{
+			blocks(64+n, 1),
+			{Start: block.Sector(64+n) * 8, Count: 1},
+			{Count: geometry.Capacity},
+		} {
+			buf := bytes.Repeat([]byte{0xee}, int(r.Bytes()))
+			err := v.ReadAt(r, buf)
+			var corrupt *block.CorruptError
+			if !errors.As(err, &corrupt) || corrupt.Range != blocks(64+n, 1) {
+				t.Fatalf("read of %v: got error %v, want corruption of block %d", r, err, 64+n)
+			}
+			if !bytes.Equal(buf, make([]byte, len(buf))) {
+				t.Fatalf("read of %v returned data with the error", r)
+			}
+		}
+		bad, err := v.CheckChunk(1, &info)
+		if err != nil || bad != 1<<n {
+			t.Fatalf("CheckChunk: %#x, %v, want bit %d", bad, err, n)
+		}
+		must(t, v.ReadAt(blocks(65, 1), make([]byte, block.Size))) // its neighbours are served
+		step(t, v, model, model.Write(64+n, 1))                    // and rewriting it heals it
+		compare(t, v, model)
+	}
+	must(t, p.Failed())
+}
+
+func testFull(t *testing.T, m Medium) {
+	p := open(t, m.New(t, 5*chunk))
+	a, modelA := create(t, p, "a"), NewModel(geometry)
+	b, modelB := create(t, p, "b"), NewModel(geometry)
+	step(t, a, modelA, modelA.Write(0, 1), modelA.Write(64, 1), modelA.Write(128, 1))
+	step(t, b, modelB, modelB.Write(0, 1), modelB.Write(64, 1))
+	if got := p.Usage().FreeBytes(); got != 0 {
+		t.Fatalf("%d bytes free, want none", got)
+	}
+	// The first op needs no space, the second does: neither may have happened.
+	wantError(t, "write", b.Apply(2, []block.Op{modelB.Write(0, 1), modelB.SetState(0, "s"), modelB.Write(128, 1)}), block.ErrNoSpace)
+	wantError(t, "fill", b.Apply(2, []block.Op{modelB.Fill(100, 100)}), block.ErrNoSpace)
+	compare(t, b, modelB)
+	step(t, b, modelB, modelB.Write(0, 128), modelB.Zero(5, 1)) // overwriting works
+	step(t, a, modelA, modelA.Zero(0, 64))
+	if !m.Lasts {
+		step(t, b, modelB, modelB.Write(128, 1))
+		compare(t, b, modelB)
+		return
+	}
+	if got := p.Usage(); got.FreeBytes() != 0 || got.PendingFreeBytes != chunk {
+		t.Fatalf("usage before the checkpoint: %+v", got)
+	}
+	wantError(t, "write before the checkpoint", b.Apply(3, []block.Op{modelB.Write(128, 1)}), block.ErrNoSpace)
+	_, err := a.Checkpoint(t.Context())
+	must(t, err)
+	if got := p.Usage(); got.FreeBytes() != chunk || got.PendingFreeBytes != 0 {
+		t.Fatalf("usage after the checkpoint: %+v", got)
+	}
+	step(t, b, modelB, modelB.Write(128, 1))
+	compare(t, a, modelA)
+	compare(t, b, modelB)
+}
+
+// testExactSpace: an entry whose ops share new chunks is not refused for counting them twice.
+func testExactSpace(t *testing.T, m Medium) {
+	v, model := create(t, open(t, m.New(t, 2*chunk)), "v"), NewModel(geometry)
+	step(t, v, model, model.Write(0, 1), model.Write(1, 1), model.Zero(9, 1), model.Write(64, 1), model.Fill(65, 3), model.Zero(192, 64))
+	compare(t, v, model)
+	wantError(t, "one more", v.Apply(2, []block.Op{model.Write(128, 1)}), block.ErrNoSpace)
+	step(t, v, model, model.Zero(1, 62), model.Write(1, 1), model.Write(70, 5))
+	compare(t, v, model)
+}
+
+func testAllocations(t *testing.T, m Medium) {
+	v, model := create(t, open(t, m.New(t, 8*chunk)), "v"), NewModel(geometry)
+	ops := []block.Op{model.Write(3, 1), model.Write(60, 8), model.Fill(128, 16), model.Zero(129, 1)}
+	index := uint64(1)
+	must(t, v.Apply(index, ops))
+	buf := make([]byte, 9*block.Size)
+	read := func(r block.Range) { must(t, v.ReadAt(r, buf[:r.Bytes()])) }
+	if got := testing.AllocsPerRun(100, func() {
+		index++
+		must(t, v.Apply(index, ops[:3]))
+		read(blocks(3, 1))
+		read(blocks(60, 8))
+		read(block.Range{Start: 60*8 + 1, Count: 30})
+	}); got != 0 && !raceEnabled && !m.Simulated {
+		t.Errorf("%v allocations per entry and reads, want none", got)
+	}
+}

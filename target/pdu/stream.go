@@ -268,6 +268,9 @@ func (w *Writer) seal() {
 	}
 }
 
+// Full says that the next Append may flush by itself, for whoever wants to choose the moment.
+func (w *Writer) Full() bool { return len(w.arena)+perPDU > cap(w.arena) }
+
 // Buffered returns how many bytes the next Flush will write.
 func (w *Writer) Buffered() int { return w.bytes }
 

@@ -1,0 +1,273 @@
+package session
+
+import (
+	"math"
+	"sync"
+	"time"
+
+	"sanctuary/target/pdu"
+	"sanctuary/target/scsi"
+)
+
+// item is one thing to send: a PDU that is ready but for its sequence numbers, or a command's data and status.
+type item struct {
+	header   pdu.Header
+	data     []byte
+	numbered bool // takes a StatSN of its own
+	last     bool // nothing follows; the session ends
+	ping     bool // our own ping: its answer is due from when it has been sent
+	bytes    int  // counted in unsent: what the reader left
+	command  *command
+}
+
+// outbox is the writer's queue. The window bounds how many commands can be in it, and R2Ts are bounded per command; what
+// the reader answers by itself is bounded by maxUnsentBytes, beyond which it stops reading.
+type outbox struct {
+	s      *Session
+	writer *pdu.Writer
+	statSN uint32 // of the next response; the writer's own
+	sent   []*command
+
+	mu      sync.Mutex
+	filled  *sync.Cond // on mu: there is something to send, or closed
+	drained *sync.Cond // on mu: unsent has become smaller, or broken
+	queue   []item
+	spare   []item
+	unsent  int // bytes the reader itself has queued
+	busy    bool
+	closed  bool // no more is wanted
+	broken  bool // nobody sends any more
+}
+
+func newOutbox(s *Session, w *pdu.Writer, statSN uint32) *outbox {
+	o := &outbox{s: s, writer: w, statSN: statSN}
+	o.filled, o.drained = sync.NewCond(&o.mu), sync.NewCond(&o.mu)
+	return o
+}
+
+// post queues an item. It never waits, and may be called with Session.mu held.
+func (o *outbox) post(it item) {
+	o.mu.Lock()
+	o.queue = append(o.queue, it)
+	if len(o.queue) == 1 {
+		o.filled.Signal()
+	}
+	o.mu.Unlock()
+}
+
+// postFromReader queues an item and then waits while too much is unsent: an initiator that asks and does not listen is
+// not read any more.
+func (o *outbox) postFromReader(it item) {
+	it.bytes = pdu.HeaderSize + len(it.data)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.queue = append(o.queue, it)
+	o.unsent += it.bytes
+	o.filled.Signal()
+	for o.unsent > maxUnsentBytes && !o.broken {
+		o.drained.Wait()
+	}
+}
+
+// flush waits until everything queued has been written, or cannot be.
+func (o *outbox) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for (len(o.queue) > 0 || o.busy) && !o.broken {
+		o.drained.Wait()
+	}
+}
+
+// close lets run return once it has sent what it has.
+func (o *outbox) close() {
+	o.mu.Lock()
+	o.closed = true
+	o.filled.Signal()
+	o.mu.Unlock()
+}
+
+// run sends until close, or until the connection breaks.
+func (o *outbox) run() {
+	defer func() {
+		o.mu.Lock()
+		o.broken, o.busy = true, false
+		o.drained.Broadcast()
+		o.mu.Unlock()
+	}()
+	for {
+		o.mu.Lock()
+		o.busy = false
+		o.drained.Broadcast()
+		for len(o.queue) == 0 && !o.closed {
+			o.filled.Wait()
+		}
+		if len(o.queue) == 0 {
+			o.mu.Unlock()
+			return
+		}
+		batch := o.queue
+		o.queue, o.spare = o.spare[:0], nil
+		o.busy = true
+		o.mu.Unlock()
+
+		err := o.send(batch)
+		freed := 0
+		for i := range batch {
+			freed += batch[i].bytes
+		}
+		clear(batch)
+		o.mu.Lock()
+		o.spare = batch[:0]
+		o.unsent -= freed
+		o.mu.Unlock()
+		if err != nil {
+			o.s.Close(err)
+			return
+		}
+	}
+}
+
+// flushBytes is what one system call writes at most, more or less: enough to make the call cheap, not so much that the
+// buffers wait long for their return.
+const flushBytes = 1 << 20
+
+// send writes a batch and returns the buffers.
+func (o *outbox) send(batch []item) (err error) {
+	defer func() { o.giveBack() }()
+	last, ping := false, false
+	for i := range batch {
+		it := &batch[i]
+		if it.command != nil {
+			if err := o.appendCommand(it.command); err != nil {
+				o.sent = append(o.sent, it.command)
+				o.giveBackRest(batch[i+1:])
+				return err
+			}
+			o.sent = append(o.sent, it.command)
+			continue
+		}
+		if err := o.append(&it.header, it.data, it.numbered); err != nil {
+			o.giveBackRest(batch[i+1:])
+			return err
+		}
+		last, ping = last || it.last, ping || it.ping
+	}
+	if err := o.flushWriter(); err != nil {
+		return err
+	}
+	if ping {
+		o.s.pinged.Store(sinceEpoch())
+	}
+	if last {
+		return ErrLoggedOut
+	}
+	return nil
+}
+
+func (o *outbox) flushWriter() error {
+	if err := o.s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	err := o.writer.Flush()
+	o.giveBack()
+	return err
+}
+
+// append adds one PDU with the sequence numbers of this moment.
+func (o *outbox) append(h *pdu.Header, data []byte, numbered bool) error {
+	h.SetSequence(o.statSN, o.s.expCmdSN.Load(), o.s.maxCmdSN.Load())
+	if numbered {
+		o.statSN++
+	}
+	if o.writer.Buffered() > flushBytes || o.writer.Full() {
+		if err := o.flushWriter(); err != nil {
+			return err
+		}
+	}
+	o.s.stats.pdusOut.Add(1)
+	return o.writer.Append(h, data)
+}
+
+// appendCommand adds a command's Data-In and its status; with GOOD the status is in the last Data-In.
+func (o *outbox) appendCommand(c *command) error {
+	t := &c.task
+	var h pdu.Header
+	data := t.DataIn[:min(len(t.DataIn), t.ExpectedIn)]
+	o.s.stats.bytesOut.Add(uint64(len(data)))
+	overflow, underflow, residual := residuals(t, len(data))
+	var sn uint32
+	for off, burst := 0, 0; off < len(data); sn++ {
+		n := min(len(data)-off, o.s.params.MaxSendData, o.s.params.MaxBurst-burst)
+		end := off+n == len(data)
+		d := pdu.DataIn{Tag: c.tag, DataSN: sn, BufferOffset: uint32(off)}
+		d.Final = end || burst+n == o.s.params.MaxBurst
+		d.WithStatus = end && t.Status == scsi.StatusGood
+		if d.WithStatus {
+			d.Status, d.Overflow, d.Underflow, d.Residual = uint8(t.Status), overflow, underflow, residual
+		}
+		d.Put(&h)
+		if err := o.append(&h, data[off:off+n], d.WithStatus); err != nil {
+			return err
+		}
+		if d.WithStatus {
+			return nil
+		}
+		off += n
+		if burst += n; d.Final {
+			burst = 0
+		}
+	}
+	(&pdu.SCSIResponse{
+		Status: uint8(t.Status), Overflow: overflow, Underflow: underflow, Tag: c.tag, ExpDataSN: sn + c.r2tSN, Residual: residual,
+	}).Put(&h)
+	var sense []byte
+	if t.Status == scsi.StatusCheckCondition && len(t.Sense) > 0 {
+		sense = pdu.AppendSense(make([]byte, 0, 2+len(t.Sense)), t.Sense)
+	}
+	return o.append(&h, sense, true)
+}
+
+// residuals compares what the command moved with what the initiator expected (RFC 7143 §11.4.5).
+func residuals(t *scsi.Task, sent int) (overflow, underflow bool, residual uint32) {
+	expected, moved := int64(t.ExpectedIn), int64(sent)
+	asked := t.TransferIn
+	if t.ExpectedOut > 0 || t.ExpectedIn == 0 && t.TransferOut > 0 {
+		expected, moved, asked = int64(t.ExpectedOut), t.TransferOut, t.TransferOut
+	}
+	switch {
+	case asked > expected:
+		return true, false, uint32(min(asked-expected, math.MaxUint32))
+	case moved < expected:
+		return false, true, uint32(expected - moved)
+	}
+	return false, false, 0
+}
+
+// giveBack returns the buffers of what has been written.
+func (o *outbox) giveBack() {
+	for i, c := range o.sent {
+		if c.task.DataIn != nil {
+			o.s.memory.put(dataIn, c.task.DataIn)
+			c.task.DataIn = nil
+		}
+		o.sent[i] = nil
+	}
+	o.sent = o.sent[:0]
+}
+
+func (o *outbox) giveBackRest(rest []item) {
+	for i := range rest {
+		if rest[i].command != nil {
+			o.sent = append(o.sent, rest[i].command)
+		}
+	}
+}
+
+// drop returns the buffers of what was never sent, once nobody sends any more.
+func (o *outbox) drop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.giveBackRest(o.queue)
+	o.giveBack()
+	o.queue = nil
+}

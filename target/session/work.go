@@ -1,0 +1,155 @@
+package session
+
+import (
+	"sanctuary/target/pdu"
+	"sanctuary/target/scsi"
+)
+
+// start hands a complete command to a worker; mu is held.
+//
+// ready never fills up, because it holds as many commands as the window and the limit on immediate ones let in, and
+// there are as many workers as commands if need be: a command never waits for another one's backend.
+func (s *Session) start(c *command) {
+	c.phase = started
+	s.ready <- c
+	if s.idle > 0 {
+		s.idle--
+		return
+	}
+	s.running++
+	s.workers.Add(1)
+	go s.work()
+}
+
+// work executes commands until the session ends. A worker that has nothing to do stays: the next burst needs it again.
+func (s *Session) work() {
+	defer s.workers.Done()
+	for c := range s.ready {
+		s.execute(c)
+		s.mu.Lock()
+		// Counted as idle from here on; start counts it out when it has queued the next command for it.
+		s.idle++
+		s.mu.Unlock()
+	}
+}
+
+func (s *Session) execute(c *command) {
+	done := false
+	defer func() {
+		if !done { // a panic: the command has no answer, but others must not wait for it
+			s.memory.put(c.bufferKind, c.buffer)
+			s.mu.Lock()
+			delete(s.tasks, c.tag)
+			s.leave(c)
+			s.changed.Broadcast()
+			s.mu.Unlock()
+		}
+	}()
+	defer s.recoverPanic("worker")
+	switch {
+	case c.manage != nil:
+		c.answer = c.manage()
+	case c.refused != nil:
+		c.task.Status, c.task.Sense = c.refused.status, c.refused.sense
+	default:
+		c.task.DataOut = c.buffer[:c.want]
+		s.cfg.Executor.Execute(s.ctx, &c.task)
+		c.task.DataOut = nil
+	}
+	if c.buffer != nil {
+		s.memory.put(c.bufferKind, c.buffer)
+		c.buffer = nil
+	}
+	done = true
+	s.finish(c)
+}
+
+// finish sends a command's answer. The answer is queued before the command is seen to have left, so that a task
+// management function that waited for it is answered after it.
+func (s *Session) finish(c *command) {
+	silent := c.manage == nil && c.task.Status == scsi.StatusTaskAborted
+	if silent && c.task.DataIn != nil {
+		s.memory.put(dataIn, c.task.DataIn)
+		c.task.DataIn = nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tasks, c.tag)
+	s.leave(c)
+	switch {
+	case silent:
+		s.stats.aborted.Add(1)
+	case c.manage != nil:
+		var h pdu.Header
+		(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&h)
+		s.out.post(item{header: h, numbered: true})
+	default:
+		s.out.post(item{command: c})
+	}
+	s.changed.Broadcast()
+	s.finishLogout()
+}
+
+// taskRequest carries out a task management function (RFC 7143 §11.5). Commands that are not yet with the Executor are
+// dropped here; the Executor ends the others.
+func (s *Session) taskRequest(h *pdu.Header) error {
+	f := scsi.Function(h.Function())
+	lun, referenced := h.LUN(), h.ReferencedTag()
+	c := &command{tag: h.Tag(), immediate: h.Immediate(), phase: started}
+	if err := s.reader.Discard(h.DataLength()); err != nil {
+		return err
+	}
+	if c.tag == pdu.NoTag {
+		return protocolError("task management with the reserved task tag")
+	}
+	var match func(*command) bool
+	switch f {
+	case scsi.AbortTask:
+		match = func(o *command) bool { return o.tag == referenced }
+	case scsi.AbortTaskSet, scsi.ClearTaskSet, scsi.LogicalUnitReset:
+		match = func(o *command) bool { return o.task.LUN == lun }
+	case scsi.TargetWarmReset, scsi.TargetColdReset:
+		match = func(*command) bool { return true }
+	default:
+		match = func(*command) bool { return false }
+	}
+	s.mu.Lock()
+	dropped := s.takeUnstarted(match)
+	var earlier []*command
+	for _, o := range s.tasks {
+		if o.manage == nil && match(o) {
+			earlier = append(earlier, o)
+		}
+	}
+	c.manage = func() scsi.FunctionResponse {
+		if f == scsi.AbortTask && len(earlier) == 0 {
+			if len(dropped) > 0 {
+				return scsi.FunctionComplete
+			}
+			return scsi.TaskDoesNotExist
+		}
+		r := s.cfg.Executor.Manage(s.ctx, f, s.cfg.Nexus, lun, referenced)
+		s.await(earlier)
+		return r
+	}
+	s.tasks[c.tag] = c
+	if c.immediate {
+		s.immediate++
+	}
+	s.start(c)
+	s.mu.Unlock()
+	s.release(dropped)
+	return nil
+}
+
+// await returns when none of the given commands is at work any more. A worker may have had a command without the
+// Executor knowing it yet when the function was carried out; the answer must not overtake it.
+func (s *Session) await(earlier []*command) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range earlier {
+		for s.tasks[c.tag] == c {
+			s.changed.Wait()
+		}
+	}
+}

@@ -85,7 +85,7 @@ func (c *cluster) start(node string, first bool) {
 	t := c.t
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("SANCTUARY_TEST_LOG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", node)
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", node)
 	}
 	n := &testNode{done: make(chan struct{})}
 	var err error

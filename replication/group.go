@@ -154,8 +154,8 @@ type Group struct {
 	gateTerm uint64
 	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
 	match    map[raft.ServerID]uint64
-	links    map[string]bool // node -> connection is up, as last heard
-	kicked   bool
+	down     map[string]time.Time // node -> since when its connection is broken
+	kicked   time.Time            // when the election timers were shortened; zero: they are not
 	rebuild  rebuildState
 	needs    map[raft.ServerID]bool // owner: learners that cannot be served from the log
 
@@ -200,7 +200,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		cfg: cfg, host: host, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)),
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
-		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, links: map[string]bool{},
+		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, gateMove: make(chan struct{}),
 	}
 	for _, m := range cfg.Members {

@@ -42,10 +42,11 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	g.mu.Lock()
 	g.gate, g.gateTerm = witness.New(g.cfg.Timing.Gate, inst.raft.LastIndex(), now, copies...), term
 	for _, c := range copies {
-		if up, known := g.links[g.members[raft.ServerID(c)].Node]; known && !up {
-			g.gate.Link(c, false, now)
+		if down := g.down[g.members[raft.ServerID(c)].Node]; !down.IsZero() {
+			g.gate.Link(c, false, down)
 		}
 	}
+	g.gate.Tick(inst.raft.LastIndex(), now)
 	clear(g.match)
 	clear(g.needs)
 	g.mu.Unlock()
@@ -151,10 +152,9 @@ func (g *Group) tickOnce(now time.Time) {
 	if changed {
 		g.cfg.OnChange()
 	}
-	if kicked {
-		if _, leader := inst.raft.LeaderWithID(); leader != "" && time.Since(inst.raft.LastContact()) < g.cfg.Timing.Kick || inst.raft.State() == raft.Leader {
-			g.setHeartbeat(inst, g.cfg.Timing.Heartbeat, false)
-		}
+	// What the old owner had sent before it died may still be counted as contact for a moment.
+	if !kicked.IsZero() && (inst.raft.LastContact().After(kicked.Add(g.cfg.Timing.Kick)) || inst.raft.State() == raft.Leader) {
+		g.setHeartbeat(inst, g.cfg.Timing.Heartbeat, time.Time{}) // there is an owner again
 	}
 	if g.writes.open() {
 		g.settleOpen(inst)
@@ -191,7 +191,11 @@ func (g *Group) PeerLink(node string, up bool) {
 	now := time.Now()
 	inst := g.running()
 	g.mu.Lock()
-	g.links[node] = up
+	if up {
+		delete(g.down, node)
+	} else {
+		g.down[node] = now
+	}
 	if g.gate != nil {
 		for id, m := range g.members {
 			if m.Node == node && !m.Witness {
@@ -205,7 +209,7 @@ func (g *Group) PeerLink(node string, up bool) {
 	}
 	if leader, _ := inst.raft.LeaderWithID(); leader == raft.ServerAddress(node) {
 		g.log.Info("the connection to the owner broke", "node", node)
-		g.setHeartbeat(inst, g.kickTimeout(), true)
+		g.setHeartbeat(inst, g.kickTimeout(), now)
 	}
 }
 
@@ -216,7 +220,7 @@ func (g *Group) kickTimeout() time.Duration {
 	return g.cfg.Timing.Kick
 }
 
-func (g *Group) setHeartbeat(inst *instance, d time.Duration, kicked bool) {
+func (g *Group) setHeartbeat(inst *instance, d time.Duration, kicked time.Time) {
 	rc := inst.raft.ReloadableConfig()
 	rc.HeartbeatTimeout, rc.ElectionTimeout = d, d
 	if err := inst.raft.ReloadConfig(rc); err != nil {

@@ -7,8 +7,8 @@ import (
 	"sanctuary/proto/peerpb"
 )
 
-// Handler answers one method's calls. from is the calling node's name. It must end when ctx does: then the caller has given
-// up, its connection has broken, or this node is closing. req is the handler's to keep. An error travels as text, with the
+// Handler answers one method's calls. from is the calling node's name. It must end when ctx does: then the caller's time
+// is over, its connection has broken, or this node is closing (a Call its caller cancels early runs on until then). req is the handler's to keep. An error travels as text, with the
 // code of a *HandlerError.
 type Handler func(ctx context.Context, from string, req []byte) ([]byte, error)
 
@@ -153,6 +153,11 @@ func (m *Mux) handle(ctx context.Context, req *peerpb.CallRequest, limit int) ([
 	}
 	body, err := h(ctx, req.GetFromNode(), req.GetBody())
 	switch {
+	case err != nil && m.ctx.Err() != nil:
+		return nil, statusOf(fmt.Errorf("%w: %s is shutting down: %w", ErrClosed, m.cfg.Node, err), peerpb.Code_CODE_SHUTDOWN)
+	case err != nil && ctx.Err() != nil:
+		// The caller finds the same by its own clock; which of the two comes first must not matter.
+		return nil, statusOf(fmt.Errorf("%w: handler of %q: %w", ErrTimeout, req.GetMethod(), err), peerpb.Code_CODE_TIMEOUT)
 	case err != nil:
 		return nil, statusOf(err, peerpb.Code_CODE_HANDLER)
 	case len(body) > limit:

@@ -15,7 +15,7 @@ var (
 	// ErrUnreachable: there is no connection to the node, or it broke before the answer. The request may have been
 	// carried out all the same.
 	ErrUnreachable = errors.New("peer unreachable")
-	// ErrClosed: this Mux, group or pipeline has been closed.
+	// ErrClosed: this Mux, group or pipeline has been closed; or the peer's has, which reads as ErrUnreachable, too.
 	ErrClosed = errors.New("transport closed")
 	// ErrTimeout: no answer in time. The request may still be carried out.
 	ErrTimeout = errors.New("no answer in time")
@@ -96,6 +96,11 @@ func (e *RemoteError) Unwrap() error {
 		return err
 	}
 	return ErrInternal
+}
+
+// Is makes a peer that is closing count as unreachable as well: to its callers it is.
+func (e *RemoteError) Is(target error) bool {
+	return target == ErrUnreachable && e.Code == peerpb.Code_CODE_SHUTDOWN
 }
 
 // HandlerError is what a handler (Mux.Handle) returns to give its caller a code to choose by. The caller finds it as

@@ -208,23 +208,39 @@ func TestCallsCarryAnswersErrorsAndLimits(t *testing.T) {
 func TestCallsBeyondTheLimitAreRefusedNotQueued(t *testing.T) {
 	n := newNetwork()
 	a := n.start(t, "a", "")
-	b := n.start(t, "b", "", func(c *Config) { c.Limits.CallsPerPeer = 2 })
-	if err := b.Handle("hang", func(ctx context.Context, _ string, _ []byte) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }); err != nil {
+	b := n.start(t, "b", "", func(c *Config) { c.Limits.CallsPerPeer = 8 })
+	entered := make(chan struct{}, 16)
+	release := make(chan struct{})
+	if err := b.Handle("hang", func(context.Context, string, []byte) ([]byte, error) {
+		entered <- struct{}{}
+		<-release
+		return nil, nil
+	}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() { _, _ = a.Call(ctx, "b", "hang", nil) })
+	for name, c := range map[string]struct {
+		call  func(context.Context, string, string, []byte) ([]byte, error)
+		limit int
+	}{"Call": {a.Call, 8}, "CallBulk": {a.CallBulk, 2}} {
+		var wg sync.WaitGroup
+		for range c.limit {
+			wg.Go(func() {
+				if _, err := c.call(t.Context(), "b", "hang", nil); err != nil {
+					t.Errorf("%s within the limit: %v", name, err)
+				}
+			})
+		}
+		for range c.limit {
+			<-entered
+		}
+		if _, err := c.call(t.Context(), "b", "hang", nil); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s beyond the limit: %v", name, err)
+		}
+		for range c.limit {
+			release <- struct{}{}
+		}
+		wg.Wait()
 	}
-	eventually(t, "a refusal", func() bool {
-		short, done := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer done()
-		_, err := a.Call(short, "b", "hang", nil)
-		return errors.Is(err, ErrBusy)
-	})
-	cancel()
-	wg.Wait()
 }
 
 func TestCloseEndsWhatIsUnderWay(t *testing.T) {
@@ -244,10 +260,11 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		failed <- err
 	}()
 	<-entered
-	within(t, 5*time.Second, "close of both", func() { b.stop(t); a.stop(t) })
-	if err := <-failed; !errors.Is(err, ErrUnreachable) && !errors.Is(err, ErrHandler) {
+	within(t, 5*time.Second, "close of the called node", func() { b.stop(t) })
+	if err := <-failed; !errors.Is(err, ErrUnreachable) {
 		t.Errorf("call that was under way: %v", err)
 	}
+	within(t, 5*time.Second, "close of the calling node", func() { a.stop(t) })
 	if _, err := a.Call(t.Context(), "b", "hang", nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("call after close: %v", err)
 	}

@@ -289,6 +289,7 @@ func (c *cli) confirm(cmd *cobra.Command, l api.LUN) error {
 	if strings.TrimSpace(answer) == l.Name {
 		return nil
 	}
+	line(c.env.err, "")
 	if err != nil && answer == "" {
 		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask whether to delete LUN %s; nothing was deleted. In scripts give --yes", l.Name)}
 	}

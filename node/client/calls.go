@@ -92,14 +92,10 @@ func newUUID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// DeleteLUN deletes a LUN and its data on every node. force: although initiators use it, or may.
-func (c *Client) DeleteLUN(ctx context.Context, ref string, force bool) error {
-	// A name may be given to a new LUN between two attempts; an ID never is.
-	l, err := c.LUN(ctx, ref)
-	if err != nil {
-		return err
-	}
-	r := call{method: http.MethodDelete, path: lunPath(l.ID)}
+// DeleteLUN deletes a LUN and its data on every node. It takes an ID, as LUN returns it: a name may be given to a new LUN
+// between two attempts, an ID never is. force: although initiators use it, or may.
+func (c *Client) DeleteLUN(ctx context.Context, id string, force bool) error {
+	r := call{method: http.MethodDelete, path: lunPath(id)}
 	if force {
 		r.query = url.Values{"force": {"true"}}
 	}

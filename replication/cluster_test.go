@@ -109,8 +109,11 @@ func (c *cluster) start(node string, first bool) {
 	}
 	self := c.member(node)
 	cfg := Config{
-		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Bootstrap: first, Geometry: c.geometry,
+		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Geometry: c.geometry,
 		Logger: log, Limits: c.limits,
+	}
+	if first {
+		cfg.Bootstrap = c.members
 	}
 	dir := filepath.Join(c.dir, node)
 	if self.Witness || c.media != blockstore.MediaRAM {

@@ -106,14 +106,15 @@ type Config struct {
 	Epoch     uint64 // history of the LUN; groups of different epochs do not talk
 	Self      Member
 	Members   []Member // every member the catalog knows, Self included
-	Bootstrap bool     // this replica is created together with the LUN: Members is the first configuration
+	Bootstrap []Member // the group's first voters, if this replica was created with the LUN; used while its log is empty
 	Geometry  block.Geometry
 	Store     Store           // nil for a witness; stays the caller's
 	Journal   journal.Journal // becomes the Group's
 	Timing    Timing
 	Limits    Limits
 	Logger    *slog.Logger
-	// OnChange is called when the owner, the health or a member's state may have changed. It must not block.
+	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
+	// Group: Raft's own goroutine may be the caller.
 	OnChange func()
 }
 
@@ -157,7 +158,10 @@ type Group struct {
 	down     map[string]time.Time // node -> since when its connection is broken
 	kicked   time.Time            // when the election timers were shortened; zero: they are not
 	rebuild  rebuildState
-	needs    map[raft.ServerID]bool // owner: learners that cannot be served from the log
+	needs    map[raft.ServerID]bool // owner: members that cannot be served from the log
+
+	// changing is held while the group's members are being changed.
+	changing sync.Mutex
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -213,7 +217,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.cancel()
 		return nil, err
 	}
-	if cfg.Bootstrap {
+	if len(cfg.Bootstrap) > 0 {
 		if err := g.bootstrap(); err != nil {
 			g.cancel()
 			return nil, err
@@ -230,6 +234,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.goFunc(func() { g.rebuildFrom(g.nextSource("")) })
 	}
 	g.goFunc(g.tick)
+	g.goFunc(g.maintain)
 	g.goFunc(g.checkpoints)
 	return g, nil
 }
@@ -268,7 +273,7 @@ func (g *Group) bootstrap() error {
 		return err
 	}
 	var conf raft.Configuration
-	for _, m := range g.cfg.Members {
+	for _, m := range g.cfg.Bootstrap {
 		conf.Servers = append(conf.Servers, raft.Server{ID: m.ID, Address: raft.ServerAddress(m.Node)})
 	}
 	rc := g.raftConfig(nil)
@@ -317,6 +322,12 @@ func (g *Group) start() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("start Raft: %w", err), tr.Close())
 	}
+	inst.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if _, ok := o.Data.(raft.LeaderObservation); ok {
+			g.cfg.OnChange()
+		}
+		return false // nothing is queued
+	}))
 	ctx, stop := context.WithCancel(g.ctx)
 	inst.stop = stop
 	g.mu.Lock()

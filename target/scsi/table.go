@@ -95,6 +95,7 @@ func init() {
 
 func usage10(flags byte) [16]byte { return [16]byte{ff, flags, ff, ff, ff, ff, group, ff, ff} }
 func usage12(flags byte) [16]byte { return [16]byte{ff, flags, ff, ff, ff, ff, ff, ff, ff, ff, group} }
+
 func usage16(flags byte) [16]byte {
 	return [16]byte{ff, flags, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, group}
 }

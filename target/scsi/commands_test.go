@@ -1,0 +1,319 @@
+package scsi_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"strings"
+	"testing"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/target/scsi"
+)
+
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(strings.Join(strings.Fields(s), ""))
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// descriptions are the commands that describe the unit, with all they can return.
+var descriptions = []struct {
+	name       string
+	cdb        [16]byte
+	allocation [2]int // offset and length of ALLOCATION LENGTH, nil if fixed
+	want       string // hex; empty: only checked for consistency
+}{
+	{"standard inquiry", cdb(0x12), [2]int{3, 2}, `
+		00 00 06 12 5b 10 10 02 53414e4354555259 766f6c756d6520202020202020202020 31202020
+		0000000000000000000000000000000000000000 00 00 00a0 0960 0460 04c0 00000000000000000000000000000000000000000000000000000000 0000`},
+	{"vpd 00", cdb(0x12, 1, 0x00), [2]int{3, 2}, "00 00 0007 00 80 83 86 b0 b1 b2"},
+	{"vpd 80", cdb(0x12, 1, 0x80), [2]int{3, 2}, "00 80 0010 30313233343536373839616263646566"},
+	{"vpd 83", cdb(0x12, 1, 0x83), [2]int{3, 2}, `00 83 00bc
+		01 03 00 10 600102030405060708090a0b0c0d0e0f
+		02 01 00 28 53414e4354555259 766f6c756d6520202020202020202020 30313233343536373839616263646566
+		51 94 00 04 0000 0001
+		51 95 00 04 0000 0001
+		03 08 00 28 6e61612e3630303130323033303430353036303730383039306130623063306430653066 00000000
+		53 98 00 20 69716e2e323032342d30312e746573743a6c756e 2c742c307830303031 000000
+		53 a8 00 18 69716e2e323032342d30312e746573743a6c756e 00000000`},
+	{"vpd 86", cdb(0x12, 1, 0x86), [2]int{3, 2}, "00 86 003c 00 01" + strings.Repeat("00", 58)},
+	{"vpd b0", cdb(0x12, 1, 0xB0), [2]int{3, 2}, `00 b0 003c 01 ff 0008 00008000 00000800 00000000 00100000 00000100 00000008 80000000
+		0000000000100000` + strings.Repeat("00", 20)},
+	{"vpd b1", cdb(0x12, 1, 0xB1), [2]int{3, 2}, "00 b1 003c 00 01" + strings.Repeat("00", 58)},
+	{"vpd b2", cdb(0x12, 1, 0xB2), [2]int{3, 2}, "00 b2 0004 00 e4 02 00"},
+	{"request sense", cdb(0x03), [2]int{4, 1}, "70 00 00 00000000 0a 00000000 0000 00 000000"},
+	{"report luns", cdb(0xA0), [2]int{6, 4}, "00000008 00000000 0000000000000000"},
+	{"report luns, well known", cdb(0xA0, 0, 1), [2]int{6, 4}, "00000000 00000000"},
+	{"read capacity 10", cdb(0x25), [2]int{}, "00000fff 00000200"},
+	{"read capacity 16", cdb(0x9E, 0x10), [2]int{10, 4}, "0000000000000fff 00000200 00 03 c000" + strings.Repeat("00", 16)},
+	{"mode sense 6, caching", cdb(0x1A, 0, 0x08), [2]int{4, 1}, "1f 00 10 08 00001000 00000200 08 12" + strings.Repeat("00", 18)},
+	{"mode sense 6, control", cdb(0x1A, 8, 0x0A), [2]int{4, 1}, "0f 00 10 00 0a 0a 00 10 0000000000000000"},
+	{"mode sense 6, control changeable", cdb(0x1A, 8, 0x4A), [2]int{4, 1}, "0f 00 10 00 0a 0a 00 00 0000000000000000"},
+	{"mode sense 6, all", cdb(0x1A, 8, 0x3F), [2]int{4, 1}, "4b 00 10 00 010a" + strings.Repeat("00", 10) + "020e" + strings.Repeat("00", 14) +
+		"0812" + strings.Repeat("00", 18) + "0a0a 0010 0000000000000000 1c0a 08 000000000000000000"},
+	{"mode sense 10, long LBA", cdb(0x5A, 0x10, 0x0A), [2]int{7, 2}, "0022 00 10 01 00 0010 0000000000001000 00000000 00000200 0a0a 0010 0000000000000000"},
+	{"target port groups", cdb(0xA3, 0x0A), [2]int{6, 4}, "00000018 00 8d 0001 00 02 00 01 00000001 02 8d 0002 00 02 00 01 00000203"},
+	{"target port groups, extended", cdb(0xA3, 0x2A), [2]int{6, 4}, "0000001c 10 0a 0000 00 8d 0001 00 02 00 01 00000001 02 8d 0002 00 02 00 01 00000203"},
+	{"task management", cdb(0xA3, 0x0D), [2]int{6, 4}, "d8000000"},
+	{"task management, extended", cdb(0xA3, 0x0D, 0x80), [2]int{6, 4}, "d800000c 00000000 00000000 00000000"},
+	{"opcodes", cdb(0xA3, 0x0C), [2]int{6, 4}, ""},
+	{"opcodes with timeouts", cdb(0xA3, 0x0C, 0x80), [2]int{6, 4}, ""},
+	{"opcode read 10", cdb(0xA3, 0x0C, 1, 0x28), [2]int{6, 4}, "00 03 000a 28 18 ffffffff 00 ffff 00"},
+	{"opcode read capacity 16", cdb(0xA3, 0x0C, 0x82, 0x9E, 0, 0x10), [2]int{6, 4}, "00 83 0010 9e 10 0000000000000000 ffffffff 0000 000a 00000000000000000000"},
+	{"opcode format unit", cdb(0xA3, 0x0C, 1, 0x04), [2]int{6, 4}, "00 01 0000"},
+	{"opcode service action 11", cdb(0xA3, 0x0C, 3, 0x9E, 0, 0x11), [2]int{6, 4}, "00 01 0000"},
+}
+
+func TestDescriptionsAreExactAtEveryAllocationLength(t *testing.T) {
+	g := newRig(t, 512, nil)
+	for _, c := range descriptions {
+		t.Run(c.name, func(t *testing.T) {
+			full := g.run(g.nexus, withAllocation(c.cdb, c.allocation, c.allocation[1] > 1, 0xFF), 1<<16, nil)
+			g.want(full, "good")
+			if want := unhex(c.want); c.want != "" && !bytes.Equal(full.data, want) {
+				t.Fatalf("got  %x\nwant %x", full.data, want)
+			}
+			if c.allocation[1] == 0 {
+				return
+			}
+			for n := range 256 {
+				for _, edtl := range []int{n, 8, 1 << 12} {
+					r := g.run(g.nexus, withAllocation(c.cdb, c.allocation, false, byte(n)), edtl, nil)
+					take := min(n, len(full.data))
+					if r.Status != scsi.StatusGood || r.TransferIn != int64(take) || !bytes.Equal(r.data, full.data[:min(take, edtl)]) {
+						t.Fatalf("allocation %d, EDTL %d: %s, transfer %d, %x", n, edtl, outcome(&r.Task), r.TransferIn, r.data)
+					}
+				}
+			}
+		})
+	}
+}
+
+// withAllocation sets the low byte of the ALLOCATION LENGTH, and the one above too if wide.
+func withAllocation(c [16]byte, at [2]int, wide bool, n byte) [16]byte {
+	if at[1] > 0 {
+		c[at[0]+at[1]-1] = n
+	}
+	if wide {
+		c[at[0]+at[1]-2] = n
+	}
+	return c
+}
+
+func TestRefusals(t *testing.T) {
+	g := newRig(t, 512, nil)
+	b512, b1024 := pattern(512, 1), pattern(1024, 1)
+	for _, c := range []struct {
+		name string
+		cdb  [16]byte
+		in   int
+		out  []byte
+		want string
+	}{
+		{"format unit", cdb(0x04), 0, nil, "05/20/00"},
+		{"reserve 6", cdb(0x16), 0, nil, "05/20/00"},
+		{"persistent reserve in", cdb(0x5E), 512, nil, "05/20/00"},
+		{"persistent reserve out", cdb(0x5F), 0, nil, "05/20/00"},
+		{"extended copy", cdb(0x83), 0, nil, "05/20/00"},
+		{"get lba status", cdb(0x9E, 0x12), 512, nil, "05/20/00"},
+		{"set target port groups", cdb(0xA4, 0x0A), 0, nil, "05/20/00"},
+		{"write atomic", cdb(0x9C), 0, nil, "05/20/00"},
+		{"naca", cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 1, 4), 512, nil, "05/24/00"},
+		{"inquiry page without evpd", cdb(0x12, 0, 0x80, 0, 0xFF), 512, nil, "05/24/00"},
+		{"inquiry unknown page", cdb(0x12, 1, 0x85, 0, 0xFF), 512, nil, "05/24/00"},
+		{"inquiry cmddt", cdb(0x12, 2, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"mode sense saved", cdb(0x1A, 0, 0xFF, 0, 0xFF), 512, nil, "05/39/00"},
+		{"mode sense unknown page", cdb(0x1A, 0, 0x05, 0, 0xFF), 512, nil, "05/24/00"},
+		{"mode sense subpage", cdb(0x1A, 0, 0x0A, 1, 0xFF), 512, nil, "05/24/00"},
+		{"stop", cdb(0x1B, 0, 0, 0, 0), 0, nil, "05/24/00"},
+		{"eject", cdb(0x1B, 0, 0, 0, 2), 0, nil, "05/24/00"},
+		{"start", cdb(0x1B, 0, 0, 0, 1), 0, nil, "good"},
+		{"request sense in descriptor format", cdb(0x03, 1, 0, 0, 0xFF), 252, nil, "05/24/00"},
+		{"rsoc option 1 of a service action", cdb(0xA3, 0x0C, 1, 0x9E, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"rsoc option 2 without", cdb(0xA3, 0x0C, 2, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"rsoc option 4", cdb(0xA3, 0x0C, 4, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"rtpg format 2", cdb(0xA3, 0x4A, 0, 0, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"report luns administrative", cdb(0xA0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
+		{"read protect", cdb(0x28, 0x20, 0, 0, 0, 0, 0, 0, 1), 512, nil, "05/24/00"},
+		{"read dpo fua", cdb(0x28, 0x18, 0, 0, 0, 0, 0, 0, 1), 512, nil, "good"},
+		{"write protect", cdb(0x8A, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
+		{"read last", cdb(0x28, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1), 512, nil, "good"},
+		{"read beyond", cdb(0x28, 0, 0, 0, 0x0F, 0xFF, 0, 0, 2), 1024, nil, "05/21/00"},
+		{"read none at the end", cdb(0x28, 0, 0, 0, 0x10, 0, 0, 0, 0), 0, nil, "good"},
+		{"read none beyond the end", cdb(0x28, 0, 0, 0, 0x10, 1, 0, 0, 0), 0, nil, "05/21/00"},
+		{"read overflow", cdb(0x88, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 2), 1024, nil, "05/21/00"},
+		{"read overflow in bytes", cdb(0x88, 0, 0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 512, nil, "05/21/00"},
+		{"read 2^32-1", cdb(0x88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF), 512, nil, "05/21/00"},
+		{"write beyond", cdb(0x2A, 0, 0, 0, 0x0F, 0xFF, 0, 0, 2), 0, b1024, "05/21/00"},
+		{"write same none", cdb(0x41), 0, b512, "05/24/00"},
+		{"write same anchor", cdb(0x41, 0x10, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
+		{"write same 10 ndob", cdb(0x41, 0x01, 0, 0, 0, 0, 0, 0, 1), 0, nil, "05/24/00"},
+		{"write same beyond", cdb(0x93, 0, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 2), 0, b512, "05/21/00"},
+		{"write same of two blocks", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, b1024, "05/0E/03"},
+		{"write same of no data", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, nil, "05/0E/03"},
+		{"compare and write short", cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/0E/03"},
+		{"compare and write beyond", cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 1), 0, b1024, "05/21/00"},
+		{"compare and write of nothing", cdb(0x89), 0, nil, "good"},
+		{"verify byte check 3", cdb(0x2F, 0x06, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
+		{"verify short", cdb(0x2F, 0x02, 0, 0, 0, 0, 0, 0, 2), 0, b512, "05/0E/03"},
+		{"synchronize beyond", cdb(0x35, 0, 0, 0, 0x10, 1, 0, 0, 0), 0, nil, "05/21/00"},
+		{"synchronize all", cdb(0x91, 2), 0, nil, "good"},
+		{"unmap nothing", cdb(0x42), 0, nil, "good"},
+		{"unmap anchor", cdb(0x42, 1), 0, nil, "05/24/00"},
+		{"unmap short list", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 7), 0, make([]byte, 7), "05/1A/00"},
+		{"unmap list longer than sent", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, unhex("0016 0010 00000000"), "05/1A/00"},
+		{"unmap no descriptors", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, make([]byte, 8), "good"},
+		{"unmap beyond", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 24), 0, unhex("0016 0010 00000000 ffffffffffffffff 00000001 00000000"), "05/21/00"},
+		{"unmap too many", cdb(0x42, 0, 0, 0, 0, 0, 0, 0x10, 0x18), 0, append(unhex("1016 1010 00000000"), make([]byte, 257*16)...), "05/26/00"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := g.run(g.nexus, c.cdb, c.in, c.out)
+			if got := outcome(&r.Task); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+			if r.Status != scsi.StatusGood && (r.data != nil || r.TransferIn != 0) {
+				t.Errorf("refused with %d bytes of data", len(r.data))
+			}
+			if n := g.target.DataOutLength(0, &c.cdb); r.Status == scsi.StatusGood && n > int64(len(c.out)) {
+				t.Errorf("wanted %d bytes of Data-Out and was content with %d", n, len(c.out))
+			}
+		})
+	}
+	if !bytes.Equal(g.mem.Bytes(block.Range{Count: testSectors}), make([]byte, testSectors*512)) {
+		t.Error("a refused command changed the medium")
+	}
+}
+
+func TestTransferLimitIsEnforcedAsReported(t *testing.T) {
+	g := newRig(t, 512, func(c *scsi.UnitConfig) { c.MaxTransferBytes = 64 << 10 })
+	limits := g.run(g.nexus, cdb(0x12, 1, 0xB0, 0, 0xFF), 255, nil).data
+	if limits[10] != 0 || limits[11] != 128 || limits[5] != 64 {
+		t.Fatalf("block limits % x", limits[:16])
+	}
+	g.want(g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 128), 64<<10, nil), "good")
+	g.want(g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 129), 65<<10, nil), "05/24/00")
+	g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 129), 0, make([]byte, 129*512)), "05/24/00")
+	g.want(g.run(g.nexus, cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 65), 0, make([]byte, 65*1024)), "05/24/00")
+	over := cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 129)
+	if n := g.target.DataOutLength(0, &over); n != 0 {
+		t.Errorf("solicits %d bytes for a command it will refuse", n)
+	}
+}
+
+func TestDataCommands(t *testing.T) {
+	for _, logical := range []int{512, 4096} {
+		g := newRig(t, logical, nil)
+		per := block.Count(logical / 512)
+		at := func(lba, n int) []byte {
+			return g.mem.Bytes(block.Range{Start: block.Sector(lba * int(per)), Count: block.Count(n) * per})
+		}
+		for i, c := range []struct{ write, read [16]byte }{
+			{cdb(0x0A, 0, 0, 3, 2), cdb(0x08, 0, 0, 3, 2)},
+			{cdb(0x2A, 0, 0, 0, 0, 3, 0, 0, 2), cdb(0x28, 0, 0, 0, 0, 3, 0, 0, 2)},
+			{cdb(0xAA, 0x08, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0xA8, 0, 0, 0, 0, 3, 0, 0, 0, 2)},
+			{cdb(0x8A, 0x10, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0x88, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2)},
+			{cdb(0x2E, 0x02, 0, 0, 0, 3, 0, 0, 2), cdb(0x28, 0, 0, 0, 0, 3, 0, 0, 2)},
+			{cdb(0xAE, 0, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0x28, 0, 0, 0, 0, 3, 0, 0, 2)},
+			{cdb(0x8E, 0x02, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0x28, 0, 0, 0, 0, 3, 0, 0, 2)},
+		} {
+			data := pattern(2*logical, byte(i+1))
+			if n := g.target.DataOutLength(0, &c.write); n != int64(len(data)) {
+				t.Errorf("% x wants %d bytes", c.write, n)
+			}
+			g.want(g.run(g.nexus, c.write, 0, data), "good")
+			if !bytes.Equal(at(3, 2), data) {
+				t.Errorf("% x did not store its data", c.write)
+			}
+			r := g.run(g.nexus, c.read, 2*logical, nil)
+			g.want(r, "good")
+			if !bytes.Equal(r.data, data) || r.TransferIn != int64(len(data)) {
+				t.Errorf("% x read other data", c.read)
+			}
+		}
+		was := at(3, 2)
+		for _, v := range [][16]byte{cdb(0x2F, 0x12, 0, 0, 0, 3, 0, 0, 2), cdb(0xAF, 2, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0x8F, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2)} {
+			g.want(g.run(g.nexus, v, 0, was), "good")
+			bad := bytes.Clone(was)
+			bad[logical+7] ^= 1
+			r := g.run(g.nexus, v, 0, bad)
+			g.want(r, "0E/1D/00")
+			if got := int(r.Sense[5])<<8 | int(r.Sense[6]); r.Sense[0] != 0xF0 || got != logical+7 {
+				t.Errorf("miscompare at %d, want %d", got, logical+7)
+			}
+			v[1] &^= 2
+			g.want(g.run(g.nexus, v, 0, nil), "good")
+		}
+		next := pattern(2*logical, 99)
+		caw := cdb(0x89, 0x18, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2)
+		g.want(g.run(g.nexus, caw, 0, append(bytes.Clone(was), next...)), "good")
+		r := g.run(g.nexus, caw, 0, append(bytes.Clone(was), was...))
+		g.want(r, "0E/1D/00")
+		if !bytes.Equal(at(3, 2), next) || r.Sense[0] != 0xF0 || int(r.Sense[6]) != 0 {
+			t.Errorf("after a miscompare: sense % x", r.Sense)
+		}
+
+		g.want(g.run(g.nexus, cdb(0x41, 0, 0, 0, 0, 8, 0, 0, 3), 0, next[:logical]), "good")
+		if !bytes.Equal(at(8, 3), bytes.Repeat(next[:logical], 3)) {
+			t.Error("WRITE SAME did not repeat its block")
+		}
+		g.want(g.run(g.nexus, cdb(0x41, 8, 0, 0, 0, 8, 0, 0, 1), 0, was[:logical]), "good") // UNMAP=1 with data: written
+		if !bytes.Equal(at(8, 1), was[:logical]) {
+			t.Error("WRITE SAME with UNMAP=1 must write data that is not zero")
+		}
+		g.want(g.run(g.nexus, cdb(0x41, 8, 0, 0, 0, 8, 0, 0, 1), 0, make([]byte, logical)), "good")
+		g.want(g.run(g.nexus, cdb(0x93, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1), 0, nil), "good") // NDOB
+		if !bytes.Equal(at(8, 2), make([]byte, 2*logical)) || bytes.Equal(at(10, 1), make([]byte, logical)) {
+			t.Error("WRITE SAME of zeros went wrong")
+		}
+		list := unhex("002e 0020 00000000 0000000000000003 00000001 00000000 000000000000000a 00000001 00000000")
+		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
+		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) || !bytes.Equal(at(10, 1), make([]byte, logical)) {
+			t.Error("UNMAP cleared the wrong blocks")
+		}
+	}
+}
+
+func TestResiduals(t *testing.T) {
+	g := newRig(t, 512, nil)
+	data := pattern(1024, 5)
+	g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 2), 0, data), "good")
+	for edtl, got := range map[int]int{0: 0, 200: 200, 512: 512, 1024: 1024, 10000: 1024} {
+		r := g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 2), edtl, nil)
+		if g.want(r, "good"); r.TransferIn != 1024 || !bytes.Equal(r.data, data[:got]) {
+			t.Errorf("READ with EDTL %d: transfer %d, %d bytes", edtl, r.TransferIn, len(r.data))
+		}
+	}
+	for _, c := range []struct {
+		edtl    int
+		want    string
+		written int
+	}{{0, "good", 0}, {512, "good", 512}, {1024, "good", 1024}, {2048, "good", 1024}, {200, "05/0E/03", 0}, {700, "05/0E/03", 0}} {
+		g.want(g.run(g.nexus, cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 4), 0, bytes.Repeat([]byte{'a'}, 512)), "good")
+		r := g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 2), 0, bytes.Repeat([]byte{'b'}, c.edtl))
+		g.want(r, c.want)
+		want := append(bytes.Repeat([]byte{'b'}, c.written), bytes.Repeat([]byte{'a'}, 2048-c.written)...)
+		if r.TransferOut != 1024 || !bytes.Equal(g.mem.Bytes(block.Range{Count: 4}), want) {
+			t.Errorf("WRITE with EDTL %d: transfer %d, or the wrong blocks", c.edtl, r.TransferOut)
+		}
+	}
+	short := g.task(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 2), 0, data[:512])
+	short.ExpectedOut = 1024 // announced, but not all of it came
+	g.want(g.execute(t.Context(), short), "0B/0C/0D")
+}
+
+func TestWriteProtectedUnitRefusesEveryChange(t *testing.T) {
+	g := newRig(t, 512, func(c *scsi.UnitConfig) { c.WriteProtected = true })
+	for _, op := range []byte{0x0A, 0x2A, 0x2E, 0x41, 0x42, 0x89, 0x8A, 0x8E, 0x93, 0xAA, 0xAE} {
+		c := cdb(op)
+		g.want(g.run(g.nexus, c, 0, nil), "07/27/00")
+		if n := g.target.DataOutLength(0, &c); n != 0 {
+			t.Errorf("%02X solicits %d bytes", op, n)
+		}
+	}
+	if r := g.run(g.nexus, cdb(0x1A, 0, 0x3F, 0, 0xFF), 255, nil); r.data[2] != 0x90 {
+		t.Errorf("device specific parameter %02x: want WP and DPOFUA", r.data[2])
+	}
+	g.want(g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 1), 512, nil), "good")
+}

@@ -234,8 +234,7 @@ func (v *Volume) Close() error {
 	}
 	v.applyMu.Unlock()
 	for i := range v.m.stripes { // readers that saw the volume open have finished
-		v.m.stripes[i].Lock()
-		v.m.stripes[i].Unlock() //nolint:staticcheck // an empty critical section is the point
+		v.m.stripes[i].wait()
 	}
 	var err error
 	if c != nil {

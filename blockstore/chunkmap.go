@@ -33,6 +33,12 @@ type stripe struct {
 	_ [40]byte // a cache line each
 }
 
+// wait returns when everyone who has the lock now has released it.
+func (s *stripe) wait() {
+	s.Lock()
+	defer s.Unlock()
+}
+
 // chunkMap finds the chunks of one volume.
 type chunkMap struct {
 	chunks  uint32

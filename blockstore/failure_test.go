@@ -63,7 +63,9 @@ func TestMediumErrorIsFinal(t *testing.T) {
 	}{
 		"sync":  {crashdev.Sync, func(v *blockstore.Volume, _ *storetest.Model) error { _, err := v.Checkpoint(ctx); return err }},
 		"write": {crashdev.Write, func(v *blockstore.Volume, m *storetest.Model) error { return v.Apply(3, []block.Op{m.Write(0, 2)}) }},
-		"read":  {crashdev.Read, func(v *blockstore.Volume, _ *storetest.Model) error { return v.ReadAt(block.Range{Count: 8}, make([]byte, 4096)) }},
+		"read": {crashdev.Read, func(v *blockstore.Volume, _ *storetest.Model) error {
+			return v.ReadAt(block.Range{Count: 8}, make([]byte, 4096))
+		}},
 		"allocate": {crashdev.Allocate, func(v *blockstore.Volume, m *storetest.Model) error {
 			return v.Apply(3, []block.Op{m.Write(128, 2)})
 		}},

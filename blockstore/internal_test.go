@@ -295,6 +295,9 @@ func TestDamagedBoltFileIsAnError(t *testing.T) {
 			}
 			p, err := OpenPool(PoolConfig{Media: MediaFile, Dir: dir})
 			if err != nil {
+				if errors.Is(err, vfs.ErrLocked) {
+					t.Fatalf("page at %d filled with %#x: the previous attempt has left a lock behind", page, junk)
+				}
 				refused++
 				continue
 			}

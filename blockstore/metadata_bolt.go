@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"sanctuary/blockstore/vfs"
 )
@@ -79,11 +80,16 @@ func openBolt(path string) (*boltMetadata, error) {
 
 func openBoltFile(path string) (*boltMetadata, error) {
 	m := &boltMetadata{}
+	var file *os.File
 	err := m.guard(func() (err error) {
 		m.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout:      boltLockTimeout,
 			FreelistType: bbolt.FreelistMapType, // the other type slows down as a large file fragments
 			NoStatistics: true,
+			OpenFile: func(name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+				file, err = os.OpenFile(name, flag, perm)
+				return file, err
+			},
 		})
 		return err
 	})
@@ -91,9 +97,24 @@ func openBoltFile(path string) (*boltMetadata, error) {
 		return nil, fmt.Errorf("open %s: %w", path, vfs.ErrLocked)
 	}
 	if err != nil {
+		// If bbolt has panicked, it has left the file open, and so locked against our own next attempt: even closing it would
+		// not help, as bbolt's memory mapping keeps the lock. If it has not, the file is closed and this does nothing.
+		if file != nil {
+			if raw, rawErr := file.SyscallConn(); rawErr == nil {
+				err = errors.Join(err, ignoreClosed(raw.Control(func(fd uintptr) { _ = unix.Flock(int(fd), unix.LOCK_UN) })))
+			}
+			err = errors.Join(err, ignoreClosed(file.Close()))
+		}
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return m, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
 }
 
 // Update implements Metadata.

@@ -69,15 +69,15 @@ func (c PoolConfig) Validate() error {
 	case c.CapacityBytes < 0:
 		return fmt.Errorf("CapacityBytes %d: use a positive size", c.CapacityBytes)
 	case (c.Device == nil) != (c.Metadata == nil):
-		return errors.New("Device and Metadata: set both or neither")
+		return errors.New("set both Device and Metadata, or neither")
 	case c.Device != nil:
 		if c.CapacityBytes > c.Device.Size()-block.ChunkSize {
 			return fmt.Errorf("CapacityBytes %d: the device has %d, of which 256 KiB are for the header", c.CapacityBytes, c.Device.Size())
 		}
 	case c.Media == MediaFile && c.Dir == "":
-		return errors.New("Dir: a file pool needs a directory")
+		return errors.New("a file pool needs a directory: set Dir")
 	case c.Media == MediaRAM && c.CapacityBytes == 0:
-		return errors.New("CapacityBytes: a RAM pool needs a size")
+		return errors.New("a RAM pool needs a size: set CapacityBytes")
 	case c.Media != MediaFile && c.Media != MediaRAM:
 		return fmt.Errorf("Media %q: use %q or %q", c.Media, MediaFile, MediaRAM)
 	}
@@ -182,7 +182,7 @@ func (p *Pool) openMetadata(cfg PoolConfig) error {
 			return fmt.Errorf("%s is missing though %s is there: the pool's data cannot be read without it. Restore it, or move the directory away to start anew (the replicas of its LUNs are then rebuilt from their peers)", metaFile, dataFile)
 		}
 		if cfg.CapacityBytes == 0 {
-			return errors.New("CapacityBytes: there is no pool here, and a new one needs a size")
+			return errors.New("there is no pool here, and a new one needs a size: set CapacityBytes")
 		}
 		if err := createBolt(path, func(tx MetadataTx) error { return putNewHeader(tx, cfg.CapacityBytes) }); err != nil {
 			return err

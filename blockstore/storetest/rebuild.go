@@ -28,7 +28,7 @@ func changed(t *testing.T, v *blockstore.Volume, since uint64) []int {
 func testChanged(t *testing.T, m Medium) {
 	p := open(t, m.New(t, 8*chunk))
 	v, model := create(t, p, "v"), NewModel(geometry)
-	step(t, v, model, model.Write(0, 1), model.Write(64, 1), model.Write(256, 3)) // 1: chunks 0, 1, 4
+	step(t, v, model, model.Write(0, 1), model.Write(64, 1), model.Write(256, 3))  // 1: chunks 0, 1, 4
 	step(t, v, model, model.Write(130, 1))                                         // 2: chunk 2
 	step(t, v, model, model.Zero(64, 64))                                          // 3: frees chunk 1
 	step(t, v, model, model.Zero(64, 64), model.Zero(0, 0), model.SetState(0, "")) // 4: no block

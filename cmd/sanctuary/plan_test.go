@@ -97,7 +97,7 @@ func TestPortsFromABaseMustAllBeFree(t *testing.T) {
 		t.Fatalf("%v, %v", got, err)
 	}
 	for _, network := range []string{"tcp", "udp"} { // gossip needs both on one number
-		release := func() {}
+		var release func()
 		if network == "tcp" {
 			l, err := net.Listen(network, loopback(base))
 			if err != nil {

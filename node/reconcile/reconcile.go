@@ -1,0 +1,369 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"sanctuary/node/catalog"
+)
+
+// Runner does things to replicas on this node. Calls for one LUN come one after another, for several LUNs at once; the
+// queries come at any time. Every call ends soon after its context does.
+type Runner interface {
+	// Storage returns the replica IDs whose storage is on this node, by LUN ID: those that are complete and can be started,
+	// running or not. An error means that it cannot be told (a disk is not mounted): then nothing is done at all.
+	Storage(ctx context.Context) (map[string][]string, error)
+	// Running returns the replica ID that runs, by LUN ID.
+	Running() map[string]string
+	// Owns says whether this node leads the LUN's group and may change its members.
+	Owns(lun string) bool
+	// Create makes the empty storage of a replica (for a witness, its log) and makes it durable. If it fails, Storage does
+	// not list it. It is called once for each ID, or again after an error.
+	Create(ctx context.Context, l catalog.LUN, r catalog.Replica) error
+	// Start starts the replica on its storage. If bootstrap is not empty and the replica's log and stable store both are,
+	// the group begins with those replicas as its voters; it is empty for a replica that joins.
+	Start(ctx context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) error
+	// Stop ends the running replica of the LUN and waits for it. Its storage stays.
+	Stop(ctx context.Context, lun string) error
+	// Delete deletes the storage of a replica that does not run. Storage that is not there is a success.
+	Delete(ctx context.Context, lun, replica string) error
+	// Reconfigure, on the owner, brings the group's members nearer to the catalog's: it removes the replicas'
+	// ReplacedIDs, adds joining replicas as learners, and makes those that have caught up voters. It returns the IDs of all
+	// joining replicas that are voters, in sync, with what they replace removed. It does not wait for a rebuild: it is called again.
+	Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error)
+}
+
+// Proposer makes changes of the catalog; it finds the leader. Errors as of catalog.Catalog.Propose.
+type Proposer interface {
+	Propose(ctx context.Context, c catalog.Change) (catalog.Result, error)
+}
+
+// Catalog is what there should be. *catalog.Catalog implements it.
+type Catalog interface {
+	Watch() (*catalog.Model, <-chan struct{})
+}
+
+// Config is what a Reconciler needs.
+type Config struct {
+	Node     string
+	Catalog  Catalog
+	Proposer Proposer
+	Runner   Runner
+	Logger   *slog.Logger // nil: discard
+}
+
+// Reconciler works on one node. Its methods are safe for concurrent use.
+type Reconciler struct {
+	cfg   Config
+	log   *slog.Logger
+	claim string
+	wake  chan struct{}
+
+	mu      sync.Mutex
+	luns    map[string]*work
+	created map[string]bool
+	orphans []Orphan
+	blind   error // why Storage could not tell
+}
+
+// work is what is known about one LUN's steps. Guarded by Reconciler.mu.
+type work struct {
+	name     string
+	busy     bool
+	plan     string // the steps last tried, to see whether they are new
+	doing    string
+	failures int
+	reason   error
+	retry    time.Time // not before
+}
+
+const (
+	parallel     = 8                      // LUNs worked on at once
+	tick         = 2 * time.Second        // look even if nobody says that something has changed
+	firstRetry   = 250 * time.Millisecond // doubled with each failure
+	lastRetry    = 30 * time.Second       //
+	pollInterval = 500 * time.Millisecond // between two looks at a replica that is joining, or the same steps once more
+	proposeWait  = 10 * time.Second       // for the catalog to answer
+	stepWait     = 2 * time.Minute        // for the Runner to create, start, stop or delete
+)
+
+// New returns a Reconciler. Each has a claim of its own: one for each process start, and one Run for each.
+func New(cfg Config) *Reconciler {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Reconciler{
+		cfg: cfg, log: cfg.Logger, claim: uuid.NewString(), wake: make(chan struct{}, 1),
+		luns: map[string]*work{}, created: map[string]bool{},
+	}
+}
+
+// Wake makes the Reconciler look at once: ownership has moved, a replica has stopped by itself, a learner has caught up.
+// It never blocks.
+func (r *Reconciler) Wake() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run works until ctx ends, waits for the steps under way and returns nil. It leaves running what runs.
+func (r *Reconciler) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, parallel)
+	for {
+		model, newer := r.cfg.Catalog.Watch()
+		next := r.round(ctx, model, slots, &wg)
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-newer:
+		case <-r.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// round starts what can be started now and returns when to look again at the latest.
+func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan struct{}, wg *sync.WaitGroup) time.Duration {
+	// Steps that end while Storage looks have made what it saw of their LUN untrue: storage created meanwhile would seem
+	// lost. Only this goroutine begins steps, so a LUN that is not busy now is as Storage sees it.
+	r.mu.Lock()
+	busy := map[string]bool{}
+	for id, w := range r.luns {
+		busy[id] = w.busy
+	}
+	r.mu.Unlock()
+	storage, err := r.cfg.Runner.Storage(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		if r.blind == nil && ctx.Err() == nil {
+			r.log.Error("this node cannot tell which replicas it has, and does nothing until it can", "reason", err)
+		}
+		r.blind = err
+		return tick
+	}
+	r.blind = nil
+	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, Created: r.created}
+	for id := range a.Running {
+		a.Owned[id] = r.cfg.Runner.Owns(id)
+	}
+	r.orphans = Orphans(model, r.cfg.Node, a)
+	plans := Plan(model, r.cfg.Node, a)
+	now, next := time.Now(), tick
+	for id := range r.luns {
+		if plans[id] == nil && !busy[id] {
+			delete(r.luns, id) // nothing to do, nothing to report
+		}
+	}
+	for id, steps := range plans {
+		w := r.luns[id]
+		if w == nil {
+			w = &work{name: steps[0].LUN.Name}
+			r.luns[id] = w
+		}
+		if busy[id] {
+			continue // it wakes us when it ends
+		}
+		plan := describe(steps)
+		if wait := w.retry.Sub(now); plan == w.plan && wait > 0 {
+			next = min(next, wait)
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			continue // who has one wakes us when it ends
+		}
+		if plan != w.plan {
+			w.plan, w.failures = plan, 0
+		}
+		w.busy, w.doing = true, steps[0].String()
+		wg.Go(func() {
+			err := r.run(ctx, steps)
+			<-slots
+			r.ended(ctx, w, steps, err)
+		})
+	}
+	return next
+}
+
+func describe(steps []Action) string {
+	var b strings.Builder
+	for _, s := range steps {
+		fmt.Fprintf(&b, "%s %s %s;", s.Kind, s.Replica.ID, s.Replica.State)
+	}
+	return b.String()
+}
+
+func (r *Reconciler) ended(ctx context.Context, w *work, steps []Action, err error) {
+	r.mu.Lock()
+	w.busy, w.doing = false, ""
+	w.reason = err
+	if err == nil {
+		w.failures = 0
+		w.retry = time.Now().Add(pollInterval) // for the same steps; others are tried at once
+	} else {
+		wait := lastRetry
+		if w.failures < 7 {
+			wait = min(lastRetry, firstRetry<<w.failures)
+		}
+		w.failures++
+		w.retry = time.Now().Add(wait)
+		if ctx.Err() == nil {
+			r.log.Warn("a step towards what the catalog asks for has not succeeded", "lun", w.name, "steps", len(steps), "reason", err, "retry in", wait)
+		}
+	}
+	r.mu.Unlock()
+	r.Wake()
+}
+
+func (r *Reconciler) run(ctx context.Context, steps []Action) error {
+	for _, s := range steps {
+		r.log.Debug("reconcile", "step", s.Kind.String(), "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
+		if err := r.step(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) step(ctx context.Context, s Action) error {
+	ctx, cancel := context.WithTimeout(ctx, stepWait)
+	defer cancel()
+	run := r.cfg.Runner
+	switch s.Kind {
+	case Begin:
+		result, err := r.propose(ctx, &catalog.ReplicaStarted{LUN: s.LUN.ID, Replica: s.Replica.ID, Claim: r.claim})
+		if err != nil {
+			return err
+		}
+		if result.LUN == nil || result.Replica == nil {
+			return errors.New("the catalog's answer lacks the replica")
+		}
+		return r.create(ctx, *result.LUN, *result.Replica)
+	case Create:
+		return r.create(ctx, s.LUN, s.Replica)
+	case Start:
+		return r.start(ctx, s.LUN, s.Replica)
+	case Replace:
+		r.log.Warn("a replica has lost its storage and is replaced by an empty one", "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
+		result, err := r.propose(ctx, &catalog.ReplaceReplica{LUN: s.LUN.ID, Old: s.Replica.ID, Claim: r.claim})
+		if err == nil && result.LUN != nil && result.LUN.Lost {
+			r.log.Error("every copy of the LUN has lost its data; it stays out of service until an operator decides", "lun", s.LUN.Name)
+		}
+		return err // the new incarnation is created when it shows in the catalog here
+	case Reconfigure:
+		promoted, err := run.Reconfigure(ctx, s.LUN)
+		for _, id := range promoted {
+			if _, perr := r.propose(ctx, &catalog.ReplicaPromoted{LUN: s.LUN.ID, Replica: id}); perr != nil {
+				return errors.Join(err, perr)
+			}
+			r.log.Info("a replica holds the data again", "lun", s.LUN.Name, "replica", id)
+		}
+		return err
+	case Stop:
+		r.log.Info("a replica is stopped", "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
+		return run.Stop(ctx, s.LUN.ID)
+	case Delete:
+		r.log.Info("the storage of a replica is deleted", "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
+		return run.Delete(ctx, s.LUN.ID, s.Replica.ID)
+	case Report:
+		_, err := r.propose(ctx, &catalog.StorageDeleted{LUN: s.LUN.ID, Node: r.cfg.Node})
+		return err
+	}
+	return fmt.Errorf("unknown step %d", s.Kind)
+}
+
+// create is called only for a replica whose claim is ours, recorded in the catalog.
+func (r *Reconciler) create(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
+	r.mu.Lock()
+	again := r.created[rep.ID]
+	r.mu.Unlock()
+	if rep.Claim != r.claim || again {
+		return fmt.Errorf("replica %s is not this process's to create", rep.ID)
+	}
+	if err := r.cfg.Runner.Create(ctx, l, rep); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.created[rep.ID] = true
+	r.mu.Unlock()
+	return r.start(ctx, l, rep)
+}
+
+func (r *Reconciler) start(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
+	var bootstrap []catalog.Replica
+	if rep.State != catalog.ReplicaJoining {
+		bootstrap = l.Bootstrap()
+	}
+	if err := r.cfg.Runner.Start(ctx, l, rep, bootstrap); err != nil {
+		return err
+	}
+	r.log.Info("a replica is running", "lun", l.Name, "replica", rep.ID, "state", rep.State)
+	return nil
+}
+
+// propose waits until the change shows in this node's own catalog too, so that the next plan is made with it.
+func (r *Reconciler) propose(ctx context.Context, c catalog.Change) (catalog.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeWait)
+	defer cancel()
+	result, err := r.cfg.Proposer.Propose(ctx, c)
+	if err != nil {
+		return catalog.Result{}, err
+	}
+	for {
+		m, newer := r.cfg.Catalog.Watch()
+		if m.Index >= result.Index {
+			return result, nil
+		}
+		select {
+		case <-newer:
+		case <-ctx.Done():
+			return result, nil // made all the same; the plan made with the older catalog is refused or harmless
+		}
+	}
+}
+
+// Status is what is under way or in the way for one LUN on this node.
+type Status struct {
+	LUN      string    `json:"lun"` // ID
+	Name     string    `json:"name"`
+	Doing    string    `json:"doing,omitempty"`
+	Failures int       `json:"failures,omitempty"`
+	Reason   string    `json:"reason,omitempty"`
+	Retry    time.Time `json:"retry,omitzero"`
+}
+
+// Status returns the LUNs for which something is under way or has failed, by name, and storage that is left alone. The error says why
+// the node cannot tell what it has.
+func (r *Reconciler) Status() ([]Status, []Orphan, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []Status
+	for id, w := range r.luns {
+		s := Status{LUN: id, Name: w.name, Doing: w.doing}
+		if w.reason != nil {
+			s.Failures, s.Reason, s.Retry = w.failures, w.reason.Error(), w.retry
+		}
+		if w.busy || w.reason != nil {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.LUN, b.LUN)) })
+	return out, slices.Clone(r.orphans), r.blind
+}

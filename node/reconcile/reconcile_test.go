@@ -1,0 +1,419 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"sanctuary/node/catalog"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeCatalog is the catalog's state machine without Raft.
+type fakeCatalog struct {
+	mu    sync.Mutex
+	model *catalog.Model
+	next  chan struct{}
+	down  error // what Propose answers
+	lose  bool  // the next change is made, and its answer lost
+	log   []string
+}
+
+func newFakeCatalog(m *catalog.Model) *fakeCatalog {
+	return &fakeCatalog{model: m, next: make(chan struct{})}
+}
+
+func (f *fakeCatalog) Watch() (*catalog.Model, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.model, f.next
+}
+
+func (f *fakeCatalog) Propose(_ context.Context, c catalog.Change) (catalog.Result, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down != nil {
+		return catalog.Result{}, f.down
+	}
+	next, r, err := catalog.Apply(f.model, f.model.Index+1, c)
+	if next != f.model {
+		f.model = next
+		close(f.next)
+		f.next = make(chan struct{})
+		f.log = append(f.log, strings.TrimPrefix(fmt.Sprintf("%T", c), "*catalog."))
+	}
+	if f.lose {
+		f.lose = false
+		return catalog.Result{}, catalog.ErrUnknown
+	}
+	return r, err
+}
+
+// fakeRunner keeps storage, which a test may take away, and breaks the test when the Runner's contract is broken.
+type fakeRunner struct {
+	t       *testing.T
+	mu      sync.Mutex
+	storage map[string][]string
+	running map[string]string
+	owns    bool
+	inSync  bool
+	fail    map[string]error
+	busy    map[string]bool
+	made    map[string]int // times storage was created, by replica ID
+	log     []string
+	most    int // LUNs worked on at once
+}
+
+func newFakeRunner(t *testing.T) *fakeRunner {
+	return &fakeRunner{t: t, storage: map[string][]string{}, running: map[string]string{}, fail: map[string]error{}, busy: map[string]bool{}, made: map[string]int{}}
+}
+
+// Storage answers with what was so a while ago, as a look at a real disk does.
+func (f *fakeRunner) Storage(context.Context) (map[string][]string, error) {
+	f.mu.Lock()
+	out := map[string][]string{}
+	for k, v := range f.storage {
+		out[k] = slices.Clone(v)
+	}
+	err := f.fail["storage"]
+	f.mu.Unlock()
+	time.Sleep(25 * time.Millisecond)
+	return out, err
+}
+
+func (f *fakeRunner) Running() map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.running)
+}
+
+func (f *fakeRunner) Owns(string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.owns
+}
+
+// do runs f for a LUN after a while, and checks that nothing else is done to that LUN meanwhile.
+func (f *fakeRunner) do(what, lun, replica string, change func()) error {
+	f.mu.Lock()
+	if f.busy[lun] {
+		f.t.Errorf("%s %s while another step of the LUN is under way", what, replica)
+	}
+	f.busy[lun] = true
+	n := 0
+	for _, b := range f.busy {
+		if b {
+			n++
+		}
+	}
+	f.most = max(f.most, n)
+	f.mu.Unlock()
+	time.Sleep(10 * time.Millisecond)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy[lun] = false
+	f.log = append(f.log, what+" "+replica)
+	if err := f.fail[what]; err != nil {
+		return err
+	}
+	change()
+	return nil
+}
+
+func (f *fakeRunner) Create(_ context.Context, l catalog.LUN, r catalog.Replica) error {
+	return f.do("create", l.ID, r.ID, func() {
+		f.made[r.ID]++
+		if f.made[r.ID] > 1 {
+			f.t.Errorf("storage of %s created twice", r.ID)
+		}
+		f.storage[l.ID] = append(f.storage[l.ID], r.ID)
+	})
+}
+
+func (f *fakeRunner) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) error {
+	if (len(bootstrap) == 0) != (r.State == catalog.ReplicaJoining) {
+		f.t.Errorf("%s starts as %s with %d replicas to begin with", r.ID, r.State, len(bootstrap))
+	}
+	return f.do("start", l.ID, r.ID, func() {
+		if !slices.Contains(f.storage[l.ID], r.ID) || f.running[l.ID] != "" {
+			f.t.Errorf("start of %s: storage %v, running %q", r.ID, f.storage[l.ID], f.running[l.ID])
+		}
+		f.running[l.ID] = r.ID
+	})
+}
+
+func (f *fakeRunner) Stop(_ context.Context, lun string) error {
+	return f.do("stop", lun, f.running[lun], func() { delete(f.running, lun) })
+}
+
+func (f *fakeRunner) Delete(_ context.Context, lun, replica string) error {
+	return f.do("delete", lun, replica, func() {
+		if f.running[lun] == replica {
+			f.t.Errorf("%s deleted while it runs", replica)
+		}
+		f.storage[lun] = slices.DeleteFunc(f.storage[lun], func(r string) bool { return r == replica })
+		if len(f.storage[lun]) == 0 {
+			delete(f.storage, lun)
+		}
+	})
+}
+
+func (f *fakeRunner) Reconfigure(_ context.Context, l catalog.LUN) ([]string, error) {
+	var promoted []string
+	err := f.do("reconfigure", l.ID, "", func() {
+		for _, r := range l.Replicas {
+			if f.inSync && r.State == catalog.ReplicaJoining {
+				promoted = append(promoted, r.ID)
+			}
+		}
+	})
+	return promoted, err
+}
+
+func (f *fakeRunner) actions() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := strings.Join(f.log, ", ")
+	f.log = nil
+	return out
+}
+
+func (f *fakeRunner) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// during runs a Reconciler in a bubble of virtual time while f is called.
+func during(t *testing.T, c *fakeCatalog, run *fakeRunner, f func(r *Reconciler)) {
+	r := New(Config{Node: "b", Catalog: c, Proposer: c, Runner: run})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx) }()
+	f(r)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// settle lets enough virtual time pass for every step and retry.
+func settle() {
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
+
+func TestLUNIsCreatedStartedRestartedAndDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); got != "create b/2, start b/2" {
+				t.Fatal(got)
+			}
+		})
+		run.running = map[string]string{} // the process ends; its disk stays
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); got != "start b/2" {
+				t.Fatal(got)
+			}
+			if _, err := c.Propose(t.Context(), &catalog.DeleteLUN{ID: lunID}); err != nil {
+				t.Fatal(err)
+			}
+			settle()
+			if got := run.actions(); got != "stop b/2, delete b/2" {
+				t.Fatal(got)
+			}
+			if got := c.model.Deleted[lunID].Nodes; fmt.Sprint(got) != "[a w]" {
+				t.Fatalf("tombstone waits for %v", got)
+			}
+		})
+	})
+}
+
+func TestReplicaInMemoryComesBackAsALearner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "started:a/1:x started:w/3:x")), newFakeRunner(t)
+		during(t, c, run, func(*Reconciler) { settle() })
+		run.actions()
+		for incarnation := 4; incarnation < 7; incarnation++ {
+			run.running, run.storage = map[string]string{}, map[string][]string{} // memory is gone with the process
+			during(t, c, run, func(*Reconciler) {
+				settle()
+				if got, want := run.actions(), fmt.Sprintf("create b/%d, start b/%d", incarnation, incarnation); got != want {
+					t.Fatalf("%s, want %s", got, want)
+				}
+			})
+		}
+		mine, _ := c.model.LUNs[lunID].ReplicaOn("b")
+		if mine.Replaces != "b/2,b/4,b/5" || mine.State != catalog.ReplicaJoining {
+			t.Fatalf("%+v", mine)
+		}
+	})
+}
+
+func TestOwnerPromotesOnceTheLearnerIsInSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "running replaced:a/1:x")), newFakeRunner(t)
+		run.storage[lunID], run.running[lunID] = []string{"b/2"}, "b/2"
+		during(t, c, run, func(r *Reconciler) {
+			time.Sleep(5 * time.Second)
+			if got := run.actions(); got != "" {
+				t.Fatalf("a follower did %s", got)
+			}
+			run.set(func() { run.owns = true })
+			r.Wake()
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if n := strings.Count(run.actions(), "reconfigure"); n < 10 || n > 21 {
+				t.Fatalf("looked after the learner %d times in 10 s", n)
+			}
+			run.set(func() { run.inSync = true })
+			settle()
+			run.actions()
+			if mine, _ := c.model.LUNs[lunID].ReplicaOn("a"); mine.State != catalog.ReplicaActive || mine.Replaces != "" {
+				t.Fatalf("%+v", mine)
+			}
+			settle()
+			if got := run.actions(); got != "" {
+				t.Fatalf("a settled group is still worked on: %s", got)
+			}
+		})
+	})
+}
+
+func TestLostAnswerDoesNotCostAnIncarnation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+		c.lose = true
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); got != "create b/2, start b/2" {
+				t.Fatal(got)
+			}
+		})
+		run.running, run.storage = map[string]string{}, map[string][]string{}
+		c.lose = true
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); got != "create b/4, start b/4" {
+				t.Fatal(got)
+			}
+		})
+		if c.model.NextInc != 5 {
+			t.Fatalf("next incarnation %d, want 5", c.model.NextInc)
+		}
+	})
+}
+
+// TestOldCatalogDoesNotBringAmnesia: a node restarts with nothing in memory and a catalog from before its first start.
+func TestOldCatalogDoesNotBringAmnesia(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		real, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)
+		old := newFakeCatalog(history(t, ""))
+		r := New(Config{Node: "b", Catalog: old, Proposer: real, Runner: run})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		settle()
+		if got := run.actions(); got != "" {
+			t.Fatalf("with an old catalog: %s", got)
+		}
+		status, _, _ := r.Status()
+		if len(status) != 1 || !strings.Contains(status[0].Reason, "behind") || status[0].Retry.IsZero() {
+			t.Fatalf("status %+v", status)
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+		run.fail["create"] = errors.New("no space left in the pool")
+		during(t, c, run, func(r *Reconciler) {
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			n := strings.Count(run.actions(), "create")
+			if n < 6 || n > 14 {
+				t.Fatalf("tried %d times in two minutes", n)
+			}
+			status, _, err := r.Status()
+			if err != nil || len(status) != 1 || !strings.Contains(status[0].Reason, "no space") || status[0].Failures < 6 {
+				t.Fatalf("%+v %v", status, err)
+			}
+			run.set(func() { delete(run.fail, "create") })
+			settle()
+			if got := run.actions(); got != "create b/2, start b/2" {
+				t.Fatal(got)
+			}
+			if status, _, _ := r.Status(); len(status) != 0 {
+				t.Fatalf("%+v", status)
+			}
+		})
+	})
+}
+
+func TestStorageThatWillNotStartIsNotTakenForLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+		run.fail["start"] = errors.New("corrupt")
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); strings.Count(got, "create") != 1 || !strings.Contains(got, "start b/2, start b/2") {
+				t.Fatal(got)
+			}
+		})
+		if slices.Contains(c.log, "ReplaceReplica") {
+			t.Fatal("a replica with storage was replaced")
+		}
+	})
+}
+
+func TestNodeThatCannotSeeItsStorageDoesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)
+		run.fail["storage"] = errors.New("the pool is not mounted")
+		during(t, c, run, func(r *Reconciler) {
+			settle()
+			if got := run.actions(); got != "" || len(c.log) > 0 {
+				t.Fatalf("%s %v", got, c.log)
+			}
+			if _, _, err := r.Status(); err == nil {
+				t.Fatal("and does not say why")
+			}
+		})
+	})
+}
+
+func TestManyLUNsAreWorkedOnAtOnceButBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+		for i := range 40 {
+			l := c.model.LUNs[lunID]
+			if _, err := c.Propose(t.Context(), &catalog.CreateLUN{
+				ID: uid(200 + i), Name: fmt.Sprint("l", i), Media: l.Media, Geometry: l.Geometry, Replicas: []catalog.Placement{{Node: "b"}},
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if len(run.running) != 41 || run.most != parallel {
+				t.Fatalf("%d LUNs run, %d at once", len(run.running), run.most)
+			}
+		})
+	})
+}

@@ -261,13 +261,13 @@ func (s *Session) dispatch(h *pdu.Header) error {
 	}
 	if !h.Immediate() {
 		switch sn, exp := h.CmdSN(), s.expCmdSN.Load(); {
-		case sn == exp:
-			s.expCmdSN.Store(exp + 1)
 		case pdu.SerialLess(sn, exp) || pdu.SerialLess(s.maxCmdSN.Load(), sn):
-			// RFC 7143 §4.2.2.1: outside the window is silently ignored. Unsolicited data that follows names a
-			// task we do not have, and is ignored too.
+			// RFC 7143 §4.2.2.1: outside the window, which may be closed, is silently ignored. Unsolicited data that
+			// follows names a task we do not have, and is ignored too.
 			s.stats.ignored.Add(1)
 			return s.reader.Discard(h.DataLength())
+		case sn == exp:
+			s.expCmdSN.Store(exp + 1)
 		default:
 			// On the only connection, in order, a number that was skipped will never come.
 			return protocolError("CmdSN %d, expected %d", sn, exp)

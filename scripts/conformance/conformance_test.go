@@ -13,6 +13,10 @@ func TestJudge(t *testing.T) {
 		return "\nRun Summary:    Type  Total    Ran Passed Failed Inactive\n              suites      1      1    n/a      0        0\n" +
 			"               tests      " + total + "      " + ran + "      " + passed + "      " + failed + "        0\n"
 	}
+	const (
+		head = "\n     CUnit - A unit testing framework for C - Version 2.1-3\n     http://cunit.sourceforge.net/\n\n"
+		noPR = "    [SKIPPED] PERSISTENT RESERVE IN is not implemented.\n"
+	)
 	for _, c := range []struct {
 		name, out string
 		want      verdict
@@ -23,6 +27,9 @@ func TestJudge(t *testing.T) {
 		{"failed", "    [FAILED] READ10 wrong sense\n" + summary("1", "1", "0", "1"), failed, "READ10 wrong sense"},
 		{"skipped", "    [SKIPPED] Logical unit is fully provisioned.\n" + summary("1", "1", "1", "0"), skipped, "Logical unit is fully provisioned."},
 		{"failed after a skip", "[SKIPPED] part\n[FAILED] rest\n" + summary("1", "1", "0", "1"), failed, "rest"},
+		{"target without reservations", noPR + head + noPR + summary("1", "1", "1", "0"), passed, ""},
+		{"its test of reservations", noPR + head + noPR + noPR + summary("1", "1", "1", "0"), skipped, "PERSISTENT RESERVE IN is not implemented."},
+		{"test of reservations elsewhere", head + noPR + summary("1", "1", "1", "0"), skipped, "PERSISTENT RESERVE IN is not implemented."},
 		{"no such test", summary("0", "0", "0", "0"), failed, "did not run"},
 		{"no login", "Failed to log in to target\n", failed, "ended without a summary: Failed to log in to target"},
 		{"nothing", "", failed, "ended without a summary: "},

@@ -22,7 +22,6 @@ import (
 )
 
 const (
-	report   = "docs/CONFORMANCE.md"
 	mustPass = "scripts/conformance/must-pass.txt"
 	preamble = `# Conformance
 
@@ -42,6 +41,7 @@ type options struct {
 	nodes   int           // of the demo cluster
 	match   string        // only suites whose name begins so; empty: all, and the report is written
 	timeout time.Duration // for one test
+	report  string        // file to update after a run of everything against sanctuary; empty: none
 	update  bool          // add what passes to the must-pass list
 }
 
@@ -53,6 +53,7 @@ func main() {
 	flag.IntVar(&o.nodes, "nodes", 3, "nodes of the cluster: 1 or 3")
 	flag.StringVar(&o.match, "match", "", "only tests whose name begins so, such as Read10; the report is left alone")
 	flag.DurationVar(&o.timeout, "timeout", time.Minute, "longest a single test may take")
+	flag.StringVar(&o.report, "report", "docs/CONFORMANCE.md", "file to update when every test was run against sanctuary, or empty for none")
 	flag.BoolVar(&o.update, "update", false, "add every test that passes to "+mustPass)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -96,8 +97,8 @@ func run(ctx context.Context, o options) (err error) {
 		}
 	}
 	fmt.Print(total(results))
-	if o.match == "" && o.target == "sanctuary" {
-		if err := mdblock.Replace(report, "iscsi-test-cu", preamble, table(results, o)); err != nil {
+	if o.report != "" && o.match == "" && o.target == "sanctuary" {
+		if err := mdblock.Replace(o.report, "iscsi-test-cu", preamble, table(results, o)); err != nil {
 			return err
 		}
 	}

@@ -50,6 +50,7 @@ unit: ## vet-less quick part of test: Go tests with the race detector
 e2e: build ## initiators no one here wrote, against a running cluster of bin/sanctuary
 	scripts/setup test
 	SANCTUARY_E2E=1 $(GO) test -count=1 -tags $(TAGS) -timeout $(TEST_TIMEOUT) ./scripts/interop
+	$(GO) run -tags $(TAGS) ./scripts/conformance -report ''
 
 lint: ## gofumpt, vet, staticcheck, shellcheck, generated files up to date, and the architecture's own test
 	scripts/setup lint proto

@@ -19,7 +19,6 @@ import (
 )
 
 const (
-	binary    = "../../bin/sanctuary"
 	lunBytes  = 128 << 20
 	imageMiB  = 64
 	initiator = "iqn.2026-11.local.check:interop"
@@ -58,7 +57,7 @@ func checkDemo(t *testing.T, d rig.Demo) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startTime)
 	defer cancel()
-	d.Binary, d.Dir, d.SizeBytes = binary, shortTempDir(t), lunBytes
+	d.Binary, d.Dir, d.SizeBytes = binary(), shortTempDir(t), lunBytes
 	target, err := rig.StartDemo(ctx, d)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, tail(filepath.Join(d.Dir, "demo.log")))
@@ -255,6 +254,14 @@ func hashTree(t *testing.T, root string) string {
 		t.Fatal(err)
 	}
 	return fmt.Sprintf("%d files %x", files, sum.Sum(nil))
+}
+
+// binary is what is checked: what make build made, unless SANCTUARY_BINARY names another, such as a release's.
+func binary() string {
+	if b := os.Getenv("SANCTUARY_BINARY"); b != "" {
+		return b
+	}
+	return "../../bin/sanctuary"
 }
 
 func gate(t *testing.T) {

@@ -35,8 +35,8 @@ func newDemo(c *cli, dir string, p plan) (*demo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	// A node that is up is one that can be asked; while none leads yet, asking again is all there is to do.
-	cl, err := client.New(client.Config{Addresses: p.API, Timeout: 5 * time.Second, RetryFor: startTimeout})
+	// What must be repeated is repeated by until, which also notices a node that has ended.
+	cl, err := client.New(client.Config{Addresses: p.API, Timeout: 5 * time.Second, RetryFor: -1})
 	if err != nil {
 		return nil, fmt.Errorf("demo plan: %w", err)
 	}
@@ -146,15 +146,27 @@ func (d *demo) lunUp(ctx context.Context) (api.LUN, error) {
 	}); err != nil {
 		return api.LUN{}, err
 	}
-	_, err := d.client.LUN(ctx, d.plan.LUN)
-	var p *api.Problem
-	if errors.As(err, &p) && p.Code == api.CodeNotFound {
+	var refused error
+	if err := d.until(ctx, func() error {
+		_, err := d.client.LUN(ctx, d.plan.LUN)
+		var p *api.Problem
+		if !errors.As(err, &p) || p.Code != api.CodeNotFound {
+			return err
+		}
+		// The node that was asked may be behind: if the LUN is there, the leader says so and the next look finds it.
 		_, err = d.client.CreateLUN(ctx, api.LUNSpec{
 			Name: d.plan.LUN, SizeBytes: d.plan.SizeBytes, Media: d.plan.Media, BlockBytes: 512, Copies: min(2, d.plan.dataNodes()),
 		}, 0)
-	}
-	if err != nil {
+		if errors.As(err, &p) && p.Code == api.CodeInvalid {
+			refused = err
+			return nil
+		}
+		return err
+	}); err != nil {
 		return api.LUN{}, err
+	}
+	if refused != nil {
+		return api.LUN{}, refused
 	}
 	return d.untilHealthy(ctx)
 }

@@ -308,3 +308,24 @@ func TestAValueThatWasReadMustNotGoAway(t *testing.T) {
 		t.Error("a read went behind an earlier read")
 	}
 }
+
+func TestOnlyIOBegunAfterTheKillEndsTheInterruption(t *testing.T) {
+	l := &load{}
+	early := time.Now()
+	first := l.markNow()
+	l.ended(t.Context(), &l.writes, early, nil, nil)
+	select {
+	case <-first:
+		t.Fatal("an I/O that the old owner may have answered counts for the new one")
+	default:
+	}
+	l.ended(t.Context(), &l.writes, time.Now().Add(time.Nanosecond), nil, nil)
+	select {
+	case <-first:
+	default:
+		t.Fatal("an I/O begun after the kill does not count")
+	}
+	if l.writes != 2 {
+		t.Errorf("%d writes", l.writes)
+	}
+}

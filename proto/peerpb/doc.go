@@ -5,4 +5,4 @@
 // It does not say who sends what when: replication/transport does.
 package peerpb
 
-//go:generate protoc -I .. --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative peer.proto
+//go:generate ../../scripts/generate

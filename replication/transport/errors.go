@@ -146,17 +146,18 @@ func statusOf(err error, otherwise peerpb.Code) *peerpb.Status {
 	return st
 }
 
-// codeOf finds the outermost of our errors in err: the one our code has put in front of what a hook or Raft said.
+// codeOf finds the outermost of our errors in err: the one our code has put in front of what a hook or Raft said. It walks
+// the chain itself since errors.Is does not tell which of two it met first.
 func codeOf(err error) (peerpb.Code, bool) {
 	for code, sentinel := range sentinels {
-		if err == sentinel { //nolint:errorlint // the chain is walked here, in order
+		if err == sentinel {
 			return code, true
 		}
 	}
-	if err == context.DeadlineExceeded { //nolint:errorlint // as above
+	if err == context.DeadlineExceeded {
 		return peerpb.Code_CODE_TIMEOUT, true
 	}
-	switch e := err.(type) { //nolint:errorlint // as above
+	switch e := err.(type) {
 	case interface{ Unwrap() error }:
 		if inner := e.Unwrap(); inner != nil {
 			return codeOf(inner)

@@ -85,7 +85,7 @@ func accept(rpc raft.RPC) {
 // request makes an AppendEntries of one entry after index prev.
 func request(prev uint64, data []byte) *raft.AppendEntriesRequest {
 	return &raft.AppendEntriesRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("server-a"), Addr: []byte("a")}, Term: 2, Leader: []byte("a"),
+		RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: []byte("server-a"), Addr: []byte("a")}, Term: 2,
 		PrevLogEntry: prev, PrevLogTerm: 2, LeaderCommitIndex: prev, Entries: []*raft.Log{{Index: prev + 1, Term: 2, Data: data}},
 	}
 }
@@ -496,7 +496,7 @@ func TestAPeerThatStopsReadingCostsBoundedMemory(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range 20_000 { // the control stream is flooded, too
-			if err := p.from.AppendEntries("server-b", "b", &raft.AppendEntriesRequest{Term: 2, Leader: data[:4096]}, new(raft.AppendEntriesResponse)); err != nil {
+			if err := p.from.AppendEntries("server-b", "b", &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{Addr: data[:4096]}, Term: 2}, new(raft.AppendEntriesResponse)); err != nil {
 				return
 			}
 		}

@@ -8,6 +8,10 @@ import (
 	"time"
 )
 
+// refusedPause is how long to leave a node alone that has refused us (another cluster, name or version): only an operator
+// can change that, so there is no hurry.
+const refusedPause = time.Second
+
 // peer keeps one node connected: it dials, serves the connection until it breaks, and dials again.
 type peer struct {
 	mux    *Mux
@@ -48,10 +52,15 @@ func (p *peer) run() {
 			p.mux.notify(p, false, err)
 			pause = limits.ReconnectMin
 		} else {
-			p.mux.log.Debug("peer not reached", "peer", p.node, "cause", err, "again in", pause)
+			p.mux.log.Debug("peer not reached", "peer", p.node, "cause", err)
 			p.set(nil, err, &first)
 		}
-		timer := time.NewTimer(pause)
+		wait := pause
+		var refused *RemoteError
+		if errors.As(err, &refused) {
+			wait = max(wait, refusedPause)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 			pause = min(2*pause, limits.ReconnectMax)

@@ -24,6 +24,7 @@ func (f *countFSM) Apply(l *raft.Log) any {
 	f.bytes.Add(uint64(len(l.Data)))
 	return nil
 }
+
 func (f *countFSM) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("no snapshots here") }
 func (f *countFSM) Restore(r io.ReadCloser) error       { return r.Close() }
 

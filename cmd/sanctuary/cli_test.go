@@ -108,8 +108,6 @@ func TestCommandLines(t *testing.T) {
 		{name: "bad-address", line: "status --api nonsense"},
 		{name: "demo-two", line: "demo --nodes 2"},
 		{name: "drill-without-copy", line: "demo --drill --nodes 1 --media ram"},
-		{name: "run-nothing", line: "run"},
-		{name: "run-check", line: "run --check --node a --data-dir /srv/a --listen-peer 127.0.0.1:1 --listen-gossip 127.0.0.1:2 --listen-iscsi 127.0.0.1:3 --ram-capacity 1GiB --members a,data,127.0.0.1:1,127.0.0.1:2"},
 		{name: "run-bad-member", line: "run --node a --members a"},
 		{name: "witness-with-disk", line: "witness --file-capacity 1GiB"},
 		{name: "help", line: "help"},
@@ -198,6 +196,14 @@ func TestTheConfigurationIsFileThenFlags(t *testing.T) {
 	}
 	if code, out := run("", "run", "--check", "--config", p.Nodes[2].Config); code != exitUsage || !strings.Contains(out, "sanctuary witness") {
 		t.Errorf("a witness's file given to run: %d: %s", code, out)
+	}
+	if code, out := run("", "run"); code != exitUsage || !strings.Contains(out, "nothing was started") || !strings.Contains(out, "node: ") || !strings.Contains(out, "members: ") {
+		t.Errorf("nothing given: %d: %s", code, out)
+	}
+	if code, out := run("", "run", "--check", "-o", "json", "--node", "a", "--data-dir", "/srv/a", "--listen-peer", "127.0.0.1:1", "--listen-gossip", "127.0.0.1:2",
+		"--listen-iscsi", "127.0.0.1:3", "--ram-capacity", "1GiB", "--members", "a,data,127.0.0.1:1,127.0.0.1:2"); code != exitOK ||
+		!strings.Contains(out, `"capacity": 1073741824`) || !strings.Contains(out, `"data_dir": "/srv/a"`) {
+		t.Errorf("flags only: %d: %s", code, out)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "x.toml"), []byte("colour = 'red'\n"), 0o600); err != nil {
 		t.Fatal(err)

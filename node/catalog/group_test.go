@@ -307,7 +307,7 @@ func TestBlankDiskDoesNotVote(t *testing.T) {
 	c.mustPropose(&RemoveNode{Name: "w"})
 	c.register("w")
 	eventually(t, "w has found itself", func() bool { return c.nodes["w"].cat.guard.confirmed.Load() })
-	r = c.mustPropose(&RegisterNode{Name: "w", ID: uid(33), Kind: KindWitness, Ready: true})
+	c.mustPropose(&RegisterNode{Name: "w", ID: uid(33), Kind: KindWitness, Ready: true})
 	c.stop("a")
 	r = c.mustPropose(&SetSetting{Key: "k", Value: "without a"})
 	c.sees("w", r)

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // store is the catalog's log and stable store: raft-boltdb, with what it lacks.
@@ -46,7 +47,7 @@ const lockWait = 2 * time.Second
 func openStore(dir string, damaged func(error)) (*store, error) {
 	path := filepath.Join(dir, "raft.db")
 	b, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockWait}})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("catalog %s is in use by another process: is the node running already?", path)
 	}
 	if err != nil {

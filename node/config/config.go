@@ -43,7 +43,7 @@ type Config struct {
 	// Members are the cluster's first members, this node among them, in the same order on every one of them. They matter at
 	// the first start only: they are the votes the cluster begins with. Empty for a node that joins later. One, or three
 	// and more: with two, the loss of one stops the cluster. At most 7.
-	Members []Member `toml:"members" json:"members,omitempty"`
+	Members []Member `toml:"members,omitempty" json:"members,omitempty"`
 	// Join is for a node added later: how it finds the cluster. Either Members or Join.
 	Join Join `toml:"join" json:"join"`
 
@@ -66,7 +66,7 @@ type Listen struct {
 	// over several machines sets it to an address of the management network. There is no authentication yet.
 	API string `toml:"api" json:"api"`
 	// ISCSI are the portals, on a data node only. Default [":3260"].
-	ISCSI []string `toml:"iscsi" json:"iscsi,omitempty"`
+	ISCSI []string `toml:"iscsi,omitempty" json:"iscsi,omitempty"`
 }
 
 // Advertise says under which addresses others reach this node, each "host:port". Empty: the one it listens on, and
@@ -76,7 +76,7 @@ type Advertise struct {
 	Peer   string   `toml:"peer" json:"peer,omitempty"`
 	Gossip string   `toml:"gossip" json:"gossip,omitempty"`
 	API    string   `toml:"api" json:"api,omitempty"`
-	ISCSI  []string `toml:"iscsi" json:"iscsi,omitempty"` // as many as Listen.ISCSI, in the same order; or none
+	ISCSI  []string `toml:"iscsi,omitempty" json:"iscsi,omitempty"` // as many as Listen.ISCSI, in the same order; or none
 }
 
 // Member is one of the cluster's first members.
@@ -90,7 +90,7 @@ type Member struct {
 // Join is how a node that is added later finds the cluster.
 type Join struct {
 	// API addresses of nodes that are in the cluster, "host:port". Any one that answers is enough.
-	API []string `toml:"api" json:"api,omitempty"`
+	API []string `toml:"api,omitempty" json:"api,omitempty"`
 	// Reserved for later, and refused until then: token, the one-time secret a cluster hands out.
 }
 

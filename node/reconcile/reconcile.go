@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -71,8 +72,10 @@ type Reconciler struct {
 	mu      sync.Mutex
 	luns    map[string]*work
 	created map[string]bool
-	orphans []Orphan
-	blind   error // why Storage could not tell
+	// replaced says when a new incarnation was last asked for, by LUN ID. Entries end with their rest.
+	replaced map[string]time.Time
+	orphans  []Orphan
+	blind    error // why Storage could not tell
 }
 
 // work is what is known about one LUN's steps. Guarded by Reconciler.mu.
@@ -91,6 +94,7 @@ const (
 	tick         = 2 * time.Second        // look even if nobody says that something has changed
 	firstRetry   = 250 * time.Millisecond // doubled with each failure
 	lastRetry    = 30 * time.Second       //
+	replaceRest  = 10 * time.Second       // between two incarnations of a replica that keeps losing its storage
 	pollInterval = 500 * time.Millisecond // between two looks at a replica that is joining, or the same steps once more
 	proposeWait  = 10 * time.Second       // for the catalog to answer
 	stepWait     = 2 * time.Minute        // for the Runner to create, start, stop or delete
@@ -103,7 +107,7 @@ func New(cfg Config) *Reconciler {
 	}
 	return &Reconciler{
 		cfg: cfg, log: cfg.Logger, claim: uuid.NewString(), wake: make(chan struct{}, 1),
-		luns: map[string]*work{}, created: map[string]bool{},
+		luns: map[string]*work{}, created: map[string]bool{}, replaced: map[string]time.Time{},
 	}
 }
 
@@ -165,6 +169,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 	r.orphans = Orphans(model, r.cfg.Node, a)
 	plans := Plan(model, r.cfg.Node, a)
 	now, next := time.Now(), tick
+	maps.DeleteFunc(r.replaced, func(_ string, at time.Time) bool { return now.Sub(at) >= replaceRest })
 	for id := range r.luns {
 		if plans[id] == nil && !busy[id] {
 			delete(r.luns, id) // nothing to do, nothing to report
@@ -184,6 +189,11 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 			next = min(next, wait)
 			continue
 		}
+		replaces := steps[len(steps)-1].Kind == Replace
+		if wait := r.replaced[id].Add(replaceRest).Sub(now); replaces && wait > 0 {
+			next = min(next, wait)
+			continue
+		}
 		select {
 		case slots <- struct{}{}:
 		default:
@@ -191,6 +201,9 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 		}
 		if plan != w.plan {
 			w.plan, w.failures = plan, 0
+		}
+		if replaces {
+			r.replaced[id] = now
 		}
 		w.busy, w.doing = true, steps[0].String()
 		wg.Go(func() {

@@ -382,6 +382,26 @@ func TestStorageThatWillNotStartIsNotTakenForLost(t *testing.T) {
 	})
 }
 
+func TestStorageThatKeepsVanishingTakesFewIncarnations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "started:a/1:x started:w/3:x")), newFakeRunner(t)
+		during(t, c, run, func(r *Reconciler) {
+			for range 600 { // a minute of a medium that forgets
+				time.Sleep(100 * time.Millisecond)
+				run.set(func() {
+					if !run.busy[lunID] && run.running[lunID] != "" {
+						run.storage, run.running = map[string][]string{}, map[string]string{}
+					}
+				})
+				r.Wake()
+			}
+		})
+		if n := c.model.NextInc - 4; n < 2 || n > 8 {
+			t.Fatalf("%d incarnations in a minute", n)
+		}
+	})
+}
+
 func TestNodeThatCannotSeeItsStorageDoesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)

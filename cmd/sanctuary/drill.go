@@ -67,7 +67,7 @@ type event struct {
 // report is what a drill found; printed as JSON with -o json.
 type report struct {
 	Held          bool          `json:"held"`
-	Broken        []string      `json:"broken" doc:"promises that did not hold"`
+	Broken        []string      `json:"broken"`
 	Kills         int           `json:"kills"`
 	Writes        int           `json:"writes_acknowledged"`
 	Reads         int           `json:"reads"`
@@ -75,7 +75,7 @@ type report struct {
 	LongestIO     time.Duration `json:"longest_io_ns"`
 	Stalled       int           `json:"ios_stalled"`
 	Timeline      []event       `json:"timeline"`
-	Interruptions []int64       `json:"interruptions_ms" doc:"for each kill: until the first I/O begun after it was answered"`
+	Interruptions []int64       `json:"interruptions_ms"` // for each kill: until the first I/O begun after it was answered
 }
 
 // timeline collects events from several goroutines.

@@ -61,7 +61,7 @@ func (f *fakeNode) Settings(context.Context) (map[string]string, error)  { retur
 func (f *fakeNode) SetSettings(context.Context, map[string]string) error { return nil }
 func (f *fakeNode) Propose(context.Context, []byte) ([]byte, error)      { return nil, nil }
 func (f *fakeNode) MoveLUN(context.Context, string, string) error        { return nil }
-func (f *fakeNode) DeleteLUN(context.Context, string) error { return os.Remove(f.file()) }
+func (f *fakeNode) DeleteLUN(context.Context, string) error              { return os.Remove(f.file()) }
 
 func (f *fakeNode) Health() api.NodeHealth {
 	return api.NodeHealth{Node: f.cfg.Node, Ready: true, PID: os.Getpid()}

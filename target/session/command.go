@@ -36,6 +36,7 @@ type command struct {
 	r2tSN    uint32 // of the next R2T; in the end, how many were sent
 	inFlight int    // R2Ts not yet answered
 
+	spoiled bool     // its data came out of sequence; the reader's own
 	refused *refusal // answer without executing, once the data has been read
 
 	manage func() scsi.FunctionResponse // not nil: a task management function
@@ -88,14 +89,14 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 		c.task.ExpectedIn = edtl
 	}
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
-		c.refused = illegalRequest(0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
+		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
 	if write {
 		c.edtl, c.task.ExpectedOut = edtl, edtl
 		if c.refused == nil {
 			switch want := min(s.cfg.Executor.DataOutLength(c.task.LUN, &c.task.CDB), int64(edtl)); {
 			case want > maxTransfer:
-				c.refused = illegalRequest(0x24, 0x00) // INVALID FIELD IN CDB
+				c.refused = checkCondition(0x05, 0x24, 0x00) // INVALID FIELD IN CDB
 			case want > 0:
 				c.want = int(want)
 			}
@@ -124,9 +125,9 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	return nil
 }
 
-func illegalRequest(asc, ascq byte) *refusal {
-	// Fixed format, current, ILLEGAL REQUEST (SPC-4 §4.5.3).
-	return &refusal{scsi.StatusCheckCondition, []byte{0: 0x70, 2: 0x05, 7: 10, 12: asc, 13: ascq, 17: 0}}
+// checkCondition is a status with sense data in fixed format, current (SPC-4 §4.5.3).
+func checkCondition(key, asc, ascq byte) *refusal {
+	return &refusal{scsi.StatusCheckCondition, []byte{0: 0x70, 2: key, 7: 10, 12: asc, 13: ascq, 17: 0}}
 }
 
 // allocate gets memory for the data that comes unasked, and if it is there at once, for all of it.
@@ -159,7 +160,7 @@ func (s *Session) needReader() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.tasks {
-		if c.phase < started && c.want > 0 {
+		if c.phase < started && (c.want > 0 || c.buffer != nil) {
 			return true
 		}
 	}
@@ -248,7 +249,24 @@ func (s *Session) solicit(c *command) {
 	}
 }
 
-// dataOut takes in a Data-Out. One that is out of sequence ends the connection: its command can then never end in GOOD.
+// spoiledBy rejects the Data-Out in s.header if it is out of sequence, and condemns its command: the rest of its data is
+// dropped, and when that has come the command ends in CHECK CONDITION (RFC 7143 §11.17.1). It is never executed.
+func (s *Session) spoiledBy(c *command, outOfSequence bool) bool {
+	if !outOfSequence {
+		return false
+	}
+	s.log.Warn("data of a write out of sequence: the command is failed", "task", c.tag, "number", s.header.DataSN(), "offset", s.header.BufferOffset())
+	s.mu.Lock()
+	c.spoiled, c.want = true, 0
+	// ABORTED COMMAND, WRITE ERROR - NOT ENOUGH UNSOLICITED DATA (§11.4.7.2): initiators repeat the command.
+	c.refused = checkCondition(0x0B, 0x0C, 0x0D)
+	s.mu.Unlock()
+	s.reject(pdu.RejectProtocol)
+	return true
+}
+
+// dataOut takes in a Data-Out. One that is out of sequence fails its command; one that belongs nowhere, or does not keep
+// to what was asked for, ends the connection. Either way the command never ends in GOOD.
 func (s *Session) dataOut(h *pdu.Header) error {
 	if h.TransferTag() == pdu.NoTag {
 		return s.unsolicitedDataOut(h)
@@ -268,10 +286,16 @@ func (s *Session) dataOut(h *pdu.Header) error {
 		return protocolError("Data-Out for transfer tag %d, which was not given", tag)
 	case h.Tag() != t.c.tag:
 		return protocolError("Data-Out for transfer tag %d of task %d names task %d", tag, t.c.tag, h.Tag())
-	case h.DataSN() != t.dataSN:
-		return protocolError("DataSN %d of task %d, expected %d", h.DataSN(), t.c.tag, t.dataSN)
-	case int64(h.BufferOffset()) != int64(t.offset+t.got):
-		return protocolError("buffer offset %d of task %d, expected %d", h.BufferOffset(), t.c.tag, t.offset+t.got)
+	case t.c.spoiled || s.spoiledBy(t.c, h.DataSN() != t.dataSN || int64(h.BufferOffset()) != int64(t.offset+t.got)):
+		if h.Final() {
+			s.mu.Lock()
+			delete(s.transfers, tag)
+			if t.c.inFlight--; t.c.inFlight == 0 {
+				s.start(t.c)
+			}
+			s.mu.Unlock()
+		}
+		return s.reader.Discard(n)
 	case n > t.length-t.got:
 		return protocolError("%d bytes for task %d, %d were left of the R2T", n, t.c.tag, t.length-t.got)
 	case h.Final() != (t.got+n == t.length):
@@ -314,10 +338,11 @@ func (s *Session) unsolicitedDataOut(h *pdu.Header) error {
 	switch {
 	case !expecting:
 		return protocolError("unsolicited data for task %d after its end", c.tag)
-	case h.DataSN() != c.dataSN:
-		return protocolError("DataSN %d of task %d, expected %d", h.DataSN(), c.tag, c.dataSN)
-	case int64(h.BufferOffset()) != int64(c.got):
-		return protocolError("buffer offset %d of task %d, expected %d", h.BufferOffset(), c.tag, c.got)
+	case c.spoiled || s.spoiledBy(c, h.DataSN() != c.dataSN || int64(h.BufferOffset()) != int64(c.got)):
+		if h.Final() {
+			s.unsolicitedDone(c)
+		}
+		return s.reader.Discard(n)
 	case n > limit-c.got:
 		return protocolError("unsolicited data of task %d beyond the first burst of %d bytes", c.tag, limit)
 	case c.got+n == limit && !h.Final():

@@ -201,19 +201,11 @@ func TestWrongDataOutNeverEndsInGood(t *testing.T) {
 		final     bool // F of the command
 		outs      []out
 	}{
-		{name: "DataSN begins at 1", outs: []out{{pdu.DataOut{DataSN: 1}, 100}}},
-		{name: "DataSN repeated", outs: []out{{pdu.DataOut{}, 100}, {pdu.DataOut{BufferOffset: 100}, 100}}},
-		{name: "DataSN reversed", outs: []out{{pdu.DataOut{DataSN: 1, BufferOffset: 4096}, 4096}, {pdu.DataOut{Final: true}, 4096}}},
-		{name: "offset skips", outs: []out{{pdu.DataOut{}, 100}, {pdu.DataOut{DataSN: 1, BufferOffset: 101}, 100}}},
-		{name: "offset back", outs: []out{{pdu.DataOut{}, 100}, {pdu.DataOut{DataSN: 1, BufferOffset: 99}, 100}}},
-		{name: "offset huge", outs: []out{{pdu.DataOut{BufferOffset: 0xFFFFFFFF}, 100}}},
 		{name: "beyond the first burst", outs: []out{{pdu.DataOut{}, 8193}}},
 		{name: "no F at the first burst's end", outs: []out{{pdu.DataOut{}, 8192}}},
 		{name: "more after F", final: true, immediate: 100, outs: []out{{pdu.DataOut{BufferOffset: 100}, 100}}},
 		{name: "immediate beyond the first burst", final: true, immediate: 8193},
 		{name: "solicited: transfer tag never given", solicited: true, outs: []out{{pdu.DataOut{TransferTag: 77}, 100}}},
-		{name: "solicited: DataSN begins at 1", solicited: true, outs: []out{{pdu.DataOut{DataSN: 1}, 100}}},
-		{name: "solicited: offset 0", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 0}, 100}}},
 		{name: "solicited: more than asked", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192, Final: true}, 16385}}},
 		{name: "solicited: F too early", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192, Final: true}, 100}}},
 		{name: "solicited: no F", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192}, 16384}}},
@@ -251,6 +243,61 @@ func TestWrongDataOutNeverEndsInGood(t *testing.T) {
 			if p.disk.executed() != 0 {
 				t.Error("the command was executed")
 			}
+		})
+	}
+}
+
+func TestDataOutOfSequenceFailsItsCommand(t *testing.T) {
+	type out struct {
+		sn, offset uint32
+		n          int
+		final      bool
+	}
+	for _, c := range []struct {
+		name      string
+		solicited bool
+		outs      []out
+	}{
+		{name: "DataSN begins at 1", outs: []out{{1, 0, 8192, true}}},
+		{name: "DataSN repeated", outs: []out{{0, 0, 4096, false}, {0, 4096, 4096, true}}},
+		{name: "DataSN 27", outs: []out{{27, 0, 8192, true}}},
+		{name: "DataSN -1", outs: []out{{0xFFFFFFFF, 0, 8192, true}}},
+		{name: "reversed", outs: []out{{1, 4096, 4096, false}, {0, 0, 4096, true}}},
+		{name: "offset skips", outs: []out{{0, 0, 100, false}, {1, 101, 100, true}}},
+		{name: "offset back", outs: []out{{0, 0, 100, false}, {1, 99, 100, false}, {2, 199, 100, true}}},
+		{name: "offset huge", outs: []out{{0, 0xFFFFFFFF, 100, true}}},
+		{name: "solicited DataSN begins at 1", solicited: true, outs: []out{{1, 8192, 16384, true}}},
+		{name: "solicited offset 0", solicited: true, outs: []out{{0, 0, 8192, false}, {1, 8192, 8192, true}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := connect(t, setup{keys: all()})
+			cmd := p.rw(true, 0, 8192+2*16384, 8192+2*16384)
+			var second pdu.Header
+			transfer := pdu.NoTag
+			if c.solicited {
+				p.issue(cmd, make([]byte, 8192))
+				first, _ := p.expect(pdu.OpR2T)
+				second, _ = p.expect(pdu.OpR2T)
+				transfer = first.TransferTag()
+			} else {
+				cmd.Final = false
+				p.issue(cmd, nil)
+			}
+			for _, o := range c.outs {
+				p.dataOut(pdu.DataOut{Tag: cmd.Tag, TransferTag: transfer, DataSN: o.sn, BufferOffset: o.offset, Final: o.final}, make([]byte, o.n))
+			}
+			if h, data := p.expect(pdu.OpReject); pdu.RejectReason(h.Response()) != pdu.RejectProtocol || data[0] != byte(pdu.OpDataOut) {
+				t.Errorf("reason %02Xh, rejected % x", h.Response(), data)
+			}
+			if c.solicited { // no status before the data still asked for has come
+				p.ping(nil)
+				p.dataOut(pdu.DataOut{Tag: cmd.Tag, TransferTag: second.TransferTag(), BufferOffset: second.BufferOffset(), Final: true}, make([]byte, 16384))
+			}
+			p.expectStatus(cmd.Tag, scsi.StatusCheckCondition)
+			if p.disk.executed() != 0 {
+				t.Error("the command was executed")
+			}
+			p.alive()
 		})
 	}
 }

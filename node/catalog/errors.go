@@ -60,10 +60,16 @@ var (
 	ErrCorrupt = errors.New("the catalog's stored state is damaged")
 )
 
+// ErrNotLeader matches every *NotLeaderError with errors.Is.
+var ErrNotLeader = errors.New("this node does not lead the catalog")
+
 // NotLeaderError says that only the leader can do this, and who that is as far as this node knows. Nothing was done.
 type NotLeaderError struct {
 	Leader string // node name; empty when there is none at present
 }
+
+// Is makes errors.Is(err, ErrNotLeader) true.
+func (*NotLeaderError) Is(target error) bool { return target == ErrNotLeader }
 
 func (e *NotLeaderError) Error() string {
 	if e.Leader == "" {

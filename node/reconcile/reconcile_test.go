@@ -144,12 +144,19 @@ func (f *fakeRunner) Start(_ context.Context, l catalog.LUN, r catalog.Replica, 
 	if (len(bootstrap) == 0) != (r.State == catalog.ReplicaJoining) {
 		f.t.Errorf("%s starts as %s with %d replicas to begin with", r.ID, r.State, len(bootstrap))
 	}
-	return f.do("start", l.ID, r.ID, func() {
-		if !slices.Contains(f.storage[l.ID], r.ID) || f.running[l.ID] != "" {
-			f.t.Errorf("start of %s: storage %v, running %q", r.ID, f.storage[l.ID], f.running[l.ID])
+	gone := false
+	err := f.do("start", l.ID, r.ID, func() {
+		if f.running[l.ID] != "" {
+			f.t.Errorf("start of %s: %s runs", r.ID, f.running[l.ID])
 		}
-		f.running[l.ID] = r.ID
+		if gone = !slices.Contains(f.storage[l.ID], r.ID); !gone {
+			f.running[l.ID] = r.ID
+		}
 	})
+	if gone {
+		return fmt.Errorf("no storage of %s", r.ID)
+	}
+	return err
 }
 
 func (f *fakeRunner) Stop(_ context.Context, lun string) error {

@@ -100,7 +100,9 @@ func (t *timeline) addAt(at time.Time, format string, args ...any) {
 // promises are in the report.
 func runDrill(ctx context.Context, s stage, l api.LUN, kills int, pace rhythm, show func(event)) (r report, err error) {
 	t := &timeline{start: time.Now(), show: show}
-	d, err := s.open(ctx, l, func(what string) { t.add("path: %s", what) })
+	openCtx, opened := context.WithTimeout(ctx, pace.limit)
+	d, err := s.open(openCtx, l, func(what string) { t.add("path %s", what) })
+	opened()
 	if err != nil {
 		return r, fmt.Errorf("open LUN %s over iSCSI: %w", l.Name, err)
 	}

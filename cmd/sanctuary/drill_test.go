@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"sanctuary/blockstore/block"
 	"sanctuary/node/api"
+	"sanctuary/target/initiator"
 )
 
 // image is a disk in memory that can be made to misbehave.
@@ -327,5 +329,31 @@ func TestOnlyIOBegunAfterTheKillEndsTheInterruption(t *testing.T) {
 	}
 	if l.writes != 2 {
 		t.Errorf("%d writes", l.writes)
+	}
+}
+
+func TestTheDrillUsesEveryPortalTheOwnersFirst(t *testing.T) {
+	l := sampleLUN()
+	l.Owner, l.Number = "beta", 3
+	var events []string
+	cfg, err := multipathConfig(l, func(e string) { events = append(events, e) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []initiator.PathConfig{{Address: "10.0.0.2:3260", Target: l.IQN, LUN: 3}, {Address: "10.0.0.1:3260", Target: l.IQN, LUN: 3}}
+	if !slices.Equal(cfg.Paths, want) {
+		t.Errorf("%+v", cfg.Paths)
+	}
+	cfg.OnPath(initiator.PathEvent{Path: 1, What: initiator.PathLost, Err: errors.New("reset")})
+	if !slices.Equal(events, []string{"to alpha (10.0.0.1:3260) lost: reset"}) {
+		t.Errorf("%q", events)
+	}
+	l.Number = 1 << 16
+	if _, err := multipathConfig(l, nil); err == nil {
+		t.Error("a LUN number no initiator can address is accepted")
+	}
+	l.Number, l.Portals = 0, nil
+	if _, err := multipathConfig(l, nil); err == nil {
+		t.Error("a LUN without portals is accepted")
 	}
 }

@@ -367,3 +367,6 @@ func (c *Catalog) Leader() (string, bool) {
 
 // IsLeader says whether this node believes to lead the catalog.
 func (c *Catalog) IsLeader() bool { return c.raft.State() == raft.Leader }
+
+// Term returns the group's current Raft term.
+func (c *Catalog) Term() uint64 { return c.raft.CurrentTerm() }

@@ -189,3 +189,58 @@ func TestOtherSessionsGoOnWhenOneHoldsTheMemory(t *testing.T) {
 	}
 	hog.put(unsolicited, held)
 }
+
+// 32 writes of 256 KiB outstanding while the backend stands still: what is held is what they carry, and pings are answered.
+func TestAStalledBackendHoldsNoMoreThanItsWritesAndPingsAreAnswered(t *testing.T) {
+	p := connect(t, setup{keys: []pdu.Pair{
+		{Key: "InitialR2T", Value: "No"},
+		{Key: "ImmediateData", Value: "Yes"},
+		{Key: "FirstBurstLength", Value: "262144"},
+	}})
+	const size = 256 << 10
+	data := pattern(size, 1)
+	for i := range 32 {
+		c := p.rw(true, i%16*size, size, size)
+		c.CDB[15] = 1
+		p.issue(c, data)
+	}
+	for range 32 {
+		<-p.disk.entered
+	}
+	if used := p.memory.Used(); used != 32*size {
+		t.Errorf("%d bytes lent for 32 writes of %d", used, size)
+	}
+	p.ping(nil)
+	close(p.disk.gate)
+	for range 32 {
+		if h, _ := p.expect(pdu.OpSCSIResponse); h.Status() != 0 {
+			t.Errorf("status %02Xh", h.Status())
+		}
+	}
+}
+
+// An initiator that asks for data and does not take it holds a bounded amount, and others are served meanwhile.
+func TestWhoDoesNotReadHoldsABoundedAmount(t *testing.T) {
+	p := connect(t, setup{memory: 8 << 20, keys: []pdu.Pair{{Key: "MaxRecvDataSegmentLength", Value: "262144"}}})
+	for range 32 {
+		p.issue(p.rw(false, 0, 1<<20, 1<<20), nil)
+	}
+	other := &account{m: p.memory}
+	for range 100 {
+		b := other.get(unsolicited, 256<<10)
+		if used := p.memory.Used(); used > 8<<20 {
+			t.Fatalf("%d bytes lent of a budget of 8 MiB", used)
+		}
+		other.put(unsolicited, b)
+	}
+	got := 0
+	for done := 0; done < 32; {
+		h, b := p.expect(pdu.OpDataIn)
+		if got += len(b); h.Has(pdu.FlagStatus) {
+			done++
+		}
+	}
+	if got != 32<<20 {
+		t.Errorf("%d bytes read, want 32 MiB", got)
+	}
+}

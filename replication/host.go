@@ -120,3 +120,11 @@ func (h *Host) askTerm(ctx context.Context, g *Group, m Member) uint64 {
 	}
 	return binary.LittleEndian.Uint64(answer)
 }
+
+// PeerDied passes on that gossip has given a node up. It is a hint like a broken connection, and acted on within the same
+// rules; if the node is alive after all, its next answer says so.
+func (h *Host) PeerDied(node string) {
+	for _, g := range h.all() {
+		g.PeerLink(node, false)
+	}
+}

@@ -136,6 +136,10 @@ func (g *Group) tickOnce(now time.Time) {
 	if inst == nil {
 		return
 	}
+	if err := g.cfg.Journal.Failed(); err != nil {
+		g.fail(err)
+		return
+	}
 	g.mu.Lock()
 	changed := false
 	if g.gate != nil {

@@ -150,7 +150,7 @@ func (c *Catalog) startRaft() error {
 	if err != nil {
 		return err
 	}
-	if err := c.store.verify(through); err != nil {
+	if err := c.checkWhole(through); err != nil {
 		return fmt.Errorf("%w. This node's copy cannot be used; the others' are not touched. If they are up, remove this node "+
 			"from the cluster and add it again with an empty data directory", err)
 	}
@@ -250,6 +250,19 @@ func (c *Catalog) checkSnapshots(snaps *raft.FileSnapshotStore) (uint64, error) 
 		return 0, fmt.Errorf("snapshot %s: %w", path, err)
 	}
 	return meta.Index, nil
+}
+
+// checkWhole verifies the log, and that it is there: a snapshot without the file that held the log and the votes comes
+// from a disk that has lost a part, and a member that has forgotten its votes must not give any.
+func (c *Catalog) checkWhole(snapshot uint64) error {
+	_, err := c.store.GetUint64(keyTerm)
+	if snapshot > 0 && errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return fmt.Errorf("%w: there are snapshots in %s, and raft.db is missing or empty", ErrCorrupt, c.cfg.Dir)
+	}
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return err
+	}
+	return c.store.verify(snapshot)
 }
 
 func (c *Catalog) group() *raft.Raft {

@@ -17,7 +17,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,7 +46,6 @@ type Options struct {
 	SegmentBytes int          // preallocated size of a segment file; default 64 MiB, a witness needs 1 MiB
 	CacheBytes   int64        // payload kept in memory for peers in step; default 16 MiB
 	Logger       hclog.Logger // default: discard
-	OnFailed     func(error)  // called once, on the goroutine that met the failure; must not block
 }
 
 func (o Options) withDefaults() Options {
@@ -60,21 +58,16 @@ func (o Options) withDefaults() Options {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
 	}
-	if o.OnFailed == nil {
-		o.OnFailed = func(error) {}
-	}
 	return o
 }
 
 type fileJournal struct {
 	*Stable
-	opts      Options
 	walDir    string
 	log       *wal.WAL
 	snapshots *Snapshots
 	recent    recent
 	failed    atomic.Pointer[error]
-	failOnce  sync.Once
 }
 
 // Open opens the journal in dir, which it creates if missing. Only one process may have it open.
@@ -96,7 +89,7 @@ func Open(dir string, opts Options) (Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", walDir, err), stable.Close())
 	}
-	return &fileJournal{Stable: stable, opts: opts, walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
+	return &fileJournal{Stable: stable, walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
 }
 
 func (j *fileJournal) Snapshots() *Snapshots { return j.snapshots }
@@ -111,10 +104,7 @@ func (j *fileJournal) Failed() error {
 // fail makes the failure final and returns it.
 func (j *fileJournal) fail(err error) error {
 	err = fmt.Errorf("journal: %w: %w", block.ErrFailed, err)
-	j.failOnce.Do(func() {
-		j.failed.Store(&err)
-		j.opts.OnFailed(err)
-	})
+	j.failed.CompareAndSwap(nil, &err)
 	return err
 }
 

@@ -122,16 +122,15 @@ func TestFlippedBitInJournalIsAnErrorNotAnAbsence(t *testing.T) {
 	if err := os.WriteFile(segments[0], raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var failed error
-	j, err = Open(dir, Options{SegmentBytes: 64 << 10, OnFailed: func(err error) { failed = err }})
+	j, err = Open(dir, Options{SegmentBytes: 64 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer j.Close()
 	err = j.GetLog(2, new(raft.Log))
 	var corrupt *block.CorruptError
-	if !errors.As(err, &corrupt) || !errors.Is(err, block.ErrFailed) || failed == nil {
-		t.Fatalf("got %v, failed %v", err, failed)
+	if !errors.As(err, &corrupt) || !errors.Is(err, block.ErrFailed) || j.Failed() == nil {
+		t.Fatalf("got %v, failed %v", err, j.Failed())
 	}
 	if err := j.StoreLogs(entries(7, 7, 1)); !errors.Is(err, block.ErrFailed) {
 		t.Fatalf("a failed journal took an entry: %v", err)

@@ -1,0 +1,289 @@
+// Package node is one process of the cluster: it puts catalog, gossip, replicas, portals and API together and owns every
+// goroutine they need.
+//
+// Order matters. Up: identity, pools, peer transport, catalog, gossip, registration, replicas, portals, API; each may rely
+// on what came before. Down: the reverse, so that initiators are let go before the replicas they use are stopped. A
+// process that is killed skips all of it and loses nothing: see docs/GUARANTEES.md.
+//
+// It decides nothing by itself: what there should be is in the catalog, who may write is decided by Raft.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/node/api"
+	"sanctuary/node/catalog"
+	"sanctuary/node/config"
+	"sanctuary/node/membership"
+	"sanctuary/node/reconcile"
+	"sanctuary/replication"
+	"sanctuary/replication/transport"
+	"sanctuary/target"
+)
+
+// Node is one running node. Created by Run.
+type Node struct {
+	cfg     config.Config
+	version string
+	log     *slog.Logger
+	id      identity
+
+	pools      map[catalog.Media]*blockstore.Pool
+	mux        *transport.Mux
+	host       *replication.Host
+	catalog    *catalog.Catalog
+	gossip     atomic.Pointer[membership.Membership] // set once; others look peers up before that
+	replicas   *replicas
+	reconciler *reconcile.Reconciler
+
+	failed chan error // the first thing that ends the node; capacity 1
+
+	mu     sync.Mutex
+	portal *target.Portal // nil until this node has its port group, and on a witness
+	ready  bool
+	reason string // what it waits for while not ready
+}
+
+// catalogGroup is the catalog's name among the Raft groups; LUN groups are named by UUIDs.
+const catalogGroup = "catalog"
+
+// Run runs a node until ctx ends, which is not an error, or until it cannot go on. cfg is complete and valid.
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
+	n := &Node{cfg: cfg, version: version, log: log, failed: make(chan error, 1), pools: map[catalog.Media]*blockstore.Pool{}}
+	n.waitFor("starting")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var down []func() error
+	defer func() {
+		for i := len(down) - 1; i >= 0; i-- {
+			err = errors.Join(err, down[i]())
+		}
+	}()
+	var wg sync.WaitGroup
+	serve := func(what string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil && ctx.Err() == nil {
+				n.fail(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+
+	unlock, err := n.openIdentity()
+	if err != nil {
+		return err
+	}
+	down = append(down, unlock)
+	if err := n.openPools(); err != nil {
+		return errors.Join(err, n.closePools())
+	}
+	down = append(down, n.closePools)
+
+	peerListener, err := net.Listen("tcp", cfg.Listen.Peer)
+	if err != nil {
+		return fmt.Errorf("listen.peer: %w", err)
+	}
+	n.mux, err = transport.New(transport.Config{
+		Cluster: cfg.Cluster, Node: cfg.Node, NodeID: n.id.ID, Resolve: n.resolvePeer, Logger: log,
+	})
+	if err != nil {
+		return errors.Join(err, peerListener.Close())
+	}
+	down = append(down, n.mux.Close)
+	serve("peer transport", func() error { return n.mux.Serve(peerListener) })
+	if n.host, err = replication.NewHost(n.mux); err != nil {
+		return err
+	}
+	if err := n.mux.Handle(methodPropose, n.servePropose); err != nil {
+		return err
+	}
+	if err := n.openCatalog(); err != nil {
+		return err
+	}
+	down = append(down, n.catalog.Close)
+	n.replicas = newReplicas(n)
+	down = append(down, n.replicas.close)
+	if err := n.openGossip(ctx); err != nil {
+		return err
+	}
+	down = append(down, n.members().Close)
+
+	apiListener, err := net.Listen("tcp", cfg.Listen.API)
+	if err != nil {
+		return fmt.Errorf("listen.api: %w", err)
+	}
+	server, err := api.New(api.Config{Service: service{n}, Logger: log, Version: version})
+	if err != nil {
+		return errors.Join(err, apiListener.Close())
+	}
+	n.reconciler = reconcile.New(reconcile.Config{
+		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
+	})
+	down = append(down, func() error { cancel(); wg.Wait(); return nil })
+	serve("api", func() error { return server.Serve(ctx, apiListener) })
+	serve("node", func() error { return n.takePart(ctx, serve) })
+
+	log.Info("node started", "id", n.id.ID, "kind", cfg.Kind, "peer", cfg.Advertise.Peer, "api", cfg.Advertise.API, "data", cfg.DataDir)
+	select {
+	case <-ctx.Done():
+		log.Info("node stopping")
+		return nil
+	case err := <-n.failed:
+		log.Error("node cannot go on", "error", err)
+		return err
+	}
+}
+
+// takePart registers this node, then serves: the portals need the port group that the catalog gives out.
+func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) error {
+	self, err := n.register(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	serve("reconciler", func() error { return n.reconciler.Run(ctx) })
+	if n.cfg.Kind == config.KindData {
+		if err := n.openPortal(ctx, self, serve); err != nil {
+			return err
+		}
+	}
+	n.mu.Lock()
+	n.ready, n.reason = true, ""
+	n.mu.Unlock()
+	n.tellPeers(self)
+	<-ctx.Done()
+	if n.portal != nil {
+		return n.portal.Close()
+	}
+	return nil
+}
+
+func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) error {
+	portal, err := target.New(target.Config{
+		Directory: directory{n}, GroupTag: self.PortGroup, Port: self.PortGroup, Logger: n.log.With("component", "iscsi"),
+	})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.portal = portal
+	n.mu.Unlock()
+	for _, address := range n.cfg.Listen.ISCSI {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("listen.iscsi: %w", err)
+		}
+		serve("iscsi "+address, func() error { return portal.Serve(ctx, l) })
+	}
+	return nil
+}
+
+func (n *Node) fail(err error) {
+	select {
+	case n.failed <- err:
+	default:
+	}
+}
+
+func (n *Node) waitFor(what string) {
+	n.mu.Lock()
+	n.reason = what
+	n.mu.Unlock()
+}
+
+func (n *Node) openPools() error {
+	open := func(media catalog.Media, cfg blockstore.PoolConfig) error {
+		p, err := blockstore.OpenPool(cfg)
+		if err != nil {
+			return fmt.Errorf("pool of %s: %w", media, err)
+		}
+		n.pools[media] = p
+		return nil
+	}
+	if c := n.cfg.Pools.File; c.Capacity > 0 {
+		if err := open(catalog.MediaFile, blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: c.Dir, CapacityBytes: int64(c.Capacity)}); err != nil {
+			return err
+		}
+	}
+	if c := n.cfg.Pools.RAM; c.Capacity > 0 {
+		return open(catalog.MediaRAM, blockstore.PoolConfig{Media: blockstore.MediaRAM, CapacityBytes: int64(c.Capacity)})
+	}
+	return nil
+}
+
+func (n *Node) closePools() (err error) {
+	for _, p := range n.pools {
+		err = errors.Join(err, p.Close())
+	}
+	return err
+}
+
+func (n *Node) openCatalog() error {
+	tr, err := n.mux.Group(transport.GroupConfig{Group: catalogGroup, Epoch: 1, Self: raft.ServerID(n.cfg.Node), AllowSnapshot: true})
+	if err != nil {
+		return err
+	}
+	initial := make([]string, 0, len(n.cfg.Members))
+	for _, m := range n.cfg.Members {
+		initial = append(initial, m.Name)
+	}
+	t := n.cfg.Timing
+	n.catalog, err = catalog.Open(catalog.Config{
+		Cluster: n.cfg.Cluster, Node: n.cfg.Node, NodeID: n.id.ID, Dir: filepath.Join(n.cfg.DataDir, "catalog"),
+		Initial: initial, Transport: tr, Heartbeat: t.Heartbeat.Std(), Election: t.Election.Std(), Lease: t.Lease.Std(),
+		Logger: n.log.With("component", "catalog"), OnFailure: n.fail,
+	})
+	for _, m := range n.cfg.Members {
+		if m.Name != n.cfg.Node {
+			n.mux.Connect(m.Name)
+		}
+	}
+	return err
+}
+
+// register makes this node known to the catalog, and goes on trying until that is done: the cluster may not have come up yet.
+func (n *Node) register(ctx context.Context) (catalog.Node, error) {
+	change := &catalog.RegisterNode{Name: n.cfg.Node, ID: n.id.ID, Kind: catalog.Kind(n.cfg.Kind)}
+	joins := len(n.cfg.Members) == 0
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		result, err := proposer{n}.Propose(attempt, change)
+		cancel()
+		var refusal *catalog.Refusal
+		switch {
+		case err == nil && result.Node != nil && (change.Ready || !joins):
+			n.log.Info("registered", "port group", result.Node.PortGroup)
+			return *result.Node, nil
+		case err == nil:
+			if _, ok := n.catalog.Model().Nodes[n.cfg.Node]; ok {
+				change.Ready = true // its own catalog has caught up: it may vote
+				continue
+			}
+			n.waitFor("its copy of the catalog to catch up")
+		case errors.As(err, &refusal):
+			return catalog.Node{}, fmt.Errorf("the cluster does not take this node: %w", err)
+		case ctx.Err() != nil:
+			return catalog.Node{}, ctx.Err()
+		default:
+			n.waitFor("the catalog: " + err.Error())
+			n.log.Debug("not registered yet", "error", err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return catalog.Node{}, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,505 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/node/catalog"
+	"sanctuary/replication"
+	"sanctuary/replication/journal"
+	"sanctuary/target/scsi"
+)
+
+// replicas are the LUN replicas of this node: their storage and what runs on it. It implements reconcile.Runner.
+//
+// A replica's directory is luns/<LUN ID>/<incarnation>: the journal, and replica.json, which is written last and so says
+// that the storage is complete. A replica in RAM has no directory; its journal and volume live in memory and end with the
+// process. Volumes are named <LUN ID>.<incarnation> in their pool.
+type replicas struct {
+	n   *Node
+	dir string
+
+	mu      sync.Mutex
+	running map[string]*running       // by LUN ID
+	targets map[string]*running       // by IQN
+	memory  map[string]*memoryReplica // by replica ID and LUN, see memoryKey
+	closed  bool
+}
+
+// running is a started replica.
+type running struct {
+	lun     catalog.LUN
+	replica catalog.Replica
+	group   *replication.Group
+	volume  *blockstore.Volume // nil on a witness
+	target  *scsi.Target       // nil on a witness
+
+	access  atomic.Pointer[scsi.Access]
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when access has changed
+}
+
+type memoryReplica struct {
+	lun, id string
+	journal journal.Journal
+	volume  *blockstore.Volume
+}
+
+// replicaFile is replica.json.
+type replicaFile struct {
+	Version int    `json:"version"`
+	LUN     string `json:"lun"`
+	Replica string `json:"replica"`
+	Media   string `json:"media"`
+	Witness bool   `json:"witness"`
+}
+
+const replicaFileVersion = 1
+
+func newReplicas(n *Node) *replicas {
+	return &replicas{
+		n: n, dir: filepath.Join(n.cfg.DataDir, "luns"),
+		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{},
+	}
+}
+
+func memoryKey(lun, replica string) string { return lun + " " + replica }
+
+// inMemory says whether a replica's storage ends with the process. A witness's never does: it holds no data.
+func inMemory(l catalog.LUN, r catalog.Replica) bool {
+	return l.Media == catalog.MediaRAM && !r.Witness
+}
+
+func (s *replicas) path(lun, replica string) (string, error) {
+	_, incarnation, ok := catalog.SplitReplicaID(replica)
+	if !ok || strings.ContainsAny(lun, "/.") {
+		return "", fmt.Errorf("%q is not a replica of LUN %q", replica, lun)
+	}
+	return filepath.Join(s.dir, lun, fmt.Sprint(incarnation)), nil
+}
+
+func volumeID(lun, replica string) string {
+	_, incarnation, _ := catalog.SplitReplicaID(replica)
+	return fmt.Sprintf("%s.%d", lun, incarnation)
+}
+
+// Storage implements reconcile.Runner.
+func (s *replicas) Storage(context.Context) (map[string][]string, error) {
+	out := map[string][]string{}
+	s.mu.Lock()
+	for _, m := range s.memory {
+		out[m.lun] = append(out[m.lun], m.id)
+	}
+	s.mu.Unlock()
+	luns, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range luns {
+		dirs, err := os.ReadDir(filepath.Join(s.dir, l.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range dirs {
+			f, err := readReplicaFile(filepath.Join(s.dir, l.Name(), d.Name(), "replica.json"))
+			switch {
+			case errors.Is(err, os.ErrNotExist): // never completed
+			case err != nil:
+				return nil, err
+			default:
+				out[f.LUN] = append(out[f.LUN], f.Replica)
+			}
+		}
+	}
+	return out, nil
+}
+
+func readReplicaFile(path string) (f replicaFile, err error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return f, err
+	}
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return f, fmt.Errorf("%s: %w", path, err)
+	}
+	if f.Version != replicaFileVersion {
+		return f, fmt.Errorf("%s has version %d, this program reads version %d", path, f.Version, replicaFileVersion)
+	}
+	return f, nil
+}
+
+// Running implements reconcile.Runner.
+func (s *replicas) Running() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[string]string, len(s.running))
+	for id, r := range s.running {
+		out[id] = r.replica.ID
+	}
+	return out
+}
+
+// Owns implements reconcile.Runner.
+func (s *replicas) Owns(lun string) bool {
+	r := s.get(lun)
+	return r != nil && r.group.Status().Serving
+}
+
+func (s *replicas) get(lun string) *running {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running[lun]
+}
+
+func (s *replicas) target(iqn string) *scsi.Target {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.targets[iqn]; r != nil {
+		return r.target
+	}
+	return nil
+}
+
+func (s *replicas) pool(l catalog.LUN) (*blockstore.Pool, error) {
+	if p := s.n.pools[l.Media]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("this node has no pool of media %q: add one to its configuration ([pools.%s] capacity) and restart it", l.Media, l.Media)
+}
+
+// Create implements reconcile.Runner.
+func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) error {
+	var volume *blockstore.Volume
+	if !r.Witness {
+		pool, err := s.pool(l)
+		if err != nil {
+			return err
+		}
+		id := volumeID(l.ID, r.ID)
+		if err := pool.Delete(id); err != nil && !errors.Is(err, blockstore.ErrNotFound) { // left by an attempt that failed
+			return err
+		}
+		if volume, err = pool.Create(id, l.Geometry); err != nil {
+			return err
+		}
+	}
+	if inMemory(l, r) {
+		s.mu.Lock()
+		s.memory[memoryKey(l.ID, r.ID)] = &memoryReplica{lun: l.ID, id: r.ID, journal: journal.NewMemory(), volume: volume}
+		s.mu.Unlock()
+		return nil
+	}
+	if volume != nil {
+		if err := volume.Close(); err != nil {
+			return err
+		}
+	}
+	path, err := s.path(l.ID, r.ID)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	for _, dir := range []string{filepath.Dir(path), s.dir, s.n.cfg.DataDir} {
+		if err := syncDir(dir); err != nil {
+			return err
+		}
+	}
+	return writeJSON(filepath.Join(path, "replica.json"), replicaFile{
+		Version: replicaFileVersion, LUN: l.ID, Replica: r.ID, Media: string(l.Media), Witness: r.Witness,
+	})
+}
+
+// Start implements reconcile.Runner.
+func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) (err error) {
+	s.mu.Lock()
+	closed, exists := s.closed, s.running[l.ID] != nil
+	s.mu.Unlock()
+	if closed || exists {
+		return fmt.Errorf("LUN %s: a replica runs already, or the node is stopping", l.Name)
+	}
+	run := &running{lun: l, replica: r, changed: make(chan struct{})}
+	cfg := replication.Config{
+		LUN: l.ID, Epoch: l.Epoch, Self: member(r), Geometry: l.Geometry, Logger: s.n.log.With("lun-name", l.Name),
+		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
+		OnChange: func() { go s.changed(l.ID) },
+	}
+	for _, m := range l.Replicas {
+		cfg.Members = append(cfg.Members, member(m))
+	}
+	for _, m := range bootstrap {
+		cfg.Bootstrap = append(cfg.Bootstrap, member(m))
+	}
+	if inMemory(l, r) {
+		s.mu.Lock()
+		m := s.memory[memoryKey(l.ID, r.ID)]
+		s.mu.Unlock()
+		if m == nil {
+			return fmt.Errorf("replica %s has no storage here", r.ID)
+		}
+		cfg.Journal, run.volume = m.journal, m.volume
+		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
+	} else if err := s.openStorage(run, &cfg); err != nil {
+		return err
+	}
+	if run.volume != nil {
+		cfg.Store = run.volume
+	}
+	if run.group, err = s.n.host.Open(cfg); err != nil {
+		if run.volume != nil && !inMemory(l, r) {
+			err = errors.Join(err, run.volume.Close())
+		}
+		return err
+	}
+	if run.volume != nil {
+		if err := s.offer(run); err != nil {
+			return errors.Join(err, s.end(run))
+		}
+	}
+	s.mu.Lock()
+	s.running[l.ID] = run
+	if run.target != nil {
+		s.targets[l.IQN] = run
+	}
+	s.mu.Unlock()
+	s.changed(l.ID)
+	return nil
+}
+
+// memoryJournalBytes bounds the log of a replica in RAM, for peers that were away for a moment.
+const memoryJournalBytes = 64 << 20
+
+func member(r catalog.Replica) replication.Member {
+	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness}
+}
+
+func (s *replicas) timing() replication.Timing {
+	c, t := s.n.cfg.Timing, replication.DefaultTiming()
+	t.Heartbeat, t.Promise, t.Kick = c.Heartbeat.Std(), c.Lease.Std(), c.Lease.Std()
+	t.LeaderLease = c.Lease.Std()
+	t.Gate.NoProgress = c.OutOfSync.Std()
+	t.Gate.CatchUp = max(t.Gate.CatchUp, c.OutOfSync.Std())
+	return t
+}
+
+func (s *replicas) openStorage(run *running, cfg *replication.Config) error {
+	path, err := s.path(run.lun.ID, run.replica.ID)
+	if err != nil {
+		return err
+	}
+	options := journal.Options{}
+	if run.replica.Witness {
+		options.SegmentBytes, options.CacheBytes = witnessSegmentBytes, witnessCacheBytes
+	} else {
+		pool, err := s.pool(run.lun)
+		if err != nil {
+			return err
+		}
+		if run.volume, err = pool.Open(volumeID(run.lun.ID, run.replica.ID)); err != nil {
+			return err
+		}
+	}
+	if cfg.Journal, err = journal.Open(filepath.Join(path, "journal"), options); err != nil {
+		if run.volume != nil {
+			err = errors.Join(err, run.volume.Close())
+		}
+		return err
+	}
+	return nil
+}
+
+// A witness's entries are a few bytes each.
+const (
+	witnessSegmentBytes = 1 << 20
+	witnessCacheBytes   = 1 << 20
+)
+
+// offer makes the LUN a target of this node.
+func (s *replicas) offer(run *running) error {
+	naa, err := parseNAA(run.lun.NAA)
+	if err != nil {
+		return err
+	}
+	s.refresh(run)
+	unit, err := scsi.NewUnit(scsi.UnitConfig{
+		Identity: scsi.Identity{
+			Vendor: "SANCTRY", Product: "Sanctuary LUN", Revision: "1", Serial: run.lun.Serial, NAA: naa, Name: run.lun.Name,
+		},
+		Backend: run.group, Access: func() scsi.Access { return *run.access.Load() }, AccessChanged: run.accessChanged,
+	})
+	if err != nil {
+		return err
+	}
+	run.target = scsi.NewTarget(scsi.TargetConfig{Name: run.lun.IQN})
+	return run.target.Add(uint16(run.lun.Number), unit)
+}
+
+func (r *running) accessChanged() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// refresh recomputes a LUN's access states; a change raises the generation, of which every initiator is told.
+func (s *replicas) refresh(run *running) {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	a := run.computeAccess(s.n.catalog.Model(), s.n.cfg.Node)
+	old := run.access.Load()
+	if old != nil {
+		a.Generation = old.Generation
+		if sameAccess(*old, a) {
+			return
+		}
+		a.Generation++
+	}
+	run.access.Store(&a)
+	close(run.changed)
+	run.changed = make(chan struct{})
+}
+
+func sameAccess(a, b scsi.Access) bool {
+	if len(a.Groups) != len(b.Groups) || a.Local != b.Local {
+		return false
+	}
+	for i := range a.Groups {
+		if a.Groups[i].ID != b.Groups[i].ID || a.Groups[i].State != b.Groups[i].State {
+			return false
+		}
+	}
+	return true
+}
+
+// changed is called when a LUN's owner or health may have changed; "" means any LUN.
+func (s *replicas) changed(lun string) {
+	s.mu.Lock()
+	var runs []*running
+	for id, r := range s.running {
+		if (lun == "" || id == lun) && r.target != nil {
+			runs = append(runs, r)
+		}
+	}
+	s.mu.Unlock()
+	for _, r := range runs {
+		s.refresh(r)
+	}
+	if s.n.reconciler != nil {
+		s.n.reconciler.Wake()
+	}
+}
+
+// Stop implements reconcile.Runner.
+func (s *replicas) Stop(ctx context.Context, lun string) error {
+	s.mu.Lock()
+	run := s.running[lun]
+	delete(s.running, lun)
+	if run != nil {
+		delete(s.targets, run.lun.IQN)
+	}
+	s.mu.Unlock()
+	if run == nil {
+		return nil
+	}
+	s.n.mu.Lock()
+	portal := s.n.portal
+	s.n.mu.Unlock()
+	var err error
+	if portal != nil && run.target != nil {
+		err = portal.CloseTarget(ctx, run.lun.IQN)
+	}
+	return errors.Join(err, s.end(run))
+}
+
+// end stops what runs and leaves the storage, also that in RAM.
+func (s *replicas) end(run *running) error {
+	err := run.group.Close()
+	if run.volume != nil && !inMemory(run.lun, run.replica) {
+		err = errors.Join(err, run.volume.Close())
+	}
+	return err
+}
+
+// Delete implements reconcile.Runner.
+func (s *replicas) Delete(_ context.Context, lun, replica string) error {
+	s.mu.Lock()
+	m := s.memory[memoryKey(lun, replica)]
+	delete(s.memory, memoryKey(lun, replica))
+	s.mu.Unlock()
+	if m != nil {
+		return errors.Join(m.volume.Close(), s.n.pools[catalog.MediaRAM].Delete(volumeID(lun, replica)))
+	}
+	path, err := s.path(lun, replica)
+	if err != nil {
+		return err
+	}
+	f, err := readReplicaFile(filepath.Join(path, "replica.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !f.Witness {
+		if pool := s.n.pools[catalog.Media(f.Media)]; pool != nil {
+			if err := pool.Delete(volumeID(lun, replica)); err != nil && !errors.Is(err, blockstore.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	// replica.json goes last: what is left after a crash is still listed, and deleted again.
+	if err := os.RemoveAll(filepath.Join(path, "journal")); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(path)) // stays while another incarnation is there
+	return syncDir(s.dir)
+}
+
+// Reconfigure implements reconcile.Runner.
+func (s *replicas) Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error) {
+	run := s.get(l.ID)
+	if run == nil {
+		return nil, fmt.Errorf("no replica of LUN %s runs here", l.Name)
+	}
+	var want []replication.Desired
+	for _, r := range l.Replicas {
+		want = append(want, replication.Desired{Member: member(r), Joining: r.State == catalog.ReplicaJoining})
+	}
+	ids, err := run.group.SetMembers(ctx, want)
+	for _, id := range ids {
+		promoted = append(promoted, string(id))
+	}
+	return promoted, err
+}
+
+func (s *replicas) close() error {
+	s.mu.Lock()
+	s.closed = true
+	runs := s.running
+	s.running, s.targets = map[string]*running{}, map[string]*running{}
+	s.mu.Unlock()
+	var err error
+	for _, r := range runs {
+		err = errors.Join(err, s.end(r))
+	}
+	return err
+}

@@ -87,6 +87,13 @@ func OpenMultipath(ctx context.Context, cfg MultipathConfig) (*Disk, error) {
 	if cfg.Session.LoginTimeout == 0 {
 		cfg.Session.LoginTimeout = 2 * time.Second
 	}
+	// A node that is stopped but whose kernel answers is noticed within 1.5 s.
+	if cfg.Session.KeepAlive == 0 {
+		cfg.Session.KeepAlive = 500 * time.Millisecond
+	}
+	if cfg.Session.SilentTimeout == 0 {
+		cfg.Session.SilentTimeout = time.Second
+	}
 	check := cfg.Session
 	if err := check.setDefaults(); err != nil {
 		return nil, err
@@ -246,8 +253,8 @@ func (d *Disk) do(ctx context.Context, a Attempt, c *Command) (IO, error) {
 		if ctx.Err() != nil {
 			return finish(Failed, errors.Join(ctx.Err(), last))
 		}
-		if then == retryHere && !isAttention(err) {
-			pause.wait(ctx)
+		if status := new(StatusError); errors.As(err, &status) && status.Key != scsi.UnitAttention {
+			pause.wait(ctx) // the target is there and said "not now"
 		}
 	}
 }

@@ -21,7 +21,8 @@ type PathConfig struct {
 // MultipathConfig describes a Disk. Zero means the default where one is named.
 type MultipathConfig struct {
 	Paths []PathConfig // at least one
-	// Session holds what all sessions share; its Address, Target and LUN are ignored. LoginTimeout defaults to 2 s here.
+	// Session holds what all sessions share; its Address, Target, LUN and ISID are ignored. Here LoginTimeout defaults to
+	// 2 s, KeepAlive to 500 ms and SilentTimeout to 1 s.
 	Session Config
 	// RetryEvery is the pause between two searches for a usable path, default 20 ms.
 	RetryEvery time.Duration
@@ -146,67 +147,73 @@ func (p *paths) close() {
 	}
 }
 
-// find searches until one path is usable. All paths are tried at once, so that a silent one costs nothing.
+// find searches until one path is usable. Every path is tried by itself, so that a silent one delays no other.
 func (p *paths) find() {
 	defer p.search.Done()
-	for p.ctx.Err() == nil {
-		if l := p.round(); l != nil {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	results := make(chan *link)
+	for i := range p.cfg.Paths {
+		go func() { results <- p.watch(ctx, i) }()
+	}
+	var usable *link
+	for range p.cfg.Paths {
+		switch l := <-results; {
+		case l == nil:
+		case usable != nil:
+			l.Close()
+		default:
+			usable = l
+			cancel() // the others end, and close what they have; none has carried a command that changes anything
 			p.mu.Lock()
 			p.current = l
+			clear(p.refusals)
 			close(p.found)
 			p.mu.Unlock()
 			p.event(l.path, PathActive, nil)
-			return
+		}
+	}
+}
+
+// watch logs in to one path and waits until it is usable. nil when ctx ends first. A path in standby keeps its session meanwhile.
+func (p *paths) watch(ctx context.Context, path int) *link {
+	var s *Session
+	for ctx.Err() == nil {
+		var err error
+		if s == nil {
+			s, err = p.dial(ctx, path)
+		}
+		if err == nil {
+			if err = p.usable(ctx, s); err == nil {
+				return &link{Session: s, path: path}
+			}
+			if !isNotReady(err) {
+				s.Close()
+				s = nil
+			}
+		}
+		if ctx.Err() == nil {
+			p.refused(path, err)
 		}
 		timer := time.NewTimer(p.cfg.RetryEvery)
 		select {
 		case <-timer.C:
-		case <-p.ctx.Done():
+		case <-ctx.Done():
 			timer.Stop()
 		}
 	}
-}
-
-// probed is what trying a path came to.
-type probed struct {
-	link *link
-	path int
-	err  error
-}
-
-// round tries every path once and returns the first that is usable, nil if none is. The others are closed before it returns.
-func (p *paths) round() *link {
-	ctx, cancel := context.WithCancel(p.ctx)
-	defer cancel()
-	results := make(chan probed)
-	for i := range p.cfg.Paths {
-		go func() {
-			l, err := p.probe(ctx, i)
-			results <- probed{link: l, path: i, err: err}
-		}()
+	if s != nil {
+		s.Close()
 	}
-	var usable *link
-	for range p.cfg.Paths {
-		r := <-results
-		switch {
-		case r.err != nil && ctx.Err() == nil:
-			p.refused(r.path, r.err)
-		case r.err != nil:
-		case usable != nil:
-			r.link.Close()
-		default:
-			usable = r.link
-			cancel()
-		}
-	}
-	return usable
+	return nil
 }
 
 // refused reports why a path cannot be used, once per reason.
 func (p *paths) refused(path int, err error) {
+	reason := reasonOf(err)
 	p.mu.Lock()
-	news := p.refusals[path] != err.Error()
-	p.refusals[path] = err.Error()
+	news := p.refusals[path] != reason
+	p.refusals[path] = reason
 	p.mu.Unlock()
 	switch {
 	case news && errors.Is(err, ErrMismatch):
@@ -214,19 +221,6 @@ func (p *paths) refused(path int, err error) {
 	case news:
 		p.event(path, PathRefused, err)
 	}
-}
-
-// probe logs in and finds out whether the path is the right LUN, and active.
-func (p *paths) probe(ctx context.Context, path int) (*link, error) {
-	s, err := p.dial(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.usable(ctx, s); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return &link{Session: s, path: path}, nil
 }
 
 func (p *paths) dial(ctx context.Context, path int) (*Session, error) {
@@ -259,6 +253,30 @@ func (p *paths) usable(ctx context.Context, s *Session) error {
 	return err
 }
 
+// reasonOf tells reasons apart without what differs from one try to the next, such as port numbers.
+func reasonOf(err error) string {
+	var (
+		status  *StatusError
+		refusal *LoginError
+	)
+	switch {
+	case errors.As(err, &status):
+		return status.Error()
+	case errors.As(err, &refusal):
+		return refusal.Error()
+	case errors.Is(err, ErrMismatch):
+		return ErrMismatch.Error()
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrSilent):
+		return "no answer"
+	}
+	return "connection"
+}
+
+func isNotReady(err error) bool {
+	var e *StatusError
+	return errors.As(err, &e) && e.Key == scsi.NotReady
+}
+
 // maxAttentions is how many unit attentions in a row a path may report before it is given up.
 const maxAttentions = 8
 
@@ -269,21 +287,20 @@ func isAttention(err error) bool {
 
 // survey asks every path that answers for its NAA, and returns ErrMismatch if they differ.
 func (p *paths) survey(ctx context.Context) error {
-	results := make(chan probed)
+	var wg sync.WaitGroup
 	names := make([][]byte, len(p.cfg.Paths))
 	for i := range p.cfg.Paths {
-		go func() {
-			s, err := p.dial(ctx, i)
-			if err == nil {
-				names[i], err = s.NAA(ctx)
+		wg.Go(func() {
+			// A path that does not answer now is compared when it is first used.
+			if s, err := p.dial(ctx, i); err == nil {
+				if naa, err := s.NAA(ctx); err == nil {
+					names[i] = naa
+				}
 				s.Close()
 			}
-			results <- probed{path: i, err: err}
-		}()
+		})
 	}
-	for range p.cfg.Paths {
-		<-results
-	}
+	wg.Wait()
 	first := -1
 	for i, naa := range names {
 		switch {

@@ -1,0 +1,183 @@
+package initiator_test
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/target"
+	"sanctuary/target/initiator"
+	"sanctuary/target/scsi"
+	"sanctuary/target/scsi/scsitest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	targetName = "iqn.2024-01.test:lun"
+	sectors    = 16384 // 8 MiB
+)
+
+// cluster is one LUN in memory behind several nodes, of which one owns it.
+type cluster struct {
+	t     *testing.T
+	mem   *scsitest.Memory
+	owner atomic.Int32 // index of the owner, -1: none
+	gen   atomic.Uint64
+	nodes []*node
+}
+
+// node is a portal that can be killed and started again on the same address.
+type node struct {
+	cluster *cluster
+	index   int
+	address string
+	target  *scsi.Target
+	portal  *target.Portal
+	stop    context.CancelFunc
+	served  sync.WaitGroup
+}
+
+func newCluster(t *testing.T, n int) *cluster {
+	t.Helper()
+	c := &cluster{t: t, mem: scsitest.NewMemory(block.Geometry{Capacity: sectors, LogicalBlockBytes: 512})}
+	for i := range n {
+		nd := &node{cluster: c, index: i, address: "127.0.0.1:0"}
+		c.nodes = append(c.nodes, nd)
+		nd.start([16]byte{0x60, 1})
+	}
+	t.Cleanup(func() {
+		for _, nd := range c.nodes {
+			nd.kill()
+		}
+	})
+	return c
+}
+
+func (c *cluster) move(to int) {
+	c.owner.Store(int32(to))
+	c.gen.Add(1)
+}
+
+// guard is the Backend as one node sees it: only the owner's does anything.
+type guard struct {
+	*scsitest.Memory
+	node *node
+}
+
+func (g guard) owned() bool { return int(g.node.cluster.owner.Load()) == g.node.index }
+
+func (g guard) Write(ctx context.Context, r block.Range, src []byte) error {
+	if !g.owned() {
+		return block.ErrNotOwner
+	}
+	return g.Memory.Write(ctx, r, src)
+}
+
+func (g guard) Read(ctx context.Context, r block.Range, dst []byte) error {
+	if !g.owned() {
+		return block.ErrNotOwner
+	}
+	return g.Memory.Read(ctx, r, dst)
+}
+
+func (n *node) access() scsi.Access {
+	a := scsi.Access{Local: uint16(n.index + 1), LocalPort: uint16(n.index + 1), Generation: n.cluster.gen.Load()}
+	for i := range n.cluster.nodes {
+		state := scsi.Standby
+		if int(n.cluster.owner.Load()) == i {
+			state = scsi.ActiveOptimized
+		}
+		a.Groups = append(a.Groups, scsi.PortGroup{ID: uint16(i + 1), State: state, Ports: []uint16{uint16(i + 1)}})
+	}
+	return a
+}
+
+// List and Open make a node the Directory of its portal.
+func (n *node) List(string) []target.Listing {
+	l := target.Listing{Name: targetName}
+	for i, o := range n.cluster.nodes {
+		l.Portals = append(l.Portals, target.PortalAddress{Address: o.address, GroupTag: uint16(i + 1)})
+	}
+	return []target.Listing{l}
+}
+
+func (n *node) Open(_, name string) (scsi.Executor, error) {
+	if name != targetName {
+		return nil, target.ErrNoTarget
+	}
+	return n.target, nil
+}
+
+func (n *node) start(naa [16]byte) {
+	t := n.cluster.t
+	t.Helper()
+	unit, err := scsi.NewUnit(scsi.UnitConfig{
+		Identity: scsi.Identity{Vendor: "SANCTURY", Product: "volume", Revision: "1", Serial: "1", NAA: naa},
+		Backend:  guard{n.cluster.mem, n}, Access: n.access,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.target = scsi.NewTarget(scsi.TargetConfig{Name: targetName})
+	if err := n.target.Add(0, unit); err != nil {
+		t.Fatal(err)
+	}
+	n.portal, err = target.New(target.Config{Directory: n, GroupTag: uint16(n.index + 1), Port: uint16(n.index + 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", n.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.address = ln.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop = cancel
+	n.served.Go(func() { _ = n.portal.Serve(ctx, ln) })
+}
+
+// kill closes the node's connections at once.
+func (n *node) kill() {
+	n.stop()
+	_ = n.portal.Close()
+	n.served.Wait()
+}
+
+func dial(t *testing.T, c *cluster, change func(*initiator.Config)) *initiator.Session {
+	t.Helper()
+	cfg := initiator.Config{Address: c.nodes[0].address, Target: targetName}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := initiator.Dial(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// ready is dial with the unit attention of the login taken.
+func ready(t *testing.T, c *cluster, change func(*initiator.Config)) *initiator.Session {
+	t.Helper()
+	s := dial(t, c, change)
+	if err := s.TestUnitReady(t.Context()); err == nil || err.Error() != "check condition 6/29/00" {
+		t.Fatalf("first command: %v", err)
+	}
+	return s
+}
+
+func pattern(n int, seed byte) []byte {
+	b := bytes.Repeat([]byte{seed}, n)
+	for i := range b {
+		b[i] += byte(i>>9)*13 + byte(i)
+	}
+	return b
+}

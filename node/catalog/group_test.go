@@ -438,6 +438,59 @@ func TestDamageOnDiskStopsTheCatalogWithTheReason(t *testing.T) {
 	c.mustPropose(&SetSetting{Key: "k", Value: "well again"})
 }
 
+func TestDamagedSnapshotIsNotReplacedByAnOlderOne(t *testing.T) {
+	c := newCluster(t, "a")
+	c.nodes["a"].cfg.SnapshotEntries = 1
+	c.start("a")
+	c.register("a")
+	for i := range 2 {
+		for j := range 20 {
+			c.mustPropose(&SetSetting{Key: "k", Value: fmt.Sprint(i, j)})
+		}
+		if err := c.nodes["a"].cat.raft.Snapshot().Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.stop("a")
+	found, err := filepath.Glob(filepath.Join(c.nodes["a"].cfg.Dir, "snapshots", "*"))
+	if err != nil || len(found) != 2 {
+		t.Fatalf("snapshots %v, %v", found, err)
+	}
+	newest := found[1] // names begin with term and index
+	for _, file := range []string{"state.bin", "meta.json"} {
+		path := filepath.Join(newest, file)
+		good, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := append([]byte(nil), good...)
+		bad[0] ^= 1
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.open("a"); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("%s damaged: %v", file, err)
+		}
+		if err := os.WriteFile(path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := filepath.Join(c.nodes["a"].cfg.Dir, "raft.db")
+	if err := os.Rename(db, db+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.open("a"); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "raft.db") {
+		t.Fatalf("without the log and the votes: %v", err)
+	}
+	if err := os.Rename(db+".away", db); err != nil {
+		t.Fatal(err)
+	}
+	c.start("a")
+	if got := c.nodes["a"].cat.Model().Settings["k"]; got != "1 19" {
+		t.Fatalf("after the repair: %q", got)
+	}
+}
+
 func TestEntryThatCannotBeUnderstoodIsNeverApplied(t *testing.T) {
 	c := newCluster(t, "a", "b", "w")
 	c.start("a", "b", "w")

@@ -97,9 +97,14 @@ func (d *demo) childEnded(ch *child) {
 // killNode kills a node with SIGKILL and returns its process ID.
 func (d *demo) killNode(name string) (pid int, err error) {
 	d.mu.Lock()
-	ch := d.running[name]
-	d.expected[ch.pid] = true
+	ch, ok := d.running[name]
+	if ok {
+		d.expected[ch.pid] = true
+	}
 	d.mu.Unlock()
+	if !ok {
+		return 0, fmt.Errorf("the API names %q as owner, which is no node of this demo", name)
+	}
 	return ch.pid, d.children.kill(ch)
 }
 

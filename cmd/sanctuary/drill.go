@@ -99,6 +99,7 @@ func (t *timeline) addAt(at time.Time, format string, args ...any) {
 // runDrill kills the owner kills times under load and reports. An error means that it could not be done at all; broken
 // promises are in the report.
 func runDrill(ctx context.Context, s stage, l api.LUN, kills int, pace rhythm, show func(event)) (r report, err error) {
+	r.Broken, r.Interruptions = []string{}, []int64{} // [] in JSON, not null
 	t := &timeline{start: time.Now(), show: show}
 	openCtx, opened := context.WithTimeout(ctx, pace.limit)
 	d, err := s.open(openCtx, l, func(what string) { t.add("path %s", what) })

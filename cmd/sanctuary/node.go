@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -189,6 +188,3 @@ func newLogger(w io.Writer, l config.Log) *slog.Logger {
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
 }
-
-// errNoNode is what a build without package node says.
-var errNoNode = errors.New("this build holds no node, only the commands that steer one")

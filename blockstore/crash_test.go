@@ -189,11 +189,15 @@ func script() []action {
 }
 
 func TestCrashAtEveryEventHealsByReplay(t *testing.T) {
+	seeds := uint64(4)
+	if storetest.RaceEnabled {
+		seeds = 1
+	}
 	for _, commitOnCut := range []bool{false, true} {
 		cut := true
 		events := int64(0)
 		for ; cut; events++ {
-			for seed := range uint64(4) {
+			for seed := range seeds {
 				r := newCrashRun(events, commitOnCut)
 				cut = r.play(t, script())
 				if err := r.recover(seed); err != nil {
@@ -209,8 +213,8 @@ func TestCrashAtEveryEventHealsByReplay(t *testing.T) {
 
 func TestCrashOfRandomRunsHealsByReplay(t *testing.T) {
 	runs := uint64(300)
-	if testing.Short() {
-		runs = 50
+	if testing.Short() || storetest.RaceEnabled { // they have little concurrency; the races are elsewhere
+		runs = 30
 	}
 	for seed := range runs {
 		rnd := rand.New(rand.NewPCG(seed, 1))

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -237,4 +238,54 @@ func TestHolesArePunchedAfterTheCheckpoint(t *testing.T) {
 	if want := []string{"sync", "commit", "discard"}; !slices.Equal(order, want) {
 		t.Errorf("order %v, want %v", order, want)
 	}
+}
+
+// halfway is a device that lets others run in the middle of a write.
+type halfway struct {
+	vfs.Dev
+	between func()
+}
+
+func (d *halfway) WriteAt(p []byte, off int64) error {
+	if d.between == nil {
+		return d.Dev.WriteAt(p, off)
+	}
+	half := len(p) / 2
+	if err := d.Dev.WriteAt(p[:half], off); err != nil {
+		return err
+	}
+	d.between()
+	return d.Dev.WriteAt(p[half:], off+int64(half))
+}
+
+// TestReadNeverSeesHalfABlock reads a block of which half is written. The read has to wait for the other half; one that
+// did not would be done well within the time it is given, and report corruption.
+func TestReadNeverSeesHalfABlock(t *testing.T) {
+	arena, err := vfs.NewArena(crashPoolBytes + chunk)
+	must(t, err)
+	dev := &halfway{Dev: arena}
+	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Device: dev, Metadata: blockstore.NewMemoryMetadata(), CapacityBytes: crashPoolBytes})
+	must(t, err)
+	v, err := pool.Create("a", crashGeometry)
+	must(t, err)
+	m := storetest.NewModel(crashGeometry)
+	step(t, v, m, m.Write(0, 1))
+	op := m.Write(0, 1)
+	got, read := make([]byte, block.Size), make(chan error, 1)
+	dev.between = func() {
+		go func() { read <- v.ReadAt(op.Range, got) }()
+		select {
+		case err := <-read:
+			t.Errorf("the read did not wait for the write: %v", err)
+			read <- err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	step(t, v, m, op)
+	must(t, <-read)
+	if !slices.Equal(got, op.Data) {
+		t.Error("the read that waited has not seen the write")
+	}
+	dev.between = nil
+	must(t, pool.Close())
 }

@@ -257,7 +257,7 @@ func testAllocations(t *testing.T, m Medium) {
 		read(blocks(3, 1))
 		read(blocks(60, 8))
 		read(block.Range{Start: 60*8 + 1, Count: 30})
-	}); got != 0 && !raceEnabled && !m.Simulated {
+	}); got != 0 && !RaceEnabled && !m.Simulated {
 		t.Errorf("%v allocations per entry and reads, want none", got)
 	}
 }

@@ -2,4 +2,5 @@
 
 package storetest
 
-const raceEnabled = false
+// RaceEnabled says that the race detector is on.
+const RaceEnabled = false

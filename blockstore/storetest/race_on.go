@@ -2,5 +2,6 @@
 
 package storetest
 
-// raceEnabled: the race detector makes sync.Pool drop things at random, so allocations cannot be counted.
-const raceEnabled = true
+// RaceEnabled says that the race detector is on. It makes sync.Pool drop things at random, so allocations cannot be
+// counted, and everything ten times slower.
+const RaceEnabled = true

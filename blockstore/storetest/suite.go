@@ -40,6 +40,7 @@ func Run(t *testing.T, m Medium) {
 		{"OldEntriesChangeNothing", testOldEntries},
 		{"UnalignedReads", testUnaligned},
 		{"ReadersSeeOldOrNew", testReadersSeeOldOrNew},
+		{"EverythingBesideApply", testConcurrent},
 		{"FlippedBitIsReportedNeverReturned", testCorrupt},
 		{"FullPoolChangesNothing", testFull},
 		{"ExactSpaceIsEnough", testExactSpace},

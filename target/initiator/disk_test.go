@@ -77,6 +77,7 @@ type journal struct {
 	mu       sync.Mutex
 	attempts []initiator.Attempt
 	events   []initiator.PathEvent
+	refused  chan struct{} // one for every path found unusable, if not nil
 }
 
 func open(t *testing.T, c *cluster, j *journal, addresses ...string) *initiator.Disk {
@@ -85,7 +86,14 @@ func open(t *testing.T, c *cluster, j *journal, addresses ...string) *initiator.
 		RetryEvery: 2 * time.Millisecond,
 		Session:    initiator.Config{KeepAlive: 30 * time.Millisecond, SilentTimeout: 150 * time.Millisecond},
 		OnAttempt:  func(a initiator.Attempt) { j.mu.Lock(); j.attempts = append(j.attempts, a); j.mu.Unlock() },
-		OnPath:     func(e initiator.PathEvent) { j.mu.Lock(); j.events = append(j.events, e); j.mu.Unlock() },
+		OnPath: func(e initiator.PathEvent) {
+			j.mu.Lock()
+			j.events = append(j.events, e)
+			j.mu.Unlock()
+			if e.What == initiator.PathRefused && j.refused != nil {
+				j.refused <- struct{}{}
+			}
+		},
 	}
 	if addresses == nil {
 		for _, n := range c.nodes {
@@ -195,12 +203,18 @@ func (j *journal) check(t *testing.T) {
 }
 
 func TestTheSameNodeComesBack(t *testing.T) {
-	c, j := newCluster(t, 1), &journal{}
+	c, j := newCluster(t, 1), &journal{refused: make(chan struct{}, 100)}
 	d := open(t, c, j)
 	c.nodes[0].kill()
-	timer := time.AfterFunc(50*time.Millisecond, func() { c.nodes[0].start([16]byte{0x60, 1}) })
-	defer timer.Stop()
-	r, err := d.WriteAt(t.Context(), pattern(512, 1), 0)
+	var (
+		r   initiator.IO
+		err error
+		wg  sync.WaitGroup
+	)
+	wg.Go(func() { r, err = d.WriteAt(t.Context(), pattern(512, 1), 0) })
+	<-j.refused // the write waits, and the search has found nothing yet
+	c.nodes[0].start([16]byte{0x60, 1})
+	wg.Wait()
 	if err != nil || r.Outcome != initiator.Acknowledged || r.Attempts < 2 || r.Stall == 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -221,12 +235,12 @@ func TestOutcomesAreHonest(t *testing.T) {
 	}
 	// Busy after it took effect, then a miscompare with what it wrote itself: not "failed".
 	var first atomic.Bool
-	c.mem.After = func(_ context.Context, op string, _ block.Range) error {
+	c.mem.After(func(_ context.Context, op string, _ block.Range) error {
 		if op == "CompareAndWrite" && first.CompareAndSwap(false, true) {
 			return block.ErrUnknown
 		}
 		return nil
-	}
+	})
 	r, err = d.CompareAndWrite(t.Context(), make([]byte, 512), data, 0)
 	if err == nil || r.Outcome != initiator.Unknown || r.Attempts != 2 {
 		t.Errorf("compare-and-write that had taken effect: %+v, %v", r, err)

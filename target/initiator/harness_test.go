@@ -47,10 +47,17 @@ type node struct {
 func newCluster(t *testing.T, n int) *cluster {
 	t.Helper()
 	c := &cluster{t: t, mem: scsitest.NewMemory(block.Geometry{Capacity: sectors, LogicalBlockBytes: 512})}
+	var listeners []net.Listener
 	for i := range n {
-		nd := &node{cluster: c, index: i, address: "127.0.0.1:0"}
-		c.nodes = append(c.nodes, nd)
-		nd.start([16]byte{0x60, 1})
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners = append(listeners, ln)
+		c.nodes = append(c.nodes, &node{cluster: c, index: i, address: ln.Addr().String()})
+	}
+	for i, ln := range listeners {
+		c.nodes[i].serve([16]byte{0x60, 1}, ln)
 	}
 	t.Cleanup(func() {
 		for _, nd := range c.nodes {
@@ -115,7 +122,18 @@ func (n *node) Open(_, name string) (scsi.Executor, error) {
 	return n.target, nil
 }
 
+// start brings a node back on its address after kill.
 func (n *node) start(naa [16]byte) {
+	n.cluster.t.Helper()
+	ln, err := net.Listen("tcp", n.address)
+	if err != nil {
+		n.cluster.t.Error(err)
+		return
+	}
+	n.serve(naa, ln)
+}
+
+func (n *node) serve(naa [16]byte, ln net.Listener) {
 	t := n.cluster.t
 	t.Helper()
 	unit, err := scsi.NewUnit(scsi.UnitConfig{
@@ -133,11 +151,6 @@ func (n *node) start(naa [16]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", n.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.address = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
 	n.served.Go(func() { _ = n.portal.Serve(ctx, ln) })

@@ -143,15 +143,19 @@ func (s *Session) send(ctx context.Context, numbered bool, build func(cmdSN, exp
 			if numbered {
 				s.cmdSN++
 			}
-			if err := s.conn.SetWriteDeadline(time.Now().Add(s.cfg.SilentTimeout)); err == nil {
-				if err = build(cmdSN, expStatSN); err == nil {
-					err = s.w.Flush()
-				}
-				if err != nil {
-					s.end(err)
-				}
+			// Only its own failure counts: the answer may come, and the session end, before send returns.
+			err := s.conn.SetWriteDeadline(time.Now().Add(s.cfg.SilentTimeout))
+			if err == nil {
+				err = build(cmdSN, expStatSN)
 			}
-			return s.Err()
+			if err == nil {
+				err = s.w.Flush()
+			}
+			if err != nil {
+				s.end(err)
+				return s.Err()
+			}
+			return nil
 		}
 		s.sending.Unlock()
 		if err != nil {

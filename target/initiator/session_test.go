@@ -141,14 +141,14 @@ func TestCancelledCommandIsAbortedAndTheSessionLives(t *testing.T) {
 	c := newCluster(t, 1)
 	s := ready(t, c, nil)
 	entered := make(chan struct{}, 1)
-	c.mem.Before = func(ctx context.Context, op string, _ block.Range) error {
+	c.mem.Before(func(ctx context.Context, op string, _ block.Range) error {
 		if op != "Read" {
 			return nil
 		}
 		entered <- struct{}{}
 		<-ctx.Done()
 		return ctx.Err()
-	}
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-entered; cancel() }()
 	if err := s.Read(ctx, 0, 1, make([]byte, 512)); !errors.Is(err, context.Canceled) {

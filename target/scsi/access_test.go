@@ -119,10 +119,10 @@ func TestBackendErrorsBecomeSense(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			g := newRig(t, 512, nil)
 			var attempts atomic.Int32
-			g.mem.Before = func(context.Context, string, block.Range) error {
+			g.mem.Before(func(context.Context, string, block.Range) error {
 				attempts.Add(1)
 				return fmt.Errorf("wrapped: %w", c.err)
-			}
+			})
 			start := time.Now()
 			r := g.run(g.nexus, read1, 512, nil)
 			g.want(r, c.want)
@@ -139,10 +139,10 @@ func TestBackendErrorsBecomeSense(t *testing.T) {
 func TestErrNotOwnerWhileAnotherOwnsIsAnsweredAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newRig(t, 512, nil)
-		g.mem.Before = func(context.Context, string, block.Range) error {
+		g.mem.Before(func(context.Context, string, block.Range) error {
 			g.access.Store(access(2, scsi.Standby, scsi.ActiveOptimized)) // deposed between the check and the write
 			return block.ErrNotOwner
-		}
+		})
 		start := time.Now()
 		g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "02/04/0B")
 		if time.Since(start) != 0 {

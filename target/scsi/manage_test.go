@@ -16,7 +16,7 @@ import (
 func blocked(g *rig) (started <-chan struct{}, release chan struct{}) {
 	begun := make(chan struct{}, 16)
 	release = make(chan struct{})
-	g.mem.Before = func(ctx context.Context, op string, _ block.Range) error {
+	g.mem.Before(func(ctx context.Context, op string, _ block.Range) error {
 		begun <- struct{}{}
 		if op == "Read" {
 			<-ctx.Done()
@@ -24,7 +24,7 @@ func blocked(g *rig) (started <-chan struct{}, release chan struct{}) {
 		}
 		<-release
 		return nil
-	}
+	})
 	return begun, release
 }
 
@@ -81,7 +81,7 @@ func TestAbortWaitsForAWriteTheBackendHas(t *testing.T) {
 				wg.Wait()
 				g.want(w, "aborted")
 				if name == "clear task set" {
-					g.mem.Before = nil
+					g.mem.Before(nil)
 					g.want(g.run(g.nexus, tur, 0, nil), "06/2F/00")
 				}
 				if name == "detach" {
@@ -165,7 +165,7 @@ func TestAbortIsCompleteOrTooLate(t *testing.T) {
 
 func TestResetsAndDetachesUnderLoad(t *testing.T) {
 	g := newRig(t, 512, nil)
-	g.mem.Before = func(ctx context.Context, _ string, r block.Range) error {
+	g.mem.Before(func(ctx context.Context, _ string, r block.Range) error {
 		if r.Start%3 != 0 {
 			return nil
 		}
@@ -175,7 +175,7 @@ func TestResetsAndDetachesUnderLoad(t *testing.T) {
 		case <-time.After(50 * time.Microsecond):
 			return nil
 		}
-	}
+	})
 	var wg sync.WaitGroup
 	for worker := range 4 {
 		wg.Go(func() {

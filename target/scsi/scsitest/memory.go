@@ -8,18 +8,18 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"sync/atomic"
 
 	"sanctuary/blockstore/block"
 	"sanctuary/target/scsi"
 )
 
-// Memory is a Backend in memory. Fields may be set before it is used.
+// Hook is called around an operation, without a lock. op is the method's name.
+type Hook func(ctx context.Context, op string, r block.Range) error
+
+// Memory is a Backend in memory.
 type Memory struct {
-	// Before, if set, is called ahead of every operation, without a lock; an error ends the operation with nothing done.
-	// op is the method's name.
-	Before func(ctx context.Context, op string, r block.Range) error
-	// After, if set, is called behind every operation that was done, without a lock; its error is the operation's.
-	After func(ctx context.Context, op string, r block.Range) error
+	before, after atomic.Pointer[Hook]
 
 	mu    sync.Mutex
 	geo   block.Geometry
@@ -49,12 +49,18 @@ func (m *Memory) Bytes(r block.Range) []byte {
 	return bytes.Clone(m.at(r))
 }
 
+// Before sets what is called ahead of every operation from now on, nil for nothing; its error ends the operation with nothing done.
+func (m *Memory) Before(h Hook) { m.before.Store(&h) }
+
+// After sets what is called behind every operation that was done, nil for nothing; its error becomes the operation's.
+func (m *Memory) After(h Hook) { m.after.Store(&h) }
+
 func (m *Memory) at(r block.Range) []byte { return m.data[r.Offset() : r.Offset()+r.Bytes()] }
 
 // do runs one operation between its hooks.
 func (m *Memory) do(ctx context.Context, op string, r block.Range, f func() error) error {
-	if m.Before != nil {
-		if err := m.Before(ctx, op, r); err != nil {
+	if h := m.before.Load(); h != nil && *h != nil {
+		if err := (*h)(ctx, op, r); err != nil {
 			return err
 		}
 	}
@@ -64,8 +70,8 @@ func (m *Memory) do(ctx context.Context, op string, r block.Range, f func() erro
 		err = f()
 	}
 	m.mu.Unlock()
-	if err == nil && m.After != nil {
-		err = m.After(ctx, op, r)
+	if h := m.after.Load(); err == nil && h != nil && *h != nil {
+		err = (*h)(ctx, op, r)
 	}
 	return err
 }

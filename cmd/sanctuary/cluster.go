@@ -94,8 +94,8 @@ func (d *demo) childEnded(ch *child) {
 		ch.name, ch.pid, how, n.Log, d.program, strings.Join(nodeCommand(n), " "))
 }
 
-// killNode kills a node with SIGKILL and returns its process ID.
-func (d *demo) killNode(name string) (pid int, err error) {
+// killNode kills a node with SIGKILL.
+func (d *demo) killNode(name string) error {
 	d.mu.Lock()
 	ch, ok := d.running[name]
 	if ok {
@@ -103,9 +103,9 @@ func (d *demo) killNode(name string) (pid int, err error) {
 	}
 	d.mu.Unlock()
 	if !ok {
-		return 0, fmt.Errorf("the API names %q as owner, which is no node of this demo", name)
+		return fmt.Errorf("the API names %q as owner, which is no node of this demo", name)
 	}
-	return ch.pid, d.children.kill(ch)
+	return d.children.kill(ch)
 }
 
 // bringUp starts all nodes and returns the LUN when it is served and, on several nodes, in sync.

@@ -48,8 +48,8 @@ var drillRhythm = rhythm{before: 2 * time.Second, after: 1500 * time.Millisecond
 type stage interface {
 	// lun returns the LUN as its owner sees it.
 	lun(ctx context.Context) (api.LUN, error)
-	// killNode ends a node's process without warning and returns its ID.
-	killNode(name string) (pid int, err error)
+	// killNode ends a node's process without warning.
+	killNode(name string) error
 	// restart starts it again.
 	restart(name string) (pid int, err error)
 	// untilHealthy waits until every copy is in sync.
@@ -232,11 +232,10 @@ func killOnce(ctx context.Context, s stage, t *timeline, work *load, single bool
 	}
 	first := work.markNow()
 	killed := time.Now()
-	pid, err := s.killNode(before.Owner)
-	if err != nil {
+	t.addAt(killed, "owner %s killed (SIGKILL)", before.Owner) // now, so that what follows from it is shown after it
+	if err := s.killNode(before.Owner); err != nil {
 		return "", 0, err
 	}
-	t.addAt(killed, "owner %s killed (SIGKILL, pid %d)", before.Owner, pid)
 	if single { // nobody can take over: I/O waits for the node itself
 		if err := restart(s, t, before.Owner); err != nil {
 			return "", 0, err

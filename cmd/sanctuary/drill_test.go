@@ -93,7 +93,7 @@ func (s *fakeStage) lun(context.Context) (api.LUN, error) {
 	return l, nil
 }
 
-func (s *fakeStage) killNode(name string) (int, error) {
+func (s *fakeStage) killNode(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down[name] = true
@@ -104,13 +104,13 @@ func (s *fakeStage) killNode(name string) (int, error) {
 		s.img.mu.Lock()
 		s.img.paused = make(chan struct{})
 		s.img.mu.Unlock()
-		return 1, nil
+		return nil
 	}
 	if !s.sameTerm {
 		s.term++
 	}
 	s.owner = map[string]string{"alpha": "beta", "beta": "alpha"}[name]
-	return 1, nil
+	return nil
 }
 
 func (s *fakeStage) restart(name string) (int, error) {

@@ -260,8 +260,10 @@ func TestHooksSeeEveryRequestAndMayAnswer(t *testing.T) {
 
 func TestRequestsAStuckRaftDoesNotTakeAreWithdrawn(t *testing.T) {
 	p := newPair(t, nil, func(c *Config) {
-		c.Limits.HeartbeatTimeout, c.Limits.AppendTimeout, c.Limits.ControlPerGroup = 100*time.Millisecond, 300*time.Millisecond, 4
+		c.Limits.HeartbeatTimeout, c.Limits.AppendTimeout, c.Limits.ControlPerGroup = time.Second, 300*time.Millisecond, 4
 	})
+	p.a.Connect("b")
+	eventually(t, "connection", func() bool { return p.a.Up("b") })
 	var wg sync.WaitGroup
 	busy := make(chan error, 64)
 	for range cap(busy) {
@@ -351,10 +353,17 @@ func TestABrokenPipelineAnswersEverythingAndStaysBroken(t *testing.T) {
 		"group closed":     func(p *pair, _ raft.AppendPipeline) { _ = p.from.Close() },
 		"peer's group":     func(p *pair, _ raft.AppendPipeline) { _ = p.to.Close() },
 		"no progress":      func(*pair, raft.AppendPipeline) {},
+		// Nobody but the sender's own clock can tell: pings are not expected back, and the receiver's refusal cannot arrive.
+		"no answer": func(p *pair, _ raft.AppendPipeline) { p.tap.hold() },
 	}
 	for name, hit := range breaks {
 		t.Run(name, func(t *testing.T) {
-			p := newPair(t, func(c *GroupConfig) { c.MaxInflightRequests = 4 }, func(c *Config) { c.Limits.AppendTimeout = 2 * time.Second })
+			p := newPair(t, func(c *GroupConfig) { c.MaxInflightRequests = 4 }, func(c *Config) {
+				c.Limits.AppendTimeout = 2 * time.Second
+				if name == "no answer" {
+					c.Limits.PeerTimeout = time.Minute
+				}
+			})
 			taken := make(chan raft.RPC, 1)
 			serveWith(t, p.to, func(rpc raft.RPC) { taken <- rpc })
 			pipe, err := p.from.AppendEntriesPipeline("server-b", "b")

@@ -197,7 +197,7 @@ func TestManyGroupsElectReplicateAndSurviveAKilledNode(t *testing.T) {
 func TestPipelineUnderLoadDeliversEveryByte(t *testing.T) {
 	c := newTrio(t, 1, func(r *replica) {
 		r.config = func(cfg *raft.Config) { // a starved machine must not cost the leader its office here
-			cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLeaseTimeout = 5*time.Second, 5*time.Second, 5*time.Second
+			cfg.HeartbeatTimeout, cfg.ElectionTimeout, cfg.LeaderLeaseTimeout = 2*time.Second, 2*time.Second, 2*time.Second
 		}
 	})
 	rs := c.groups[0]

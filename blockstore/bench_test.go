@@ -47,9 +47,14 @@ func writeOp(n int) block.Op {
 func media(b *testing.B, run func(*testing.B, *blockstore.Volume)) {
 	for name, cfg := range map[string]blockstore.PoolConfig{
 		"ram":  {Media: blockstore.MediaRAM},
-		"file": {Media: blockstore.MediaFile, Dir: b.TempDir()},
+		"file": {Media: blockstore.MediaFile},
 	} {
-		b.Run(name, func(b *testing.B) { run(b, benchVolume(b, cfg)) })
+		b.Run(name, func(b *testing.B) {
+			if cfg.Media == blockstore.MediaFile {
+				cfg.Dir = b.TempDir() // of its own, also when -count repeats it
+			}
+			run(b, benchVolume(b, cfg))
+		})
 	}
 }
 

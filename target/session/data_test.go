@@ -206,7 +206,7 @@ func TestWrongDataOutNeverEndsInGood(t *testing.T) {
 		{name: "more after F", final: true, immediate: 100, outs: []out{{pdu.DataOut{BufferOffset: 100}, 100}}},
 		{name: "immediate beyond the first burst", final: true, immediate: 8193},
 		{name: "solicited: transfer tag never given", solicited: true, outs: []out{{pdu.DataOut{TransferTag: 77}, 100}}},
-		{name: "solicited: more than asked", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192, Final: true}, 16385}}},
+		{name: "solicited: more than asked", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192}, 16385}}},
 		{name: "solicited: F too early", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192, Final: true}, 100}}},
 		{name: "solicited: no F", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192}, 16384}}},
 		{name: "solicited: another task's tag", solicited: true, outs: []out{{pdu.DataOut{BufferOffset: 8192, Tag: 5}, 100}}},

@@ -237,6 +237,25 @@ func TestResetsEndEveryTaskOfTheLUN(t *testing.T) {
 	}
 }
 
+// A worker may have a command that the Executor does not know yet: "does not exist" must not overtake its status.
+func TestTaskManagementIsAnsweredAfterTheTasksItIsAbout(t *testing.T) {
+	p := connect(t, setup{keys: all()})
+	c := p.command(0)
+	c.CDB[15] = 2
+	p.issue(c, nil)
+	<-p.disk.entered
+	tag := p.manage(scsi.AbortTask, 0, c.Tag)
+	p.ping(nil) // read after the request; an answer given at once would soon come
+	_ = p.conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if h, _, err := p.read(); err == nil {
+		t.Fatalf("%v while the task was running", h.Opcode())
+	}
+	_ = p.conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	close(p.disk.gate)
+	p.expectStatus(c.Tag, scsi.StatusGood)
+	p.expectManaged(tag, scsi.TaskDoesNotExist)
+}
+
 func (p *peer) logoutRequest(reason uint8, cid uint16) {
 	p.Helper()
 	var h pdu.Header

@@ -164,6 +164,9 @@ func (s *Session) Run(ctx context.Context) error {
 		s.out.run()
 	}()
 	err := s.read()
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("the initiator closed the connection: %w", err)
+	}
 	if errors.Is(err, ErrProtocol) || errors.Is(err, pdu.ErrTooLong) || errors.Is(err, pdu.ErrFormat) {
 		s.tellWhy()
 	}

@@ -40,7 +40,7 @@ var descriptions = []struct {
 		53 a8 00 18 69716e2e323032342d30312e746573743a6c756e 00000000`},
 	{"vpd 86", cdb(0x12, 1, 0x86), [2]int{3, 2}, "00 86 003c 00 01" + strings.Repeat("00", 58)},
 	{"vpd b0", cdb(0x12, 1, 0xB0), [2]int{3, 2}, `00 b0 003c 01 ff 0008 00008000 00000800 00000000 00100000 00000100 00000008 80000000
-		0000000000100000` + strings.Repeat("00", 20)},
+		0000000000008000` + strings.Repeat("00", 20)},
 	{"vpd b1", cdb(0x12, 1, 0xB1), [2]int{3, 2}, "00 b1 003c 00 01" + strings.Repeat("00", 58)},
 	{"vpd b2", cdb(0x12, 1, 0xB2), [2]int{3, 2}, "00 b2 0004 00 e4 02 00"},
 	{"request sense", cdb(0x03), [2]int{4, 1}, "70 00 00 00000000 0a 00000000 0000 00 000000"},
@@ -151,13 +151,14 @@ func TestRefusals(t *testing.T) {
 		{"write same anchor", cdb(0x41, 0x10, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
 		{"write same 10 ndob", cdb(0x41, 0x01, 0, 0, 0, 0, 0, 0, 1), 0, nil, "05/24/00"},
 		{"write same beyond", cdb(0x93, 0, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 2), 0, b512, "05/21/00"},
-		{"write same of two blocks", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, b1024, "05/0E/03"},
-		{"write same of no data", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, nil, "05/0E/03"},
-		{"compare and write short", cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/0E/03"},
+		{"write same of two blocks", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, b1024, "05/24/00"},
+		{"write same of no data", cdb(0x41, 0, 0, 0, 0, 0, 0, 0, 1), 0, nil, "05/24/00"},
+		{"compare and write short", cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
+		{"compare and write of 256", cdb(0x89), 0, make([]byte, 2*256*512), "05/24/00"},
 		{"compare and write beyond", cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 1), 0, b1024, "05/21/00"},
 		{"compare and write of nothing", cdb(0x89), 0, nil, "good"},
 		{"verify byte check 3", cdb(0x2F, 0x06, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
-		{"verify short", cdb(0x2F, 0x02, 0, 0, 0, 0, 0, 0, 2), 0, b512, "05/0E/03"},
+		{"verify short", cdb(0x2F, 0x02, 0, 0, 0, 0, 0, 0, 2), 0, b512, "05/24/00"},
 		{"synchronize beyond", cdb(0x35, 0, 0, 0, 0x10, 1, 0, 0, 0), 0, nil, "05/21/00"},
 		{"synchronize all", cdb(0x91, 2), 0, nil, "good"},
 		{"unmap nothing", cdb(0x42), 0, nil, "good"},
@@ -196,6 +197,10 @@ func TestTransferLimitIsEnforcedAsReported(t *testing.T) {
 	g.want(g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 129), 65<<10, nil), "05/24/00")
 	g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 129), 0, make([]byte, 129*512)), "05/24/00")
 	g.want(g.run(g.nexus, cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 65), 0, make([]byte, 65*1024)), "05/24/00")
+	g.mem.Grow(40000)
+	g.want(g.run(g.nexus, cdb(0x00), 0, nil), "06/2A/09")
+	g.want(g.run(g.nexus, cdb(0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0), 0, nil), "good")
+	g.want(g.run(g.nexus, cdb(0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 1), 0, nil), "05/24/00")
 	over := cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 129)
 	if n := g.target.DataOutLength(0, &over); n != 0 {
 		t.Errorf("solicits %d bytes for a command it will refuse", n)

@@ -17,8 +17,9 @@ const (
 	maxUnmapBlocks = 1 << 20
 	// maxUnmapDescriptors is the MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT.
 	maxUnmapDescriptors = 256
-	// maxWriteSameBlocks is the MAXIMUM WRITE SAME LENGTH, in logical blocks: 512 MiB with 512-byte blocks.
-	maxWriteSameBlocks = 1 << 20
+	// maxWriteSameBlocks is the MAXIMUM WRITE SAME LENGTH, in logical blocks: 16 MiB with 512-byte blocks, the default limit of
+	// other transfers. libiscsi's test tool takes a limit of 65536 or more to mean that as many blocks can be read at once.
+	maxWriteSameBlocks = 1 << 15
 	// maxCompareBlocks is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: all the field can hold.
 	maxCompareBlocks = 255
 )

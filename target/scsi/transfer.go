@@ -82,12 +82,13 @@ func (r *request) clamp(want int64) ([]byte, error) {
 	return r.DataOut[:n], nil
 }
 
-// exactly returns the Data-Out of a command that makes no sense with less or more than it asks for.
+// exactly returns the Data-Out of a command that makes no sense with less or more than it asks for. 05/24/00, because it is the
+// number of blocks in the CDB that does not fit (256 blocks are 0 in COMPARE AND WRITE).
 func (r *request) exactly(want int64) ([]byte, error) {
 	r.TransferOut = want
 	switch {
 	case int64(r.ExpectedOut) != want:
-		return nil, senseBadTransfer
+		return nil, senseInvalidField
 	case int64(len(r.DataOut)) < want:
 		return nil, senseShortData
 	}

@@ -40,6 +40,9 @@ func (n *Node) openIdentity() (unlock func() error, err error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		n.id = identity{Version: identityVersion, Cluster: n.cfg.Cluster, Node: n.cfg.Node, ID: catalog.NewID()}
+		if err := os.MkdirAll(filepath.Join(dir, "catalog"), 0o700); err != nil {
+			return nil, errors.Join(err, lock.Close())
+		}
 		if err := writeJSON(path, n.id); err != nil {
 			return nil, errors.Join(err, lock.Close())
 		}
@@ -54,6 +57,9 @@ func (n *Node) openIdentity() (unlock func() error, err error) {
 	switch {
 	case n.id.Version != identityVersion:
 		err = fmt.Errorf("%s has version %d, this program reads version %d", path, n.id.Version, identityVersion)
+	case missing(filepath.Join(dir, "catalog")):
+		// A member that forgot its votes must not come back under its old identity.
+		err = fmt.Errorf("data_dir %s has lost its catalog but not its identity: restore it, or remove the whole directory and the node from the cluster, and let it join anew", dir)
 	case n.id.Cluster != n.cfg.Cluster || n.id.Node != n.cfg.Node:
 		err = fmt.Errorf("data_dir %s belongs to node %q of cluster %q: use that configuration, or another directory", dir, n.id.Node, n.id.Cluster)
 	}
@@ -92,4 +98,9 @@ func syncDir(path string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+func missing(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, os.ErrNotExist)
 }

@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 			err = errors.Join(err, down[i]())
 		}
 	}()
-	var wg sync.WaitGroup
+	var wg, transports sync.WaitGroup // the peer transport serves until it is closed, after everything else
 	serve := func(what string, f func() error) {
 		wg.Go(func() {
 			if err := f(); err != nil && ctx.Err() == nil {
@@ -99,8 +99,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if err != nil {
 		return errors.Join(err, peerListener.Close())
 	}
-	down = append(down, n.mux.Close)
-	serve("peer transport", func() error { return n.mux.Serve(peerListener) })
+	down = append(down, func() error { err := n.mux.Close(); transports.Wait(); return err })
+	transports.Go(func() {
+		if err := n.mux.Serve(peerListener); err != nil {
+			n.fail(fmt.Errorf("peer transport: %w", err))
+		}
+	})
 	if n.host, err = replication.NewHost(n.mux); err != nil {
 		return err
 	}

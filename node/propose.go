@@ -42,9 +42,9 @@ func (p proposer) Propose(ctx context.Context, c catalog.Change) (catalog.Result
 }
 
 func (p proposer) try(ctx context.Context, c catalog.Change) (catalog.Result, error) {
-	leader, self := p.n.catalog.Leader()
+	leader, _ := p.n.catalog.Leader()
 	switch {
-	case self:
+	case p.n.catalog.IsLeader():
 		return p.n.catalog.Propose(ctx, c)
 	case leader != "":
 		return p.ask(ctx, leader, c)

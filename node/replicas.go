@@ -405,26 +405,30 @@ func (s *replicas) changed(lun string) {
 	}
 }
 
-// Stop implements reconcile.Runner.
+// Stop implements reconcile.Runner. The replica counts as running until it has ended.
 func (s *replicas) Stop(ctx context.Context, lun string) error {
-	s.mu.Lock()
-	run := s.running[lun]
-	delete(s.running, lun)
-	if run != nil {
-		delete(s.targets, run.lun.IQN)
-	}
-	s.mu.Unlock()
+	run := s.get(lun)
 	if run == nil {
 		return nil
 	}
 	s.n.mu.Lock()
 	portal := s.n.portal
 	s.n.mu.Unlock()
-	var err error
 	if portal != nil && run.target != nil {
-		err = portal.CloseTarget(ctx, run.lun.IQN)
+		s.mu.Lock()
+		delete(s.targets, run.lun.IQN) // nobody logs in any more
+		s.mu.Unlock()
+		if err := portal.CloseTarget(ctx, run.lun.IQN); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, s.end(run))
+	if err := s.end(run); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.running, lun)
+	s.mu.Unlock()
+	return nil
 }
 
 // end stops what runs and leaves the storage, also that in RAM.

@@ -46,10 +46,14 @@ const testLUN = "6f1d"
 
 func newCluster(t *testing.T, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
-	c := &cluster{
-		t: t, dir: t.TempDir(), media: media, addrs: map[string]string{}, nodes: map[string]*testNode{},
-		geometry: block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512},
-	}
+	return newClusterWith(t, &cluster{}, media, nodes...)
+}
+
+// newClusterWith starts the cluster c, whose limits the caller has set.
+func newClusterWith(t *testing.T, c *cluster, media blockstore.Media, nodes ...string) *cluster {
+	t.Helper()
+	c.t, c.dir, c.media, c.addrs, c.nodes = t, t.TempDir(), media, map[string]string{}, map[string]*testNode{}
+	c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
 	for _, n := range nodes {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -85,7 +89,7 @@ func (c *cluster) start(node string, first bool) {
 	t := c.t
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("SANCTUARY_TEST_LOG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", node)
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", node)
 	}
 	n := &testNode{done: make(chan struct{})}
 	var err error
@@ -117,7 +121,7 @@ func (c *cluster) start(node string, first bool) {
 	}
 	dir := filepath.Join(c.dir, node)
 	if self.Witness || c.media != blockstore.MediaRAM {
-		if cfg.Journal, err = journal.Open(filepath.Join(dir, "journal"), journal.Options{SegmentBytes: 4 << 20}); err != nil {
+		if cfg.Journal, err = journal.Open(filepath.Join(dir, "journal"), journal.Options{SegmentBytes: 512 << 10}); err != nil {
 			t.Fatal(err)
 		}
 	} else {

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -51,38 +53,15 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 		byID[d.ID] = d
 		g.members[d.ID] = d.Member
 	}
+	for id := range g.members {
+		if _, ok := byID[id]; !ok {
+			delete(g.members, id)
+		}
+	}
 	g.mu.Unlock()
-	inst, servers, err := g.configuration()
-	if err != nil {
-		return nil, err
-	}
-	have := map[raft.ServerID]bool{}
-	for _, s := range servers {
-		have[s.ID] = true
-		if _, ok := byID[s.ID]; ok {
-			continue
-		}
-		if s.ID == g.cfg.Self.ID {
-			return nil, fmt.Errorf("the catalog no longer names this owner, %s: move the LUN first", s.ID)
-		}
-		g.log.Info("removing a replaced replica from the group", "peer", string(s.ID))
-		if err := g.waitFor(ctx, inst.raft.RemoveServer(s.ID, 0, 0)); err != nil {
-			return nil, fmt.Errorf("remove %s: %w", s.ID, err)
-		}
-		g.refreshVoters(inst)
-	}
-	for _, d := range want {
-		if have[d.ID] {
-			continue
-		}
-		g.host.mux.Connect(d.Node)
-		g.log.Info("adding a learner to the group", "peer", string(d.ID))
-		if err := g.waitFor(ctx, inst.raft.AddNonvoter(d.ID, raft.ServerAddress(d.Node), 0, 0)); err != nil {
-			return nil, fmt.Errorf("add %s: %w", d.ID, err)
-		}
-	}
 	left := g.settle(ctx)
-	if _, servers, err = g.configuration(); err != nil {
+	_, servers, err := g.configuration()
+	if err != nil {
 		return nil, err
 	}
 	for _, s := range servers {
@@ -93,8 +72,8 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 	return promoted, left
 }
 
-// configuration returns the Raft this node leads and serves with, and its members.
-func (g *Group) configuration() (*instance, []raft.Server, error) {
+// configuration returns the Raft this node leads and serves with, and its servers.
+func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error) {
 	inst := g.running()
 	if inst == nil || g.tenure.Load() == nil {
 		return nil, nil, block.ErrNotOwner
@@ -103,42 +82,101 @@ func (g *Group) configuration() (*instance, []raft.Server, error) {
 	if err := f.Error(); err != nil {
 		return nil, nil, err
 	}
-	return inst, f.Configuration().Servers, nil
+	servers := map[raft.ServerID]raft.Server{}
+	for _, s := range f.Configuration().Servers {
+		servers[s.ID] = s
+	}
+	return inst, servers, nil
 }
 
-// settle moves every member towards a vote: one that cannot be served from the log is rebuilt, without a vote meanwhile; a
-// learner that has caught up gets its vote (back). It returns an error while something is left to do. The caller holds
-// changing.
+// settle moves every member towards a vote, one step each, and removes servers that are no members (any more). A member
+// that cannot be served from the log leaves the group until it has been rebuilt: Raft finds out where a server stands only
+// when it is added. settle returns an error while something is left to do. The caller holds changing.
 func (g *Group) settle(ctx context.Context) error {
 	inst, servers, err := g.configuration()
 	if err != nil {
 		return err
 	}
+	g.mu.Lock()
+	members := maps.Clone(g.members)
+	g.mu.Unlock()
 	var left error
-	for _, s := range servers {
-		m := g.member(s.ID)
-		if s.ID == g.cfg.Self.ID || m.ID == "" {
+	for id := range servers {
+		if _, ok := members[id]; ok {
 			continue
 		}
-		if err := g.rebuildPeer(ctx, inst, m, s.Suffrage == raft.Voter); err != nil {
+		if id == g.cfg.Self.ID {
+			return fmt.Errorf("the catalog no longer names this owner, %s: move the LUN first", id)
+		}
+		if err := g.remove(ctx, inst, id, "it has been replaced"); err != nil {
+			return err
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(members)) {
+		if id == g.cfg.Self.ID {
+			continue
+		}
+		s, present := servers[id]
+		if err := g.settleMember(ctx, inst, members[id], s, present); err != nil {
 			left = err
-			continue
 		}
-		if s.Suffrage == raft.Voter {
-			continue
-		}
-		if lag := g.lag(inst, s.ID); lag > caughtUpEntries {
-			left = fmt.Errorf("%s is %d entries behind", s.ID, lag)
-			continue
-		}
-		g.log.Info("a learner has caught up and may vote", "peer", string(s.ID))
-		if err := g.waitFor(ctx, inst.raft.AddVoter(s.ID, s.Address, 0, 0)); err != nil {
-			return fmt.Errorf("promote %s: %w", s.ID, err)
-		}
-		g.refreshVoters(inst)
-		g.cfg.OnChange()
 	}
 	return left
+}
+
+func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, present bool) error {
+	g.mu.Lock()
+	needs, ordered := g.needs[m.ID], g.rebuild.orders[m.ID] != ""
+	g.mu.Unlock()
+	switch {
+	case present && needs && !m.Witness:
+		g.pin(m.ID) // before Raft forgets that it is behind
+		if err := g.remove(ctx, inst, m.ID, "it is behind the log and must be rebuilt"); err != nil {
+			return err
+		}
+		return g.orderRebuild(ctx, m)
+	case !present && ordered:
+		if err := g.orderRebuild(ctx, m); err != nil {
+			return err
+		}
+		fallthrough
+	case !present:
+		g.host.mux.Connect(m.Node)
+		g.log.Info("adding a learner to the group", "peer", string(m.ID))
+		if err := g.waitFor(ctx, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
+			return fmt.Errorf("add %s: %w", m.ID, err)
+		}
+		return fmt.Errorf("%s has yet to catch up", m.ID)
+	case s.Suffrage == raft.Voter:
+		return nil
+	}
+	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
+		return fmt.Errorf("%s is %d entries behind", m.ID, lag)
+	}
+	g.log.Info("a learner has caught up and may vote", "peer", string(m.ID))
+	if err := g.waitFor(ctx, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
+		return fmt.Errorf("promote %s: %w", m.ID, err)
+	}
+	g.refreshVoters(inst)
+	g.mu.Lock()
+	delete(g.rebuild.orders, m.ID)
+	delete(g.rebuild.pinUntil, m.ID)
+	g.mu.Unlock()
+	g.cfg.OnChange()
+	return nil
+}
+
+func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, why string) error {
+	g.log.Info("removing a replica from the group", "peer", string(id), "why", why)
+	if err := g.waitFor(ctx, inst.raft.RemoveServer(id, 0, 0)); err != nil {
+		return fmt.Errorf("remove %s: %w", id, err)
+	}
+	g.refreshVoters(inst)
+	g.mu.Lock()
+	delete(g.needs, id)
+	delete(g.match, id)
+	g.mu.Unlock()
+	return nil
 }
 
 // maintain settles members without being asked: a replica that was away for too long is rebuilt and votes again though

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -18,11 +20,12 @@ import (
 // incarnation without data. It happens with Raft stopped on the receiver, never inside Raft's Restore, which would block
 // votes and appends for as long as the copy takes.
 //
-//	owner     notices that its log is too short (InstallSnapshot), takes the replica's vote away, tells it to rebuild
+//	owner     notices that its log is too short (InstallSnapshot), takes the replica out of the group, tells it to rebuild
 //	receiver  stops its Raft, marks its volume inconsistent, asks the owner to keep its log from index N on (pin)
 //	receiver  fetches the checksums of chunks changed since what it has, then only the blocks that differ
 //	receiver  makes all that durable as index N, in one step with clearing the mark; begins a new log behind N
-//	receiver  starts Raft again, under the same term and vote; the owner sends N+1.. and gives the vote back
+//	receiver  starts Raft again, under the same term and vote
+//	owner     adds it as a learner, sends N+1.., and gives the vote back
 //
 // The copy is fuzzy: a block may be newer than N. That is harmless, because entries hold absolute writes: replaying N+1..
 // writes the same again. A crash at any point leaves the mark, and the rebuild begins anew, comparing what it already has.
@@ -41,14 +44,16 @@ type Rebuildable interface {
 // rebuildState is guarded by Group.mu.
 type rebuildState struct {
 	running  bool
+	order    string                      // receiver: the order it carries out or carried out last
 	copied   int64                       // receiver: bytes fetched so far
+	orders   map[raft.ServerID]string    // owner: what was ordered and has not ended with a vote
 	pinUntil map[raft.ServerID]time.Time // owner: the log stays for these
 }
 
 const (
 	pinTime           = time.Minute // renewed by every request of the receiver
 	rebuildChunks     = 4096        // chunks whose checksums travel in one answer: 1.1 MiB
-	rebuildReadBytes  = 4 << 20     // blocks in one answer
+	rebuildReadBytes  = 2 << 20     // blocks in one answer
 	rebuildRetryDelay = time.Second
 	chunkRecordBytes  = 4 + 8 + 4*block.BlocksPerChunk
 )
@@ -58,6 +63,13 @@ type rebuildOrder struct {
 	LUN   string        `json:"lun"`
 	ID    raft.ServerID `json:"id"`    // the receiver
 	Owner string        `json:"owner"` // node
+	Order string        `json:"order"` // random: the same order again asks how far it is
+}
+
+// rebuildAnswer is what the receiver says to an order.
+type rebuildAnswer struct {
+	Done   bool  `json:"done"`
+	Copied int64 `json:"copied"` // bytes fetched so far
 }
 
 // rebuildPin is where the copy begins, as the owner says.
@@ -69,31 +81,34 @@ type rebuildPin struct {
 	State              block.State `json:"state"`
 }
 
-// rebuildPeer takes the vote of a replica that cannot be served from the log and tells it to rebuild itself. It returns an
-// error until that has been done.
-func (g *Group) rebuildPeer(ctx context.Context, inst *instance, m Member, voter bool) error {
-	g.mu.Lock()
-	needs := g.needs[m.ID]
-	g.mu.Unlock()
-	if !needs || m.Witness {
-		return nil
-	}
-	if voter {
-		g.log.Info("taking the vote of a replica that must be rebuilt", "peer", string(m.ID))
-		if err := g.waitFor(ctx, inst.raft.DemoteVoter(m.ID, 0, 0)); err != nil {
-			return fmt.Errorf("demote %s: %w", m.ID, err)
-		}
-		g.refreshVoters(inst)
-	}
+// orderRebuild tells a replica to rebuild itself, or asks how far it is. It returns an error until that has been done.
+func (g *Group) orderRebuild(ctx context.Context, m Member) error {
 	g.pin(m.ID)
-	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: m.ID, Owner: g.cfg.Self.Node})
+	g.mu.Lock()
+	if g.rebuild.orders == nil {
+		g.rebuild.orders = map[raft.ServerID]string{}
+	}
+	if g.rebuild.orders[m.ID] == "" {
+		g.rebuild.orders[m.ID] = strconv.FormatUint(rand.Uint64(), 36)
+	}
+	order := rebuildOrder{LUN: g.cfg.LUN, ID: m.ID, Owner: g.cfg.Self.Node, Order: g.rebuild.orders[m.ID]}
+	g.mu.Unlock()
+	req, err := json.Marshal(order)
 	if err != nil {
 		return err
 	}
-	if _, err := g.host.mux.Call(ctx, m.Node, methodRebuild, order); err != nil {
+	raw, err := g.host.mux.Call(ctx, m.Node, methodRebuild, req)
+	if err != nil {
 		return fmt.Errorf("tell %s to rebuild: %w", m.ID, err)
 	}
-	return fmt.Errorf("%s is being rebuilt", m.ID)
+	var answer rebuildAnswer
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return fmt.Errorf("answer of %s: %w", m.ID, err)
+	}
+	if !answer.Done {
+		return fmt.Errorf("%s is being rebuilt, %d bytes so far", m.ID, answer.Copied)
+	}
+	return nil
 }
 
 func (g *Group) pin(id raft.ServerID) {
@@ -140,13 +155,17 @@ func (h *Host) serveRebuild(_ context.Context, _ string, req []byte) ([]byte, er
 		return nil, err
 	}
 	g.mu.Lock()
-	start := !g.rebuild.running
-	g.rebuild.running, g.rebuild.copied = true, 0
+	r := &g.rebuild
+	answer := rebuildAnswer{Done: !r.running && r.order == o.Order && g.inst != nil, Copied: r.copied}
+	start := !r.running && r.order != o.Order
+	if start {
+		r.running, r.order, r.copied = true, o.Order, 0
+	}
 	g.mu.Unlock()
 	if start {
 		g.goFunc(func() { g.rebuildFrom(o.Owner) })
 	}
-	return nil, nil
+	return json.Marshal(answer)
 }
 
 // rebuildFrom runs a rebuild to its end, trying again while the volume is in between. The owner may change meanwhile, so
@@ -170,7 +189,12 @@ func (g *Group) rebuildFrom(owner string) {
 		if g.Err() != nil || g.ctx.Err() != nil {
 			return
 		}
-		if !g.cfg.Store.Inconsistent() { // rebuilt, or not yet begun: the log may do after all
+		if !g.cfg.Store.Inconsistent() { // rebuilt, or not yet begun: then the owner orders it again
+			if err != nil {
+				g.mu.Lock()
+				g.rebuild.order = ""
+				g.mu.Unlock()
+			}
 			if err := g.start(); err != nil {
 				g.fail(fmt.Errorf("start after a rebuild: %w", err))
 			}

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"maps"
 	"sort"
 
 	"github.com/hashicorp/raft"
@@ -26,7 +27,7 @@ type PeerStatus struct {
 	Voter   bool
 	Self    bool
 	InSync  bool   // holds every acknowledged write (always true for the owner itself, never for a witness)
-	Level   string // witness.Level of a data replica, "witness", "owner" or "learner"
+	Level   string // witness.Level of a data replica, "witness", "owner", "learner" or "absent" from the group
 	Match   uint64 // newest index it has acknowledged in this term
 	Lag     uint64 // entries behind the owner
 	Rebuild bool   // it has to be, or is being, rebuilt by difference
@@ -84,6 +85,7 @@ func (g *Group) Status() Status {
 	if f.Error() != nil {
 		return s
 	}
+	absent := maps.Clone(g.members)
 	for _, srv := range f.Configuration().Servers {
 		m, known := g.members[srv.ID]
 		if !known {
@@ -113,6 +115,16 @@ func (g *Group) Status() Status {
 		}
 		p.Lag = s.LastIndex - min(s.LastIndex, p.Match)
 		s.Peers = append(s.Peers, p)
+		delete(absent, srv.ID)
+	}
+	for id, m := range absent { // out of the group while it is being rebuilt, or not yet added
+		s.Peers = append(s.Peers, PeerStatus{Member: m, Level: "absent", Lag: s.LastIndex, Rebuild: g.rebuild.orders[id] != ""})
+		switch {
+		case m.Witness || g.rebuild.orders[id] == "":
+			s.Health = HealthDegraded
+		case s.Health == HealthHealthy:
+			s.Health = HealthCatchingUp
+		}
 	}
 	sort.Slice(s.Peers, func(i, j int) bool { return s.Peers[i].ID < s.Peers[j].ID })
 	return s

@@ -49,6 +49,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	g.gate.Tick(inst.raft.LastIndex(), now)
 	clear(g.match)
 	clear(g.needs)
+	clear(g.rebuild.orders)
 	g.mu.Unlock()
 	g.log.Info("elected owner; applying what came before", "term", term)
 	g.goFunc(func() {

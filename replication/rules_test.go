@@ -1,0 +1,172 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/command"
+)
+
+// Rule F at the state machine: an entry committed in another term than it was accepted in changes nothing, and whoever
+// waits for it is not told that it did.
+func TestEntryOfAnotherTermChangesNothing(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a")
+	g := c.group(c.owner())
+	term := g.Status().Term
+	if err := g.Write(context.Background(), blockRange(3), tagged(3, 1)); err != nil {
+		t.Fatal(err)
+	}
+	data := tagged(3, 2)
+	stale, err := command.Encode(term-1, 12345, []block.Op{{
+		Kind: block.OpWrite, Range: blockRange(3), Data: data, Sums: block.AppendSums(nil, data),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := c.nodes["a"].vol.Applied()
+	f := g.running().raft.ApplyLog(raft.Log{Data: stale}, time.Second)
+	if err := f.Error(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := c.read(3); err != nil || v != 1 {
+		t.Fatalf("block holds version %d (%v): the fence did not hold", v, err)
+	}
+	if after := c.nodes["a"].vol.Applied(); after <= before {
+		t.Fatal("the entry was not counted as applied")
+	}
+	// The same through the proposer: a command accepted under an old term.
+	if _, err := g.writes.propose(context.Background(), term-1, []block.Op{{Kind: block.OpZero, Range: blockRange(3)}}, false); !errors.Is(err, block.ErrNotOwner) {
+		t.Fatalf("a stale command: %v", err)
+	}
+}
+
+// An entry without its payload, as a witness has them, stops the replica that meets it.
+func TestStrippedEntryHaltsADataReplica(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a")
+	g := c.group(c.owner())
+	if err := g.Write(context.Background(), blockRange(1), tagged(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	applied := c.nodes["a"].vol.Applied()
+	_ = g.running().raft.ApplyLog(raft.Log{Data: nil}, time.Second).Error()
+	eventually(t, "the replica is out", func() bool { return g.Err() != nil })
+	if got := c.nodes["a"].vol.Applied(); got != applied {
+		t.Fatalf("applied went from %d to %d", applied, got)
+	}
+	if err := g.Read(context.Background(), blockRange(1), make([]byte, block.Size)); !errors.Is(err, command.ErrFormat) {
+		t.Fatalf("a halted replica answers %v", err)
+	}
+}
+
+// A replica that was away while the log moved on is rebuilt, and only what changed travels.
+func TestReplicaThatWasAwayIsRebuiltByDifference(t *testing.T) {
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointEntries: 32}}
+	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	const all, changed = 2000, 40
+	for n := range all {
+		if err := c.write(ctx, n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := map[string]string{"a": "b", "b": "a"}[c.owner()]
+	c.stop(away)
+	for round := range 20 { // the same few blocks, so that the log grows by more than what has changed
+		for n := range changed {
+			if err := c.write(ctx, n*7, uint64(2+round)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	owner := c.owner()
+	eventually(t, "the owner's log begins after what the other has", func() bool {
+		first, _ := c.group(owner).cfg.Journal.FirstIndex()
+		return first > all+10*changed
+	})
+	c.start(away, false)
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	if got := c.group(away).Status().Copied; got == 0 || got > 2*changed*block.Size {
+		t.Errorf("%d bytes travelled for %d changed blocks of %d", got, changed, all)
+	}
+	compareCopies(t, c, "a", "b")
+	// It counts again: the LUN survives the other one.
+	c.stop(owner)
+	for n := range all {
+		want := uint64(1)
+		if n%7 == 0 && n/7 < changed {
+			want = 21
+		}
+		if got, err := c.read(n); err != nil || got != want {
+			t.Fatalf("block %d: version %d (%v), want %d", n, got, err, want)
+		}
+	}
+}
+
+// A replica in RAM returns empty, under a new ID, as a learner; the old ID never comes back.
+func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointEntries: 32}}
+	c = newClusterWith(t, c, blockstore.MediaRAM, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for n := range 500 {
+		if err := c.write(ctx, n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := c.owner()
+	away := map[string]string{"a": "b", "b": "a"}[owner]
+	c.stop(away)
+	if err := c.write(ctx, 7, 2); err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range c.members {
+		if m.Node == away {
+			c.members[i].ID = raft.ServerID(away + "/2")
+		}
+	}
+	eventually(t, "the owner's log is cut", func() bool {
+		first, _ := c.group(owner).cfg.Journal.FirstIndex()
+		return first > 100
+	})
+	c.start(away, false)
+	var want []Desired
+	for _, m := range c.members {
+		want = append(want, Desired{Member: m, Joining: m.Node == away})
+	}
+	eventually(t, "the new incarnation votes", func() bool {
+		promoted, err := c.group(owner).SetMembers(ctx, want)
+		return err == nil && len(promoted) == 1
+	})
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	for _, p := range c.group(owner).Status().Peers {
+		if p.ID == raft.ServerID(away+"/1") {
+			t.Fatal("the old incarnation is still a member")
+		}
+	}
+	compareCopies(t, c, "a", "b")
+	c.stop(owner)
+	if got, err := c.read(7); err != nil || got != 2 {
+		t.Fatalf("read %d, %v", got, err)
+	}
+}
+
+func compareCopies(t *testing.T, c *cluster, a, b string) {
+	t.Helper()
+	eventually(t, "both copies at one index", func() bool { return c.nodes[a].vol.Applied() == c.nodes[b].vol.Applied() })
+	r := block.Range{Count: c.geometry.Capacity}
+	va, vb := make([]byte, r.Bytes()), make([]byte, r.Bytes())
+	if err := errors.Join(c.nodes[a].vol.ReadAt(r, va), c.nodes[b].vol.ReadAt(r, vb)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(va, vb) {
+		t.Fatal("the copies differ")
+	}
+}

@@ -256,6 +256,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		}
 		cfg.Journal, run.volume = m.journal, m.volume
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
+		cfg.Limits.CheckpointBytes = memoryJournalBytes / 2 // costs nothing in RAM, and lets the log go
 	} else if err := s.openStorage(run, &cfg); err != nil {
 		return err
 	}

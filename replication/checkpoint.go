@@ -8,33 +8,40 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// witnessEntryBytes is what a witness's entry counts for: a checkpoint every few thousand keeps its log short.
+const witnessEntryBytes = 64 << 10
+
+// countApplied adds to what a crash now would have to replay, and makes a checkpoint due when that is much.
+func (g *Group) countApplied(n int64) {
+	if g.appliedBytes.Add(n) >= g.cfg.Limits.CheckpointBytes {
+		select {
+		case g.checkpointDue <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // checkpoints makes the volume durable from time to time and lets the log before that go, except for what is kept for
 // replicas that come back: they then need no rebuild.
 func (g *Group) checkpoints() {
-	ticker := time.NewTicker(time.Second)
+	ticker := time.NewTicker(g.cfg.Timing.Checkpoint)
 	defer ticker.Stop()
-	last, taken := g.checkpointed(), time.Now()
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
+		case <-g.checkpointDue:
 		case <-ticker.C:
 		}
 		inst := g.running()
-		if inst == nil || g.Err() != nil {
+		if inst == nil || g.Err() != nil || inst.raft.AppliedIndex() <= g.checkpointed() {
 			continue
 		}
-		grown := inst.raft.AppliedIndex() - min(last, inst.raft.AppliedIndex())
-		if grown == 0 || (grown < g.cfg.Limits.CheckpointEntries && time.Since(taken) < g.cfg.Timing.Checkpoint) {
-			continue
-		}
+		g.appliedBytes.Store(0)
 		g.setTrailing(inst)
-		taken = time.Now()
 		if err := g.waitFor(g.ctx, inst.raft.Snapshot()); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 			g.log.Debug("checkpoint put off", "error", err)
-			continue
 		}
-		last = g.checkpointed()
 	}
 }
 

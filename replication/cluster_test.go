@@ -23,7 +23,7 @@ import (
 
 // cluster is a LUN's replicas as separate hosts in this process, over real connections on loopback.
 type cluster struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	media    blockstore.Media
 	addrs    map[string]string
@@ -44,13 +44,13 @@ type testNode struct {
 
 const testLUN = "6f1d"
 
-func newCluster(t *testing.T, media blockstore.Media, nodes ...string) *cluster {
+func newCluster(t testing.TB, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
 	return newClusterWith(t, &cluster{}, media, nodes...)
 }
 
 // newClusterWith starts the cluster c, whose limits the caller has set.
-func newClusterWith(t *testing.T, c *cluster, media blockstore.Media, nodes ...string) *cluster {
+func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
 	c.t, c.dir, c.media, c.addrs, c.nodes = t, t.TempDir(), media, map[string]string{}, map[string]*testNode{}
 	c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}

@@ -95,9 +95,9 @@ func (t Timing) Validate() error {
 
 // Limits bound a group's memory, in bytes of payload. Zero fields mean the default.
 type Limits struct {
-	InflightBytes     int64 // writes accepted and not yet acknowledged; beyond it Write waits. Default 32 MiB
-	JournalKeepBytes  int64 // log kept for peers that come back; default 1 GiB on disk, 64 MiB in RAM
-	CheckpointEntries uint64
+	InflightBytes    int64 // writes accepted and not yet acknowledged; beyond it Write waits. Default 32 MiB
+	JournalKeepBytes int64 // log kept behind a checkpoint for peers that come back. Default 1 GiB
+	CheckpointBytes  int64 // payload applied since the last checkpoint that makes the next one due. Default 256 MiB
 }
 
 // Config is what a Group needs.
@@ -144,6 +144,9 @@ type Group struct {
 	locks   rangeLocks
 	writes  *proposer
 
+	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
+	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
+
 	tenure atomic.Pointer[tenure]
 	failed atomic.Pointer[error]
 
@@ -188,8 +191,8 @@ func open(host *Host, cfg Config) (*Group, error) {
 	if cfg.Limits.JournalKeepBytes == 0 {
 		cfg.Limits.JournalKeepBytes = 1 << 30
 	}
-	if cfg.Limits.CheckpointEntries == 0 {
-		cfg.Limits.CheckpointEntries = 16384
+	if cfg.Limits.CheckpointBytes == 0 {
+		cfg.Limits.CheckpointBytes = 256 << 20
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -205,7 +208,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
-		needs: map[raft.ServerID]bool{}, gateMove: make(chan struct{}),
+		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	for _, m := range cfg.Members {
 		g.members[m.ID] = m

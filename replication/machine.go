@@ -27,12 +27,16 @@ func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0]
 func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	results := make([]any, len(logs))
 	if m.g.cfg.Store == nil {
+		m.g.countApplied(int64(len(logs)) * witnessEntryBytes)
 		return results // a witness
 	}
+	size := int64(0)
+	defer func() { m.g.countApplied(size) }()
 	for i, l := range logs {
 		if l.Type != raft.LogCommand {
 			continue
 		}
+		size += int64(len(l.Data))
 		if m.g.Err() != nil {
 			results[i] = block.ErrFailed
 			continue

@@ -67,7 +67,7 @@ func TestStrippedEntryHaltsADataReplica(t *testing.T) {
 
 // A replica that was away while the log moved on is rebuilt, and only what changed travels.
 func TestReplicaThatWasAwayIsRebuiltByDifference(t *testing.T) {
-	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointEntries: 32}}
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}
 	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -112,7 +112,7 @@ func TestReplicaThatWasAwayIsRebuiltByDifference(t *testing.T) {
 
 // A replica in RAM returns empty, under a new ID, as a learner; the old ID never comes back.
 func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
-	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointEntries: 32}}
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}
 	c = newClusterWith(t, c, blockstore.MediaRAM, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()

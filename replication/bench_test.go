@@ -1,0 +1,51 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// BenchmarkWrite is a LUN on two data replicas and a witness in one process, over loopback: everything below the target.
+func BenchmarkWrite(b *testing.B) {
+	for _, media := range []blockstore.Media{blockstore.MediaRAM, blockstore.MediaFile} {
+		for _, w := range []struct{ bytes, depth int }{{4096, 1}, {4096, 32}, {1 << 20, 8}} {
+			b.Run(fmt.Sprintf("%s/%dK/depth%d", media, w.bytes>>10, w.depth), func(b *testing.B) {
+				c := &cluster{}
+				if media == blockstore.MediaRAM {
+					c.limits = Limits{JournalKeepBytes: 64 << 20, CheckpointBytes: 32 << 20}
+				}
+				c = newClusterWith(b, c, media, "a", "b", "w")
+				g := c.group(c.owner())
+				src := make([]byte, w.bytes)
+				for i := range src {
+					src[i] = byte(i)
+				}
+				b.SetBytes(int64(w.bytes))
+				b.ResetTimer()
+				var left atomic.Int64
+				left.Store(int64(b.N))
+				var wg sync.WaitGroup
+				for range w.depth {
+					wg.Go(func() {
+						slots := int(c.geometry.Capacity.Bytes() / int64(w.bytes))
+						for left.Add(-1) >= 0 {
+							r := block.BytesRange(int64(rand.IntN(slots))*int64(w.bytes), int64(w.bytes))
+							if err := g.Write(context.Background(), r, src); err != nil {
+								b.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+			})
+		}
+	}
+}

@@ -173,6 +173,69 @@ func (v *Volume) readChunk(chunk uint32, within int64, dst []byte) error {
 	return nil
 }
 
+// maxAllocatedSteps bounds the work of one call of Allocated: chunks looked at, or pages of the map that are not there.
+const maxAllocatedSteps = 4096
+
+// Allocated says whether the first sector of r, which must not be empty, is stored (it reads as zeros if not), and for how
+// many sectors from there on that goes: at least to the end of its block or of r, and not beyond 4096 chunks or missing
+// pages of the map, so that the caller asks again. Each block is as of one moment; several need not be of the same one.
+//
+// Errors: block.ErrOutOfRange; ErrInconsistent; block.ErrClosed; block.ErrFailed.
+func (v *Volume) Allocated(r block.Range) (allocated bool, n block.Count, err error) {
+	if err := r.Check(v.geometry.Capacity); err != nil {
+		return false, 0, err
+	}
+	if r.Count == 0 {
+		return false, 0, fmt.Errorf("volume %s: allocation of an empty range at sector %d", v.id, r.Start)
+	}
+	for rest, step := r.Widen(), 0; rest.Count > 0 && step < maxAllocatedSteps; step++ {
+		s, after := next(rest)
+		valid, mapped, err := v.validBlocks(s.chunk)
+		if err != nil {
+			return false, 0, err
+		}
+		valid >>= s.first
+		if step == 0 {
+			allocated = valid&1 != 0
+		}
+		differs := valid
+		if allocated {
+			differs = ^valid
+		}
+		same := min(s.n, bits.TrailingZeros64(differs))
+		n += block.Count(same) * block.SectorsPerBlock
+		if same < s.n {
+			break
+		}
+		rest = after
+		if !mapped {
+			// Nothing in the other chunks of this page either.
+			skip := min(rest.Count, block.Count(pageChunks-1-s.chunk%pageChunks)*block.BlocksPerChunk*block.SectorsPerBlock)
+			n += skip
+			rest = block.Range{Start: rest.Start + block.Sector(skip), Count: rest.Count - skip}
+		}
+	}
+	return allocated, min(n-block.Count(r.Start%block.SectorsPerBlock), r.Count), nil
+}
+
+// validBlocks returns which blocks of a chunk are stored, and whether the map has a page for it.
+func (v *Volume) validBlocks(chunk uint32) (valid uint64, mapped bool, err error) {
+	lock := v.m.lockOf(chunk)
+	lock.RLock()
+	defer lock.RUnlock()
+	if err := v.usable(); err != nil {
+		return 0, false, err
+	}
+	if v.inconsistent.Load() { // under the lock, as in readChunk
+		return 0, false, fmt.Errorf("volume %s: %w", v.id, ErrInconsistent)
+	}
+	page, at := v.m.find(chunk)
+	if page == nil {
+		return 0, false, nil
+	}
+	return page.valid[at], true, nil
+}
+
 // readBlocks reads whole valid blocks and verifies each.
 func (v *Volume) readBlocks(chunk uint32, slot uint64, first int, dst []byte) error {
 	if err := v.pool.dev.ReadAt(dst, slotOffset(slot)+int64(first)*block.Size); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -242,6 +243,35 @@ func testExactSpace(t *testing.T, m Medium) {
 	wantError(t, "one more", v.Apply(2, []block.Op{model.Write(128, 1)}), block.ErrNoSpace)
 	step(t, v, model, model.Zero(1, 62), model.Write(1, 1), model.Write(70, 5))
 	compare(t, v, model)
+}
+
+// testAllocatedIsBounded walks a thin volume of 16 TiB: in few calls where there is nothing, none of which does unbounded work.
+func testAllocatedIsBounded(t *testing.T, m Medium) {
+	const size = block.MaxVolumeBytes
+	p := open(t, m.New(t, 8*chunk))
+	v, err := p.Create("large", block.Geometry{Capacity: block.CountOf(size), LogicalBlockBytes: 512})
+	must(t, err)
+	model := NewModel(v.Geometry())
+	at := []int64{size / 3 / block.Size, size/block.Size - 1}
+	for _, n := range at {
+		step(t, v, model, model.Write(int(n), 1))
+	}
+	var found []int64
+	calls := 0
+	for r := (block.Range{Count: block.CountOf(size)}); r.Count > 0; calls++ {
+		allocated, n, err := v.Allocated(r)
+		must(t, err)
+		if n == 0 || n > r.Count || allocated && n != block.SectorsPerBlock {
+			t.Fatalf("from sector %d on: allocated %t for %d of %d sectors", r.Start, allocated, n, r.Count)
+		}
+		if allocated {
+			found = append(found, r.Offset()/block.Size)
+		}
+		r = block.Range{Start: r.Start + block.Sector(n), Count: r.Count - n}
+	}
+	if !slices.Equal(found, at) || calls < 10 || calls > 40 {
+		t.Errorf("found blocks %v in %d calls, want %v in about 20", found, calls, at)
+	}
 }
 
 func testAllocations(t *testing.T, m Medium) {

@@ -177,6 +177,24 @@ func (m *Model) CompareBlocks(v *blockstore.Volume) error {
 			return fmt.Errorf("block %d begins with %x, want %x", n, got[:8], m.Block(n)[:8])
 		}
 	}
+	return m.compareAllocated(v, block.Range{Count: m.Geometry.Capacity})
+}
+
+// compareAllocated follows Allocated from one change to the next through r, which may begin and end anywhere.
+func (m *Model) compareAllocated(v *blockstore.Volume, r block.Range) error {
+	for r.Count > 0 {
+		first := uint64(r.Start / block.SectorsPerBlock)
+		stored, end := m.blocks[first] != nil, first+1
+		for int(end) < m.Blocks() && (m.blocks[end] != nil) == stored {
+			end++
+		}
+		want := min(r.Count, block.Count(end*block.SectorsPerBlock)-block.Count(r.Start))
+		allocated, n, err := v.Allocated(r)
+		if err != nil || allocated != stored || n != want {
+			return fmt.Errorf("from sector %d on: allocated %t for %d sectors (%w), want %t for %d", r.Start, allocated, n, err, stored, want)
+		}
+		r = block.Range{Start: r.Start + block.Sector(n), Count: r.Count - n}
+	}
 	return nil
 }
 

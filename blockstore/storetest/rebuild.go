@@ -103,6 +103,8 @@ func testImport(t *testing.T, m Medium) {
 		wantError(t, "apply", v.Apply(2, nil), blockstore.ErrInconsistent)
 		wantError(t, "read", v.ReadAt(blocks(0, 1), make([]byte, block.Size)), blockstore.ErrInconsistent)
 		wantError(t, "changed", v.Changed(0, nil), blockstore.ErrInconsistent)
+		_, _, err := v.Allocated(blocks(0, 1))
+		wantError(t, "allocated", err, blockstore.ErrInconsistent)
 		must(t, v.ChunkInfo(0, new(blockstore.ChunkInfo)))
 	}
 	half()

@@ -47,6 +47,7 @@ func Run(t *testing.T, m Medium) {
 		{"ChangedReportsWrittenAndFreedChunks", testChanged},
 		{"ChunkInfoTellsWhatDiffers", testChunkInfo},
 		{"ImportIsAllOrNothing", testImport},
+		{"AllocatedIsBounded", testAllocatedIsBounded},
 		{"Catalogue", testCatalogue},
 		{"SteadyStateAllocatesNothing", testAllocations},
 		{"ClosedRefusesEverything", testClosed},
@@ -136,6 +137,11 @@ func testBadInput(t *testing.T, m Medium) {
 	if err := v.ReadAt(block.Range{Count: 2}, make([]byte, 512)); err == nil {
 		t.Error("read into a short buffer: no error")
 	}
+	_, _, err := v.Allocated(block.Range{Start: block.Sector(geometry.Capacity) - 1, Count: 2})
+	wantError(t, "allocated beyond the end", err, block.ErrOutOfRange)
+	if _, _, err := v.Allocated(block.Range{Start: 8}); err == nil {
+		t.Error("allocated in an empty range: no error")
+	}
 	wantError(t, "chunk beyond the end", v.ChunkInfo(v.Chunks(), new(blockstore.ChunkInfo)), block.ErrOutOfRange)
 	if _, err := p.Create("bad", block.Geometry{Capacity: 7, LogicalBlockBytes: 512}); err == nil {
 		t.Error("volume of 7 sectors: no error")
@@ -172,6 +178,7 @@ func testUnaligned(t *testing.T, m Medium) {
 			if !bytes.Equal(got, all[r.Offset():r.Offset()+r.Bytes()]) {
 				t.Fatalf("read of %v differs from the whole", r)
 			}
+			must(t, model.compareAllocated(v, r))
 		}
 	}
 	compare(t, v, model)
@@ -237,6 +244,8 @@ func testClosed(t *testing.T, m Medium) {
 	wantError(t, "read", v.ReadAt(block.Range{Count: 1}, make([]byte, 512)), block.ErrClosed)
 	_, err := v.Checkpoint(t.Context())
 	wantError(t, "checkpoint", err, block.ErrClosed)
+	_, _, err = v.Allocated(block.Range{Count: 1})
+	wantError(t, "allocated", err, block.ErrClosed)
 	wantError(t, "import", v.BeginImport(t.Context()), block.ErrClosed)
 	wantError(t, "chunk info", v.ChunkInfo(0, new(blockstore.ChunkInfo)), block.ErrClosed)
 	wantError(t, "changed", v.Changed(0, func(block.Range) error { return nil }), block.ErrClosed)

@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"encoding/binary"
+	"math"
 
 	"sanctuary/blockstore/block"
 )
@@ -22,6 +23,14 @@ const (
 	maxWriteSameBlocks = 1 << 15
 	// maxCompareBlocks is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: all the field can hold.
 	maxCompareBlocks = 255
+	// maxStatusQueries bounds the work of one GET LBA STATUS, and so its descriptors; initiators ask again behind the last.
+	maxStatusQueries = 32
+)
+
+// Provisioning status of a block (SBC-3 r36 §5.4.2.3). Blocks are never anchored.
+const (
+	provisionMapped      = 0x0
+	provisionDeallocated = 0x1
 )
 
 // unmapGranularity is how many logical blocks can be unmapped at the least: one block of the store, 4 KiB, which divides
@@ -107,4 +116,50 @@ func allZero(b []byte) bool {
 		}
 	}
 	return true
+}
+
+// getLBAStatus is GET LBA STATUS (SBC-3 r36 §5.4): from the starting LBA on, which blocks are mapped, up to the end of the
+// LUN or a bound. What is returned does not depend on the ALLOCATION LENGTH, which only cuts it off.
+func getLBAStatus(r *request) error {
+	lba := binary.BigEndian.Uint64(r.CDB[2:])
+	capacity := r.capacity()
+	if lba >= capacity {
+		return senseOutOfRange
+	}
+	const header, each = 8, 16
+	list := make([]byte, header, header+maxStatusQueries*each)
+	rng, err := r.span(lba, capacity-lba)
+	if err != nil {
+		return err
+	}
+	var last uint64 // blocks of the last descriptor
+	for range maxStatusQueries {
+		allocated, n, err := r.unit.cfg.Backend.Allocated(r.ctx, rng)
+		if err != nil {
+			return err
+		}
+		blocks, status := uint64(n/r.perBlock()), byte(provisionDeallocated)
+		if allocated {
+			status = provisionMapped
+		}
+		switch tail := list[max(header, len(list)-each):]; {
+		case len(tail) == each && tail[12] == status && last+blocks <= math.MaxUint32:
+			last += blocks
+			binary.BigEndian.PutUint32(tail[8:], uint32(last))
+		default:
+			// A descriptor counts to 32 bits; what is left of n is asked for again.
+			blocks = min(blocks, math.MaxUint32)
+			last = blocks
+			list = binary.BigEndian.AppendUint64(list, uint64(rng.Start)/uint64(r.perBlock()))
+			list = binary.BigEndian.AppendUint32(list, uint32(blocks))
+			list = append(list, status, 0, 0, 0)
+		}
+		n = block.Count(blocks) * r.perBlock()
+		rng = block.Range{Start: rng.Start + block.Sector(n), Count: rng.Count - n}
+		if rng.Count == 0 {
+			break
+		}
+	}
+	binary.BigEndian.PutUint32(list, uint32(len(list)-4))
+	return r.reply(list, int(binary.BigEndian.Uint32(r.CDB[10:])))
 }

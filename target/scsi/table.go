@@ -75,6 +75,7 @@ func init() {
 		{name: "SYNCHRONIZE CACHE (16)", opcode: 0x91, action: noAction, length: 16, usage: usage16(immed), run: synchronizeCache},
 		{name: "WRITE SAME (16)", opcode: 0x93, action: noAction, length: 16, usage: usage16(wsUnmap | wsNoData), writes: true, dataOut: oneBlock, run: writeSame},
 		{name: "READ CAPACITY (16)", opcode: 0x9E, action: 0x10, length: 16, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, ff, ff, ff, ff}, access: anyState, run: readCapacity16},
+		{name: "GET LBA STATUS", opcode: 0x9E, action: 0x12, length: 16, usage: [16]byte{ff, 0x1F, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff}, run: getLBAStatus},
 		{name: "REPORT LUNS", opcode: 0xA0, action: noAction, length: 12, usage: [16]byte{ff, 0, ff, 0, 0, 0, ff, ff, ff, ff}, access: anyState, ignoresAttention: true, run: reportLUNs},
 		{name: "REPORT TARGET PORT GROUPS", opcode: 0xA3, action: 0x0A, length: 12, usage: [16]byte{ff, 0x3F, 0, 0, 0, 0, ff, ff, ff, ff}, access: anyState, run: reportTargetPortGroups},
 		{name: "REPORT SUPPORTED OPERATION CODES", opcode: 0xA3, action: 0x0C, length: 12, usage: [16]byte{ff, 0x1F, 0x87, ff, ff, ff, ff, ff, ff, ff}, access: standbyToo, run: reportSupportedOpcodes},

@@ -28,6 +28,10 @@ type Backend interface {
 	WriteSame(ctx context.Context, r block.Range, pattern []byte) error
 	// Unmap makes the ranges read as zeros and frees what it can.
 	Unmap(ctx context.Context, rs []block.Range) error
+	// Allocated says whether the first sector of r has storage behind it (a sector that has none reads as zeros), and for
+	// how many sectors from there on that goes: 1 to r.Count, on the boundary of a logical block. It may stop short of the
+	// next change, so that the work of one call is bounded. r is not empty.
+	Allocated(ctx context.Context, r block.Range) (allocated bool, n block.Count, err error)
 	// Flush returns once every acknowledged write is durable (SYNCHRONIZE CACHE).
 	Flush(ctx context.Context) error
 	// State returns the replicated blob beside the data (persistent reservations).

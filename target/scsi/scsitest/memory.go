@@ -24,6 +24,7 @@ type Memory struct {
 	mu    sync.Mutex
 	geo   block.Geometry
 	data  []byte
+	holes []bool // by block: unmapped as a whole and not written since
 	state block.State
 }
 
@@ -31,7 +32,9 @@ var _ scsi.Backend = (*Memory)(nil)
 
 // NewMemory returns a zeroed Memory.
 func NewMemory(g block.Geometry) *Memory {
-	return &Memory{geo: g, data: make([]byte, g.Capacity.Bytes())}
+	m := &Memory{geo: block.Geometry{LogicalBlockBytes: g.LogicalBlockBytes}}
+	m.Grow(g.Capacity)
+	return m
 }
 
 // Grow makes the LUN larger; capacity must not be smaller than it was.
@@ -40,6 +43,9 @@ func (m *Memory) Grow(capacity block.Count) {
 	defer m.mu.Unlock()
 	m.geo.Capacity = capacity
 	m.data = append(m.data, make([]byte, capacity.Bytes()-int64(len(m.data)))...)
+	for len(m.holes) < len(m.data)/block.Size {
+		m.holes = append(m.holes, true)
+	}
 }
 
 // Bytes returns a copy of a range.
@@ -56,6 +62,20 @@ func (m *Memory) Before(h Hook) { m.before.Store(&h) }
 func (m *Memory) After(h Hook) { m.after.Store(&h) }
 
 func (m *Memory) at(r block.Range) []byte { return m.data[r.Offset() : r.Offset()+r.Bytes()] }
+
+// mapped notes that every block that r touches has storage.
+func (m *Memory) mapped(r block.Range) {
+	w := r.Widen()
+	clear(m.holes[w.Start/block.SectorsPerBlock : w.End()/block.SectorsPerBlock])
+}
+
+// unmap zeroes a range; only whole blocks lose their storage.
+func (m *Memory) unmap(r block.Range) {
+	clear(m.at(r))
+	for b := (r.Start + block.SectorsPerBlock - 1) / block.SectorsPerBlock; b < r.End()/block.SectorsPerBlock; b++ {
+		m.holes[b] = true
+	}
+}
 
 // do runs one operation between its hooks.
 func (m *Memory) do(ctx context.Context, op string, r block.Range, f func() error) error {
@@ -90,7 +110,7 @@ func (m *Memory) Read(ctx context.Context, r block.Range, dst []byte) error {
 
 // Write implements scsi.Backend.
 func (m *Memory) Write(ctx context.Context, r block.Range, src []byte) error {
-	return m.do(ctx, "Write", r, func() error { copy(m.at(r), src); return nil })
+	return m.do(ctx, "Write", r, func() error { copy(m.at(r), src); m.mapped(r); return nil })
 }
 
 // CompareAndWrite implements scsi.Backend.
@@ -105,6 +125,7 @@ func (m *Memory) CompareAndWrite(ctx context.Context, r block.Range, want, src [
 			}
 		}
 		copy(have, src)
+		m.mapped(r)
 		return nil
 	})
 	return mismatch, err
@@ -113,13 +134,14 @@ func (m *Memory) CompareAndWrite(ctx context.Context, r block.Range, want, src [
 // WriteSame implements scsi.Backend.
 func (m *Memory) WriteSame(ctx context.Context, r block.Range, pattern []byte) error {
 	return m.do(ctx, "WriteSame", r, func() error {
-		dst := m.at(r)
 		if pattern == nil {
-			clear(dst)
+			m.unmap(r)
+			return nil
 		}
-		for len(dst) > 0 && pattern != nil {
+		for dst := m.at(r); len(dst) > 0; {
 			dst = dst[copy(dst, pattern):]
 		}
+		m.mapped(r)
 		return nil
 	})
 }
@@ -127,11 +149,25 @@ func (m *Memory) WriteSame(ctx context.Context, r block.Range, pattern []byte) e
 // Unmap implements scsi.Backend.
 func (m *Memory) Unmap(ctx context.Context, rs []block.Range) error {
 	for _, r := range rs {
-		if err := m.do(ctx, "Unmap", r, func() error { clear(m.at(r)); return nil }); err != nil {
+		if err := m.do(ctx, "Unmap", r, func() error { m.unmap(r); return nil }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Allocated implements scsi.Backend.
+func (m *Memory) Allocated(ctx context.Context, r block.Range) (allocated bool, n block.Count, err error) {
+	err = m.do(ctx, "Allocated", r, func() error {
+		hole := m.holes[r.Start/block.SectorsPerBlock]
+		end := r.Start/block.SectorsPerBlock + 1
+		for int(end) < len(m.holes) && m.holes[end] == hole {
+			end++
+		}
+		allocated, n = !hole, min(r.Count, block.Count(end*block.SectorsPerBlock-r.Start))
+		return nil
+	})
+	return allocated, n, err
 }
 
 // Flush implements scsi.Backend.

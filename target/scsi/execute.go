@@ -189,12 +189,14 @@ func (r *request) wait(changed <-chan struct{}, limit time.Duration) error {
 	return nil
 }
 
-// begin enters the request into its nexus' list of tasks; false if the nexus is gone.
+// begin enters the request into its nexus' list of tasks; false if the nexus is gone or the task has been revoked. Manage
+// looks through the list after the task was revoked, with the mutex that is held here: either it finds the request, or the
+// request finds itself revoked. One for a LUN that does not exist is answered in any case: no function is carried out there.
 func (r *request) begin() bool {
 	n := &r.Nexus.units
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.attached {
+	if !n.attached || r.unit != nil && r.Revoked != nil && r.Revoked.Load() {
 		return false
 	}
 	r.next = n.first

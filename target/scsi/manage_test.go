@@ -1,9 +1,11 @@
 package scsi_test
 
 import (
+	"bytes"
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +15,23 @@ import (
 )
 
 // blocked makes writes wait until release is closed, deaf to their context as a replicated write may be.
+func TestRevokedTaskDoesNothing(t *testing.T) {
+	g := newRig(t, 512, nil)
+	revoked := new(atomic.Bool)
+	revoked.Store(true)
+	task := g.task(g.nexus, cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 1), 0, pattern(512, 1))
+	task.Revoked = revoked
+	g.want(g.execute(t.Context(), task), "aborted")
+	if !bytes.Equal(g.mem.Bytes(block.Range{Count: 1}), make([]byte, 512)) {
+		t.Error("it wrote all the same")
+	}
+	// Neither does it take a unit attention that another command should have.
+	g.want(g.run(g.nexus, cdb(0x00), 0, nil), "good")
+	elsewhere := g.task(g.nexus, cdb(0x00), 0, nil)
+	elsewhere.LUN, elsewhere.Revoked = 7<<48, revoked
+	g.want(g.execute(t.Context(), elsewhere), "05/25/00")
+}
+
 func blocked(g *rig) (started <-chan struct{}, release chan struct{}) {
 	begun := make(chan struct{}, 16)
 	release = make(chan struct{})

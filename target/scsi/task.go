@@ -1,6 +1,9 @@
 package scsi
 
-import "context"
+import (
+	"context"
+	"sync/atomic"
+)
 
 // Status is a SCSI status code (SAM-5 §5.3.1).
 type Status uint8
@@ -34,6 +37,9 @@ type Task struct {
 	ExpectedIn  int      // bytes the initiator is prepared to take (EDTL of a read), 0 if none
 	ExpectedOut int      // bytes the initiator said it would send (EDTL of a write), 0 if none
 	Buffers     Buffers
+	// Revoked, unless nil, may be set before Manage is called for a task that Execute may not have been told of yet: a task
+	// whose Execute begins later then ends in TASK ABORTED and does nothing, as one that Manage had found.
+	Revoked *atomic.Bool
 
 	// Set by Execute.
 	Status      Status

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"sync/atomic"
+
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
 )
@@ -38,6 +40,9 @@ type command struct {
 
 	spoiled bool     // its data came out of sequence; the reader's own
 	refused *refusal // answer without executing, once the data has been read
+
+	revoked atomic.Bool // a task management function wants it gone, if the Executor has not begun it
+	silent  bool        // it ended aborted, with no answer; set with Session.mu held
 
 	manage func() scsi.FunctionResponse // not nil: a task management function
 	answer scsi.FunctionResponse
@@ -84,7 +89,7 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	}
 	s.stats.commands.Add(1)
 	c := &command{tag: h.Tag(), immediate: h.Immediate()}
-	c.task = scsi.Task{Nexus: s.cfg.Nexus, Tag: h.Tag(), LUN: h.LUN(), CDB: *h.CDB(), Buffers: s.memory}
+	c.task = scsi.Task{Nexus: s.cfg.Nexus, Tag: h.Tag(), LUN: h.LUN(), CDB: *h.CDB(), Buffers: s.memory, Revoked: &c.revoked}
 	if read {
 		c.task.ExpectedIn = edtl
 	}

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // disk is an Executor with a few commands of its own, for 512-byte blocks:
 // 28h/2Ah read and write CDB[2:6] = offset in bytes, CDB[6:10] = length in bytes; 00h does nothing; 01h ends in CHECK
 // CONDITION; 02h panics. A command whose CDB[15] is 1 waits for the gate or for being aborted, with 2
-// only for the gate, and Manage does not know it.
+// only for the gate, and Manage does not know it; with 3 the same, and then it looks whether it was revoked.
 type disk struct {
 	mu      sync.Mutex
 	data    []byte
@@ -52,9 +52,13 @@ func (d *disk) DataOutLength(_ uint64, cdb *[16]byte) int64 {
 }
 
 func (d *disk) Execute(ctx context.Context, t *scsi.Task) {
-	if t.CDB[15] == 2 {
+	if t.CDB[15] == 2 || t.CDB[15] == 3 {
 		d.entered <- t.Tag
 		<-d.gate
+		if t.CDB[15] == 3 && t.Revoked.Load() {
+			t.Status = scsi.StatusTaskAborted
+			return
+		}
 	}
 	if t.CDB[15] == 1 {
 		abort := make(chan struct{})

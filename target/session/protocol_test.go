@@ -256,6 +256,36 @@ func TestTaskManagementIsAnsweredAfterTheTasksItIsAbout(t *testing.T) {
 	p.expectManaged(tag, scsi.TaskDoesNotExist)
 }
 
+// A command that came before the function, but has not begun when it is carried out, is one of those it ends.
+func TestTaskManagementEndsCommandsThatHaveNotBegun(t *testing.T) {
+	for _, f := range []scsi.Function{scsi.AbortTask, scsi.AbortTaskSet, scsi.LogicalUnitReset, scsi.TargetWarmReset} {
+		p := connect(t, setup{keys: all()})
+		c := p.command(0)
+		c.CDB[15] = 3
+		p.issue(c, nil)
+		<-p.disk.entered
+		tag := p.manage(f, 0, c.Tag)
+		p.ping(nil) // the request has been read
+		close(p.disk.gate)
+		p.expectManaged(tag, scsi.FunctionComplete)
+		p.alive()
+		if n := p.disk.executed(); n != 1 {
+			t.Errorf("function %d: %d commands ran to their end, want one", f, n)
+		}
+	}
+	// Of another LUN than the function names: not concerned.
+	p := connect(t, setup{keys: all()})
+	c := p.command(0)
+	c.CDB[15] = 3
+	p.issue(c, nil)
+	<-p.disk.entered
+	tag := p.manage(scsi.AbortTask, 9, c.Tag)
+	p.ping(nil)
+	close(p.disk.gate)
+	p.expectStatus(c.Tag, scsi.StatusGood)
+	p.expectManaged(tag, scsi.LUNDoesNotExist)
+}
+
 func (p *peer) logoutRequest(reason uint8, cid uint16) {
 	p.Helper()
 	var h pdu.Header

@@ -76,6 +76,7 @@ func (s *Session) finish(c *command) {
 	defer s.mu.Unlock()
 	delete(s.tasks, c.tag)
 	s.leave(c)
+	c.silent = silent
 	switch {
 	case silent:
 		s.stats.aborted.Add(1)
@@ -117,8 +118,13 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 	dropped := s.takeUnstarted(match)
 	var earlier []*command
 	for _, o := range s.tasks {
-		if o.manage == nil && match(o) {
-			earlier = append(earlier, o)
+		if o.manage != nil || !match(o) {
+			continue
+		}
+		earlier = append(earlier, o)
+		if o.task.LUN == lun || f >= scsi.TargetWarmReset {
+			// A worker may not have told the Executor of it yet. It must not begin after the function was carried out.
+			o.revoked.Store(true)
 		}
 	}
 	c.manage = func() scsi.FunctionResponse {
@@ -130,6 +136,9 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 		}
 		r := s.cfg.Executor.Manage(s.ctx, f, s.cfg.Nexus, lun, referenced)
 		s.await(earlier)
+		if f == scsi.AbortTask && r == scsi.TaskDoesNotExist && earlier[0].silent {
+			return scsi.FunctionComplete // it was revoked before the Executor had begun it
+		}
 		return r
 	}
 	s.tasks[c.tag] = c
@@ -142,8 +151,8 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 	return nil
 }
 
-// await returns when none of the given commands is at work any more. A worker may have had a command without the
-// Executor knowing it yet when the function was carried out; the answer must not overtake it.
+// await returns when none of the given commands is at work any more. One may have ended without the Executor's Manage
+// knowing it; the answer must not overtake its status.
 func (s *Session) await(earlier []*command) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -237,6 +237,21 @@ func (c *cluster) signal(node string, s os.Signal) {
 	}
 }
 
+// pause stops a node's process with SIGSTOP, and returns when the kernel says that it has stopped.
+func (c *cluster) pause(node string) {
+	c.t.Helper()
+	c.signal(node, syscall.SIGSTOP)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+	defer cancel()
+	c.until(ctx, "SIGSTOP of "+node, func() error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.process(node).cmd.Process.Pid))
+		if _, state, _ := strings.Cut(string(text), ") "); err == nil && !strings.HasPrefix(state, "T") {
+			err = errors.New("still running")
+		}
+		return err
+	})
+}
+
 // kill ends nodes with SIGKILL, all at once, and waits until they are gone.
 func (c *cluster) kill(nodes ...string) {
 	c.t.Helper()
@@ -287,8 +302,15 @@ func (c *cluster) until(ctx context.Context, what string, check func() error) {
 	}
 }
 
-// healthy waits until the LUN is served with every copy in sync and every node seen, and returns it.
-func (c *cluster) healthy() (l api.LUN) {
+// healthy waits until the LUN is served with every copy in sync, and returns it.
+func (c *cluster) healthy() api.LUN {
+	c.t.Helper()
+	return c.healthyBehind(0)
+}
+
+// healthyBehind is healthy for a LUN that must have got another owner since term: a node that was stopped until now may say
+// for a moment that nothing has changed.
+func (c *cluster) healthyBehind(term uint64) (l api.LUN) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), healTimeout)
 	defer cancel()
@@ -298,6 +320,9 @@ func (c *cluster) healthy() (l api.LUN) {
 		}
 		if l.Health != api.HealthHealthy || !l.Served() || l.View.Source != api.SourceOwner {
 			return fmt.Errorf("LUN is %s: %s %s", l.Health, l.Reason, l.View.Note)
+		}
+		if l.Term <= term {
+			return fmt.Errorf("owner %s is still in term %d", l.Owner, l.Term)
 		}
 		return nil
 	})

@@ -307,4 +307,3 @@ func stalls(t *testing.T, what string, all []time.Duration, limit time.Duration)
 		t.Errorf("%s: an I/O was held up for %v, more than %v", what, longest.Round(time.Millisecond), limit)
 	}
 }
-

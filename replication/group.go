@@ -353,7 +353,6 @@ func (g *Group) halt() {
 		return
 	}
 	g.endTenure()
-	g.writes.drain()
 	inst.stop()
 	<-inst.done
 	drained := make(chan struct{})

@@ -107,7 +107,8 @@ func (h *Host) forget(g *Group) {
 func (h *Host) openTransport(g *Group) (Transport, error) {
 	return h.mux.Group(transport.GroupConfig{
 		Group: g.cfg.LUN, Epoch: g.cfg.Epoch, Self: g.cfg.Self.ID,
-		Incoming: g.incoming, Answered: g.raftAnswered, AllowSnapshot: true, // data replicas refuse in incoming
+		Incoming: g.incoming, Answered: g.raftAnswered, Replied: g.answered,
+		AllowSnapshot: true, // data replicas refuse in incoming
 	})
 }
 

@@ -129,8 +129,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	needs, ordered := g.needs[m.ID], g.rebuild.orders[m.ID] != ""
 	g.mu.Unlock()
 	switch {
+	case (needs || ordered) && !g.host.mux.Up(m.Node): // nothing is kept for a replica that may never return
+		return fmt.Errorf("%s must be rebuilt and its node is not reached", m.ID)
 	case present && needs && !m.Witness:
-		g.pin(m.ID) // before Raft forgets that it is behind
 		if err := g.remove(ctx, inst, m.ID, "it is behind the log and must be rebuilt"); err != nil {
 			return err
 		}
@@ -267,6 +268,12 @@ func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
 		return fmt.Errorf("%s is the witness: it holds no data and cannot own a LUN", to)
 	case to == g.cfg.Self.ID:
 		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 4*g.cfg.Timing.Heartbeat)
+	defer cancel()
+	defer g.writes.resume()
+	if err := g.writes.pause(ctx); err != nil {
+		return fmt.Errorf("writes under way did not end in time; the LUN stays here: %w", err)
 	}
 	return g.waitFor(ctx, inst.raft.LeadershipTransferToServer(to, raft.ServerAddress(m.Node)))
 }

@@ -103,51 +103,7 @@ func (p *peers) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 	if p.g.cfg.Self.Witness || p.g.member(id).Witness {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
-	inner, err := p.inner.AppendEntriesPipeline(id, target)
-	if err != nil {
-		return nil, err
-	}
-	q := &pipeline{AppendPipeline: inner, out: make(chan raft.AppendFuture, cap(inner.Consumer())+1), closed: make(chan struct{}), done: make(chan struct{})}
-	go q.run(p.g, id)
-	return q, nil
-}
-
-// pipeline passes answers on to Raft and lets the group see them first.
-type pipeline struct {
-	raft.AppendPipeline
-	out          chan raft.AppendFuture
-	closed, done chan struct{}
-}
-
-func (q *pipeline) Consumer() <-chan raft.AppendFuture { return q.out }
-
-func (q *pipeline) run(g *Group, id raft.ServerID) {
-	defer close(q.done)
-	in := q.AppendPipeline.Consumer()
-	for {
-		select {
-		case f, ok := <-in:
-			if !ok {
-				return
-			}
-			g.answered(id, f.Request(), f.Response(), f.Error())
-			select {
-			case q.out <- f:
-			case <-q.closed:
-				return
-			}
-		case <-q.closed:
-			return
-		}
-	}
-}
-
-// Close implements raft.AppendPipeline; Raft calls it once.
-func (q *pipeline) Close() error {
-	err := q.AppendPipeline.Close()
-	close(q.closed)
-	<-q.done
-	return err
+	return p.inner.AppendEntriesPipeline(id, target) // its answers come to answered as transport.GroupConfig.Replied
 }
 
 // RequestVote implements raft.Transport.
@@ -283,10 +239,10 @@ func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp 
 	before := g.gate.Level(string(id))
 	g.gate.Link(string(id), true, now)
 	g.gate.Acked(string(id), g.match[id], g.inst.raft.LastIndex(), now)
-	g.moveGateLocked()
 	if after := g.gate.Level(string(id)); after != before {
 		g.log.Info("a replica's standing has changed", "peer", string(id), "from", before, "to", after)
-		go g.cfg.OnChange()
+		g.moveGateLocked()
+		g.cfg.OnChange()
 	}
 }
 
@@ -296,13 +252,10 @@ func (g *Group) moveGateLocked() {
 }
 
 // awaitGate returns the highest index the witness may have. It waits a little for the first entry to be allowed, so that
-// Raft's sender does not spin, and for a batch to gather while the witness is of no use; never long enough to hold up a
-// leader that has to stop.
+// Raft's sender does not spin, and for a batch to gather while the witness is of no use (it looks again every witnessDelay
+// and is not woken by every acknowledgement); never long enough to hold up a leader that has to stop.
 func (g *Group) awaitGate(term, first, last uint64) uint64 {
-	started := time.Now()
-	timer := time.NewTimer(witnessDelay)
-	defer timer.Stop()
-	for {
+	for started := time.Now(); ; {
 		g.mu.Lock()
 		if g.gate == nil || g.gateTerm != term {
 			g.mu.Unlock()
@@ -318,9 +271,8 @@ func (g *Group) awaitGate(term, first, last uint64) uint64 {
 		}
 		g.mu.Unlock()
 		select {
-		case <-moved:
-		case <-timer.C:
-			timer.Reset(witnessDelay)
+		case <-moved: // a replica was lost or is back
+		case <-time.After(witnessDelay):
 		case <-g.ctx.Done():
 			return 0
 		}

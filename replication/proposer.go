@@ -3,8 +3,11 @@ package replication
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sync/semaphore"
@@ -36,8 +39,8 @@ type proposer struct {
 	eager    int               // of inflight, those not yet settled; failed ones whose fate is open do not count
 	nextID   uint64
 	closed   bool
-	wake     chan struct{} // capacity 1
-	done     chan struct{}
+	paused   bool // a transfer of the leadership is under way
+	pumping  bool // some goroutine is proposing what there is
 }
 
 // write is one command's change: acknowledged when all of its parts are.
@@ -67,14 +70,11 @@ type entry struct {
 }
 
 func newProposer(g *Group, inflightBytes int64) *proposer {
-	p := &proposer{
+	return &proposer{
 		g: g, budget: semaphore.NewWeighted(inflightBytes), inflight: map[uint64]*entry{},
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
 		// Proposals of another node, or of an earlier life of this one, must not be taken for ours when they are applied.
 		nextID: rand.Uint64() | 1,
 	}
-	go p.run()
-	return p
 }
 
 // propose has the operations applied under the given fence and returns when they are, or when this node has lost the LUN.
@@ -110,7 +110,7 @@ func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, wh
 	w.parts = len(parts)
 	p.queue = append(p.queue, parts...)
 	p.mu.Unlock()
-	p.poke()
+	p.pump()
 	return w, <-w.done
 }
 
@@ -149,37 +149,31 @@ func (q *part) add(op block.Op) {
 	q.bytes += command.OpSize(&op)
 }
 
-func (p *proposer) poke() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (p *proposer) run() {
-	defer close(p.done)
-	for range p.wake {
-		for {
-			parts, id := p.take()
-			if len(parts) == 0 {
-				break
-			}
-			p.send(parts, id)
-		}
-		p.mu.Lock()
-		closed := p.closed
-		p.mu.Unlock()
-		if closed {
-			return
-		}
-	}
-}
-
-// take returns the parts of the next entry, or none if it should wait. All have one fence.
-func (p *proposer) take() ([]*part, uint64) {
+// pump proposes what may be proposed now. It has no goroutine of its own: whoever brings a write, or settles an entry and so
+// makes room, does it, unless somebody else is at it, who will then see the change. Proposing does not block: Raft's channel
+// has room for more than maxInflightEntries.
+func (p *proposer) pump() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) == 0 || p.eager >= maxInflightEntries {
+	if p.pumping {
+		return
+	}
+	p.pumping = true
+	for {
+		parts, id := p.takeLocked()
+		if len(parts) == 0 {
+			p.pumping = false
+			return
+		}
+		p.mu.Unlock()
+		p.send(parts, id)
+		p.mu.Lock()
+	}
+}
+
+// takeLocked returns the parts of the next entry, or none if it should wait. All have one fence.
+func (p *proposer) takeLocked() ([]*part, uint64) {
+	if len(p.queue) == 0 || p.paused || p.eager >= maxInflightEntries {
 		return nil, 0
 	}
 	n, size, ops := 0, 0, 0
@@ -211,7 +205,7 @@ func (p *proposer) send(parts []*part, id uint64) {
 	inst := p.g.running()
 	t := p.g.tenure.Load()
 	if inst == nil || t == nil || t.term != fence {
-		p.giveUp(id, block.ErrNotOwner)
+		p.settled(id, block.ErrNotOwner)
 		return
 	}
 	var ops []block.Op
@@ -224,22 +218,12 @@ func (p *proposer) send(parts []*part, id uint64) {
 	}
 	data, err := command.Encode(fence, id, ops)
 	if err != nil {
-		p.giveUp(id, err)
+		p.settled(id, err)
 		return
 	}
-	future := inst.raft.ApplyLog(raft.Log{Data: data}, 0)
-	go func() { // not waited for: the library may leave a future unanswered when it is shut down (#498)
-		switch err := future.Error(); {
-		case err == nil: // settled when it was applied
-			if e, _ := future.Response().(error); e != nil {
-				p.unknown(id)
-			}
-		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
-			p.giveUp(id, block.ErrNotOwner) // never reached the log
-		default:
-			p.unknown(id)
-		}
-	}()
+	// Nobody waits for the future: settled hears from the state machine what became of the entry, and if this node ceases to
+	// lead, endTerm gives up what is under way. (The library leaves futures unanswered when it is shut down, #498.)
+	inst.raft.ApplyLog(raft.Log{Data: data}, 0)
 }
 
 // settled is called by the state machine when an entry has been applied (err nil) or refused by its fence.
@@ -257,12 +241,7 @@ func (p *proposer) settled(id uint64, err error) {
 	} else {
 		e.finish(err)
 	}
-	p.poke()
-}
-
-// giveUp ends an entry that will never take effect.
-func (p *proposer) giveUp(id uint64, err error) {
-	p.settled(id, err)
+	p.pump()
 }
 
 // unknown tells the writers that the entry's fate is open. It stays in inflight, where settled or seal will find it.
@@ -277,7 +256,6 @@ func (p *proposer) unknown(id uint64) {
 	p.eager--
 	p.mu.Unlock()
 	e.finish(block.ErrUnknown)
-	p.poke()
 }
 
 func (p *proposer) removeLocked(id uint64, e *entry) {
@@ -323,29 +301,48 @@ func (w *write) finish(err error) {
 	}
 }
 
-// endTerm is called when this node has ceased to own the LUN: nothing that waits will be proposed.
+// endTerm is called when this node has ceased to own the LUN: nothing that waits will be proposed, and whoever waits for an
+// entry under way is told that its outcome is unknown.
 func (p *proposer) endTerm() {
 	p.mu.Lock()
 	queue := p.queue
 	p.queue = nil
+	ids := slices.Collect(maps.Keys(p.inflight))
 	p.mu.Unlock()
 	for _, q := range queue {
 		q.w.finish(block.ErrNotOwner)
 	}
-}
-
-// drain ends everything under way, before Raft is shut down: futures may hang afterwards (hashicorp/raft #498).
-func (p *proposer) drain() {
-	p.endTerm()
-	p.mu.Lock()
-	ids := make([]uint64, 0, len(p.inflight))
-	for id := range p.inflight {
-		ids = append(ids, id)
-	}
-	p.mu.Unlock()
 	for _, id := range ids {
 		p.unknown(id)
 	}
+}
+
+// pause holds back new entries and waits until none is under way, or ctx ends: Raft drops proposals while it transfers the
+// leadership, without an answer anyone would wait for. resume must follow.
+func (p *proposer) pause(ctx context.Context) error {
+	p.mu.Lock()
+	p.paused = true
+	p.mu.Unlock()
+	for {
+		p.mu.Lock()
+		idle := p.eager == 0
+		p.mu.Unlock()
+		if idle {
+			return nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (p *proposer) resume() {
+	p.mu.Lock()
+	p.paused = false
+	p.mu.Unlock()
+	p.pump()
 }
 
 // open says whether an entry's fate is unknown.
@@ -373,6 +370,4 @@ func (p *proposer) close() {
 	p.closed = true
 	p.mu.Unlock()
 	p.endTerm()
-	p.poke()
-	<-p.done
 }

@@ -161,6 +161,10 @@ type GroupConfig struct {
 	// requests Incoming has handled, nor for answers that came too late to be sent: those promise nothing.
 	Answered func(from raft.ServerID, cmd any, resp any, err error)
 
+	// Replied, if not nil, is called when a pipelined AppendEntries to another replica has been answered (err is nil or what the
+	// peer said) or its stream has failed, before Raft learns of it. It must not block.
+	Replied func(to raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error)
+
 	// AllowSnapshot false: InstallSnapshot fails at once, both ways, with ErrSnapshotRefused.
 	AllowSnapshot bool
 

@@ -124,8 +124,16 @@ func (s *appendStream) fail(err error) {
 	s.cancel(err)
 	close(s.gone)
 	for _, f := range queue {
-		f.answer(err)
+		s.answer(f, err)
 	}
+}
+
+// answer ends a request, on a pipeline with notice to the group first.
+func (s *appendStream) answer(f *appendFuture, err error) {
+	if replied := s.group.cfg.Replied; replied != nil && s.ready != nil {
+		replied(s.to.id, f.args, f.resp, err)
+	}
+	f.answer(err)
 }
 
 // submit sends a request; it waits while the stream is full. On success the future will be answered. args must not be
@@ -279,7 +287,7 @@ func (s *appendStream) take(reply *peerpb.AppendReply) error {
 	} else if said == nil {
 		said = fmt.Errorf("%s: %w: empty answer", s.to.node, ErrInternal)
 	}
-	f.answer(said)
+	s.answer(f, said)
 	// Raft takes whatever comes out of Consumer as a sign of life of the follower's Raft, errors included
 	// (replication.go:588 does not ask for Error), so only what Raft itself has answered goes there.
 	if answered && s.ready != nil {

@@ -1,7 +1,7 @@
 // Package node is one process of the cluster: it puts catalog, gossip, replicas, portals and API together and owns every
 // goroutine they need.
 //
-// Order matters. Up: identity, pools, peer transport, catalog, gossip, registration, replicas, portals, API; each may rely
+// Order matters. Up: identity, pools, peer transport, catalog, gossip, API, registration, replicas, portals; each may rely
 // on what came before. Down: the reverse, so that initiators are let go before the replicas they use are stopped. A
 // process that is killed skips all of it and loses nothing: see docs/GUARANTEES.md.
 //

@@ -47,7 +47,7 @@ const (
 func (p *peers) Consumer() <-chan raft.RPC          { return p.inner.Consumer() }
 func (p *peers) LocalAddr() raft.ServerAddress      { return p.inner.LocalAddr() }
 func (p *peers) Close() error                       { return p.inner.Close() }
-func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {} // RAFT #695: it would change term and state off Raft's goroutine
+func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {} // hashicorp/raft#695: it would change term and state off Raft's goroutine
 
 func (p *peers) EncodePeer(id raft.ServerID, a raft.ServerAddress) []byte {
 	return p.inner.EncodePeer(id, a)
@@ -135,7 +135,7 @@ func (p *peers) mayStand(transfer bool) error {
 }
 
 // InstallSnapshot implements raft.Transport. Only a witness takes one: its snapshots are a few words. A data replica is
-// rebuilt with its Raft stopped (package rebuild), never inside Raft's Restore.
+// rebuilt with its Raft stopped (rebuild.go), never inside Raft's Restore.
 func (p *peers) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if p.g.cfg.Self.Witness {
 		return errWitnessSilent

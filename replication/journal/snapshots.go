@@ -15,7 +15,7 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// MaxSnapshotBytes bounds a snapshot's body. Block data is never in one (DESIGN: a snapshot is the index up to which the
+// MaxSnapshotBytes bounds a snapshot's body. Block data is never in one (a snapshot is the index up to which the
 // volume is durable, and a few words about the LUN).
 const MaxSnapshotBytes = 64 << 10
 

@@ -47,7 +47,7 @@ func BenchmarkPipeline(b *testing.B) {
 	}
 }
 
-// BenchmarkRaft is three nodes on in-memory stores, as RAFT.md §3 measured the stock transport.
+// BenchmarkRaft is three nodes on in-memory stores, so that only the transport differs from run to run.
 func BenchmarkRaft(b *testing.B) {
 	for _, size := range []int{4 << 10, 64 << 10} {
 		for _, writers := range []int{1, 16, 64} {

@@ -238,7 +238,7 @@ func (f *flakyStore) StoreLogs(logs []*raft.Log) error {
 func (f *flakyStore) StoreLog(l *raft.Log) error { return f.StoreLogs([]*raft.Log{l}) }
 
 // TestFollowerErrorsUnderLoadDoNotWedgeThePipeline: with the stock transport a follower whose disk failed for a moment
-// never got another entry while heartbeats went on (RAFT.md §6; hashicorp/raft #612).
+// never got another entry while heartbeats went on (hashicorp/raft #612).
 func TestFollowerErrorsUnderLoadDoNotWedgeThePipeline(t *testing.T) {
 	var stores []*flakyStore
 	c := newTrio(t, 1, func(r *replica) {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-type counts struct{ pass, fail, skip int }
+type counts struct{ pass, fail, tool, skip int }
 
 func (c *counts) add(v verdict) {
 	switch v {
@@ -17,6 +17,8 @@ func (c *counts) add(v verdict) {
 		c.pass++
 	case failed:
 		c.fail++
+	case faulty:
+		c.tool++
 	case skipped:
 		c.skip++
 	}
@@ -27,13 +29,13 @@ func total(results []result) string {
 	for _, r := range results {
 		c.add(r.verdict)
 	}
-	return fmt.Sprintf("%d tests: %d pass, %d fail, %d skip\n", len(results), c.pass, c.fail, c.skip)
+	return fmt.Sprintf("%d tests: %d pass, %d fail, %d fail by the tool's own fault, %d skip\n", len(results), c.pass, c.fail, c.tool, c.skip)
 }
 
 // table is the report: counts by suite, then every failure with its reason.
 func table(results []result, o options) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d-node cluster, %s LUN. %s\n| suite | pass | fail | skip |\n|---|--:|--:|--:|\n", o.nodes, o.media, total(results))
+	fmt.Fprintf(&b, "%d-node cluster, %s LUN. %s\n| suite | pass | fail | tool | skip |\n|---|--:|--:|--:|--:|\n", o.nodes, o.media, total(results))
 	var order []string
 	suites := map[string]*counts{}
 	for _, r := range results {
@@ -44,12 +46,12 @@ func table(results []result, o options) string {
 		suites[r.suite()].add(r.verdict)
 	}
 	for _, s := range order {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", s, suites[s].pass, suites[s].fail, suites[s].skip)
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", s, suites[s].pass, suites[s].fail, suites[s].tool, suites[s].skip)
 	}
 	for _, list := range []struct {
 		title string
 		v     verdict
-	}{{"Failed", failed}, {"Skipped", skipped}} {
+	}{{"Failed", failed}, {"Failed by the tool's own fault", faulty}, {"Skipped", skipped}} {
 		fmt.Fprintf(&b, "\n%s:\n\n", list.title)
 		none := true
 		for _, r := range results {
@@ -74,7 +76,7 @@ func escape(s string) string {
 func regressions(required []string, results []result) error {
 	var errs []error
 	for _, r := range results {
-		if r.verdict != passed && slices.Contains(required, r.name) {
+		if r.verdict != passed && r.verdict != faulty && slices.Contains(required, r.name) {
 			errs = append(errs, fmt.Errorf("%s passed before and now: %s, %s", r.name, r.verdict, r.reason))
 		}
 	}
@@ -100,11 +102,11 @@ func readList(file string) ([]string, error) {
 	return names, nil
 }
 
-// writeList adds what passed to the list. It takes nothing away: a test leaves the list by hand, with a reason in the commit.
+// writeList adds what passed, or failed by the tool's own fault alone, to the list. It takes nothing away: a test leaves the list by hand, with a reason in the commit.
 func writeList(file string, required []string, results []result) error {
 	names := slices.Clone(required)
 	for _, r := range results {
-		if r.verdict == passed {
+		if r.verdict == passed || r.verdict == faulty {
 			names = append(names, r.name)
 		}
 	}

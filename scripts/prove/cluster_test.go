@@ -267,6 +267,23 @@ func (c *cluster) kill(nodes ...string) {
 	}
 }
 
+// stop ends a node in order, with SIGTERM, and waits until it is gone.
+func (c *cluster) stop(node string) {
+	c.t.Helper()
+	c.signal(node, syscall.SIGTERM)
+	p := c.process(node)
+	grace := time.NewTimer(20 * time.Second)
+	defer grace.Stop()
+	select {
+	case <-p.done:
+	case <-grace.C:
+		c.t.Fatalf("node %s did not stop in order within 20 s", node)
+	}
+	c.mu.Lock()
+	delete(c.procs, node)
+	c.mu.Unlock()
+}
+
 // ended names a node that has ended without being killed.
 func (c *cluster) ended() error {
 	c.mu.Lock()

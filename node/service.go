@@ -389,7 +389,7 @@ func (s service) MoveLUN(ctx context.Context, ref, node string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	_, err = proposer{s.n}.Propose(ctx, &catalog.SetPreferred{LUN: l.ID, Node: node})
+	_, err = proposer(s).Propose(ctx, &catalog.SetPreferred{LUN: l.ID, Node: node})
 	return problem(err)
 }
 

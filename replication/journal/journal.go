@@ -219,6 +219,7 @@ func (j *memoryJournal) FirstIndex() (uint64, error) {
 	first, _ := j.recent.bounds()
 	return first, nil
 }
+
 func (j *memoryJournal) LastIndex() (uint64, error) { _, last := j.recent.bounds(); return last, nil }
 func (j *memoryJournal) StoreLog(l *raft.Log) error { return j.StoreLogs([]*raft.Log{l}) }
 func (j *memoryJournal) Bytes() int64               { return j.recent.held() }

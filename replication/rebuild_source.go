@@ -1,0 +1,216 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// The owner's side of a rebuild: it orders one, keeps its log for it, and answers with checksums and blocks.
+
+// orderRebuild tells a replica to rebuild itself, or asks how far it is. It returns an error until that has been done.
+func (g *Group) orderRebuild(ctx context.Context, m Member) error {
+	g.pin(m.ID)
+	g.mu.Lock()
+	if g.rebuild.orders == nil {
+		g.rebuild.orders = map[raft.ServerID]string{}
+	}
+	if g.rebuild.orders[m.ID] == "" {
+		g.rebuild.orders[m.ID] = strconv.FormatUint(rand.Uint64(), 36)
+	}
+	order := rebuildOrder{LUN: g.cfg.LUN, ID: m.ID, Owner: g.cfg.Self.Node, Order: g.rebuild.orders[m.ID]}
+	g.mu.Unlock()
+	req, err := json.Marshal(order)
+	if err != nil {
+		return err
+	}
+	raw, err := g.host.mux.Call(ctx, m.Node, methodRebuild, req)
+	if err != nil {
+		return fmt.Errorf("tell %s to rebuild: %w", m.ID, err)
+	}
+	var answer rebuildAnswer
+	if err := json.Unmarshal(raw, &answer); err != nil {
+		return fmt.Errorf("answer of %s: %w", m.ID, err)
+	}
+	if !answer.Done {
+		return fmt.Errorf("%s is being rebuilt, %d bytes so far", m.ID, answer.Copied)
+	}
+	return nil
+}
+
+func (g *Group) pin(id raft.ServerID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.rebuild.pinUntil == nil {
+		g.rebuild.pinUntil = map[raft.ServerID]time.Time{}
+	}
+	g.rebuild.pinUntil[id] = time.Now().Add(pinTime)
+}
+
+func (g *Group) pinned() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, until := range g.rebuild.pinUntil {
+		if time.Now().After(until) {
+			delete(g.rebuild.pinUntil, id)
+		}
+	}
+	return len(g.rebuild.pinUntil) > 0
+}
+
+// serveRebuildPin tells a receiver from where on this owner's log will be kept for it.
+func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte, error) {
+	g, o, err := h.orderedGroup(req, true)
+	if err != nil {
+		return nil, err
+	}
+	inst := g.running()
+	if inst == nil {
+		return nil, block.ErrNotOwner
+	}
+	g.pin(o.ID)
+	f := inst.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return nil, err
+	}
+	pin := rebuildPin{
+		Configuration: raft.EncodeConfiguration(f.Configuration()), ConfigurationIndex: f.Index(), State: g.cfg.Store.State(),
+	}
+	// The copy contains every command up to pin.Index, and the configuration is not newer than it.
+	pin.Index = max(g.cfg.Store.Applied(), f.Index())
+	last, err := g.lastCommand(pin.Index)
+	if err != nil {
+		return nil, err
+	}
+	if last > g.cfg.Store.Applied() || pin.Index > inst.raft.CommitIndex() {
+		return nil, errors.New("a change of members is under way; ask again")
+	}
+	var l raft.Log
+	if err := g.cfg.Journal.GetLog(pin.Index, &l); err != nil {
+		return nil, fmt.Errorf("entry %d: %w", pin.Index, err)
+	}
+	pin.Term = l.Term
+	return json.Marshal(pin)
+}
+
+// lastCommand returns the index of the newest command at or before index, 0 if the log holds none.
+func (g *Group) lastCommand(index uint64) (uint64, error) {
+	first, err := g.cfg.Journal.FirstIndex()
+	if err != nil {
+		return 0, err
+	}
+	for i := index; i >= first && i > 0; i-- {
+		var l raft.Log
+		if err := g.cfg.Journal.GetLog(i, &l); err != nil {
+			return 0, fmt.Errorf("entry %d: %w", i, err)
+		}
+		if l.Type == raft.LogCommand {
+			return i, nil
+		}
+	}
+	return 0, nil
+}
+
+var errEnough = errors.New("enough for one answer")
+
+// serveRebuildInfo answers with checksums: u32 the chunk to go on from (0: that was all), then per chunk u32 number, u64
+// valid blocks, 64 × u32 CRC32C. The request is u64 since, u32 first chunk, LUN.
+func (h *Host) serveRebuildInfo(_ context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < 12 {
+		return nil, errors.New("malformed request")
+	}
+	since, from := binary.LittleEndian.Uint64(req), binary.LittleEndian.Uint32(req[8:])
+	g, err := h.servingGroup(string(req[12:]))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 4, 4+64*chunkRecordBytes)
+	var info blockstore.ChunkInfo
+	err = g.cfg.Store.Changed(since, func(r block.Range) error {
+		first := uint32(r.Offset() / block.ChunkSize)
+		last := uint32((r.Offset() + r.Bytes() - 1) / block.ChunkSize)
+		for c := max(first, from); c <= last; c++ {
+			if len(out) >= rebuildChunks*chunkRecordBytes {
+				binary.LittleEndian.PutUint32(out, c)
+				return errEnough
+			}
+			if err := g.cfg.Store.ChunkInfo(c, &info); err != nil {
+				return err
+			}
+			out = binary.LittleEndian.AppendUint32(out, c)
+			out = binary.LittleEndian.AppendUint64(out, info.Valid)
+			for _, s := range info.Sums {
+				out = binary.LittleEndian.AppendUint32(out, s)
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return nil, err
+	}
+	return out, nil
+}
+
+// serveRebuildRead answers with blocks: the checksum of each, then the data of each. The request is u32 count, count × u64
+// sector, LUN.
+func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < 4 {
+		return nil, errors.New("malformed request")
+	}
+	n := int(binary.LittleEndian.Uint32(req))
+	if n > rebuildReadBytes/block.Size || len(req) < 4+8*n {
+		return nil, fmt.Errorf("malformed request for %d blocks", n)
+	}
+	g, err := h.servingGroup(string(req[4+8*n:]))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, n*(4+block.Size))
+	sums, data := out[:4*n], out[4*n:]
+	for i := range n {
+		r := block.Range{Start: block.Sector(binary.LittleEndian.Uint64(req[4+8*i:])), Count: block.SectorsPerBlock}
+		if err := r.Check(g.cfg.Geometry.Capacity); err != nil {
+			return nil, err
+		}
+		dst := data[i*block.Size : (i+1)*block.Size]
+		if err := g.cfg.Store.ReadAt(r, dst); err != nil {
+			return nil, err
+		}
+		binary.LittleEndian.PutUint32(sums[4*i:], block.Sum(dst))
+	}
+	return out, nil
+}
+
+func (h *Host) servingGroup(lun string) (*Group, error) {
+	g, err := h.group(lun)
+	if err != nil {
+		return nil, err
+	}
+	if g.tenure.Load() == nil {
+		return nil, block.ErrNotOwner
+	}
+	for id := range g.pins() {
+		g.pin(id)
+	}
+	return g, nil
+}
+
+func (g *Group) pins() map[raft.ServerID]bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := map[raft.ServerID]bool{}
+	for id := range g.rebuild.pinUntil {
+		out[id] = true
+	}
+	return out
+}

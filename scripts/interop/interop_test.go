@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -19,11 +20,11 @@ import (
 )
 
 const (
-	lunBytes  = 128 << 20
-	imageMiB  = 64
-	initiator = "iqn.2026-11.local.check:interop"
-	startTime = 2 * time.Minute // for a cluster to serve, on a busy machine
-	toolTime  = time.Minute     // for one tool to end
+	lunBytes      = 128 << 20
+	imageMiB      = 64
+	initiatorName = "iqn.2026-11.local.check:interop"
+	startTime     = 2 * time.Minute // for a cluster to serve, on a busy machine
+	toolTime      = time.Minute     // for one tool to end
 )
 
 // TestReference is the control: the same checks on a target that the world has used for years.
@@ -92,7 +93,17 @@ func checkAll(t *testing.T, target *rig.Target) {
 		}
 	})
 	t.Run("same disk everywhere", func(t *testing.T) { checkOneIdentity(t, target.URLs) })
+	for _, u := range target.URLs {
+		if u != url {
+			t.Run("standby portal", func(t *testing.T) { checkStandby(t, u) })
+		}
+	}
 	t.Run("file system there and back", func(t *testing.T) { checkImage(t, url) })
+	t.Run("patterns", func(t *testing.T) { checkPatterns(t, url) })
+	t.Run("load", func(t *testing.T) { checkLoad(t, url) })
+	if len(target.URLs) == 1 { // the tool ends with an error at the first standby portal
+		t.Run("list of LUNs", func(t *testing.T) { checkList(t, url) })
+	}
 	if !target.Alive() {
 		t.Error("the target ended during the checks")
 	}
@@ -100,10 +111,10 @@ func checkAll(t *testing.T, target *rig.Target) {
 
 // checkIdentity: a disk that says what it is, in the standard data and in every VPD page it lists.
 func checkIdentity(t *testing.T, url string) {
-	std := run(t, "iscsi-inq", "-i", initiator, url)
+	std := run(t, "iscsi-inq", "-i", initiatorName, url)
 	mustMatch(t, "standard INQUIRY", std, `(?m)Peripheral Qualifier:\s*CONNECTED`, `(?m)Peripheral Device Type:\s*DIRECT_ACCESS`, `(?m)Vendor:\s*\S`, `(?m)Product:\s*\S`)
 
-	pages := run(t, "iscsi-inq", "-i", initiator, "-e", "1", "-c", "0", url)
+	pages := run(t, "iscsi-inq", "-i", initiatorName, "-e", "1", "-c", "0", url)
 	for _, page := range []string{"0x00", "0x80", "0x83", "0xb0"} {
 		if !strings.Contains(strings.ToLower(pages), "page:"+page) {
 			t.Errorf("VPD page %s is not listed:\n%s", page, pages)
@@ -118,13 +129,13 @@ func checkIdentity(t *testing.T, url string) {
 
 func vpd(t *testing.T, url string, page int) string {
 	t.Helper()
-	return run(t, "iscsi-inq", "-i", initiator, "-e", "1", "-c", strconv.Itoa(page), url)
+	return run(t, "iscsi-inq", "-i", initiatorName, "-e", "1", "-c", strconv.Itoa(page), url)
 }
 
 var capacityPattern = regexp.MustCompile(`(?s)RETURNED LOGICAL BLOCK ADDRESS:(\d+).*LOGICAL BLOCK LENGTH IN BYTES:(\d+).*Total size:(\d+)`)
 
 func checkCapacity(t *testing.T, url string) {
-	out := run(t, "iscsi-readcapacity16", "-i", initiator, url)
+	out := run(t, "iscsi-readcapacity16", "-i", initiatorName, url)
 	m := capacityPattern.FindStringSubmatch(out)
 	if m == nil {
 		t.Fatalf("unexpected answer:\n%s", out)
@@ -145,7 +156,7 @@ func checkDiscovery(t *testing.T, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := run(t, "iscsi-ls", "-i", initiator, "iscsi://"+address)
+	out := run(t, "iscsi-ls", "-i", initiatorName, "iscsi://"+address)
 	if !strings.Contains(out, "Target:"+iqn) || !strings.Contains(out, "Portal:"+address) {
 		t.Errorf("discovery at %s does not name %s there:\n%s", address, iqn, out)
 	}
@@ -154,31 +165,27 @@ func checkDiscovery(t *testing.T, url string) {
 	}
 }
 
-// checkOneIdentity: a multipath initiator puts two paths together by what VPD 83h and the serial say.
+// checkOneIdentity: a multipath initiator puts two paths together by what VPD 83h and the serial say. libiscsi's tools will not
+// log in where the LUN is standby, so this is our own initiator.
 func checkOneIdentity(t *testing.T, urls []string) {
-	serial := func(url string) string { return vpd(t, url, 0x80) }
-	for _, u := range urls[1:] {
-		if a, b := serial(urls[0]), serial(u); a != b {
-			t.Errorf("two portals, two serial numbers:\n%s%s", a, b)
+	var serials, names [][]byte
+	for _, u := range urls {
+		s := dial(t, u)
+		serial, err := s.VPD(t.Context(), 0x80)
+		if err != nil {
+			t.Fatal(err)
 		}
-		a, b := naa(vpd(t, urls[0], 0x83)), naa(vpd(t, u, 0x83))
-		if a == "" || a != b {
-			t.Errorf("two portals, designators %q and %q; want one NAA", a, b)
+		name, err := s.NAA(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		serials, names = append(serials, serial), append(names, name)
+	}
+	for i := range urls {
+		if !bytes.Equal(serials[i], serials[0]) || len(names[i]) == 0 || !bytes.Equal(names[i], names[0]) {
+			t.Errorf("%s is serial %q, NAA %x; %s is %q, %x", urls[0], serials[0], names[0], urls[i], serials[i], names[i])
 		}
 	}
-}
-
-// naa picks the NAA designator's text out of what iscsi-inq prints of page 83h.
-func naa(page string) string {
-	at := strings.Index(page, "NAA")
-	if at < 0 {
-		return ""
-	}
-	rest := page[at:]
-	if end := strings.Index(rest, "DEVICE DESIGNATOR"); end >= 0 {
-		rest = rest[:end]
-	}
-	return rest
 }
 
 // checkImage: a real file system goes onto the LUN and comes back the same, file by file and byte by byte.
@@ -190,7 +197,7 @@ func checkImage(t *testing.T, url string) {
 	run(t, "mkfs.ext4", "-q", "-F", "-d", tree, image, fmt.Sprintf("%dM", imageMiB))
 
 	// -n: the LUN is there already, and larger than the image; so the way back is bounded to the image's size.
-	run(t, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, url)
+	quiet(t, "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, url)
 	run(t, "qemu-img", "dd", "-f", "raw", "-O", "raw", "bs=1M", fmt.Sprintf("count=%d", imageMiB), "if="+url, "of="+back)
 	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", image, back)
 	run(t, "cmp", image, back)
@@ -207,7 +214,7 @@ func checkImage(t *testing.T, url string) {
 
 	// The whole LUN, as qemu sees it: the image, and zeros behind it.
 	whole := filepath.Join(dir, "whole.raw")
-	run(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", url, whole)
+	quiet(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", url, whole)
 	run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", image, whole)
 	if info, err := os.Stat(whole); err != nil || info.Size() != lunBytes {
 		t.Errorf("the whole LUN: %v, %v; want %d bytes", info, err, lunBytes)
@@ -274,15 +281,29 @@ func gate(t *testing.T) {
 // run runs a tool, which must succeed, and returns its standard output.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
+	out, _ := outputs(t, name, args...)
+	return out
+}
+
+// quiet is run for a tool that must have nothing to complain about.
+func quiet(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if _, errs := outputs(t, name, args...); errs != "" {
+		t.Errorf("%s %s complains:\n%s", name, strings.Join(args, " "), errs)
+	}
+}
+
+func outputs(t *testing.T, name string, args ...string) (out, errs string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), toolTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out.String(), errs.String())
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, stdout.String(), stderr.String())
 	}
-	return out.String()
+	return stdout.String(), stderr.String()
 }
 
 func mustMatch(t *testing.T, what, text string, patterns ...string) {

@@ -18,7 +18,7 @@ func TestProveAnySequence(t *testing.T) {
 	cl := startCluster(t, clusterSpec{media: "file", sizeBytes: 256 << 20, keepBytes: 16 << 20})
 	w := startLoad(t, cl, cl.healthy(), rng)
 	var waits []time.Duration
-	for round := range count(t, "PROVE_ROUNDS", 6) {
+	for round := range count(t, "PROVE_ROUNDS", max(2, kills(t)/5)) {
 		s := newSequence(cl, rng)
 		for range 6 + rng.IntN(8) {
 			s.step()

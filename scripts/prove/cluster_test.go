@@ -514,6 +514,12 @@ func env(name, otherwise string) string {
 	return otherwise
 }
 
+// kills is how many owners to kill; other campaigns are as long in proportion.
+func kills(t *testing.T) int {
+	t.Helper()
+	return count(t, "PROVE_KILLS", 20)
+}
+
 // count reads a whole number from 1 from the environment.
 func count(t *testing.T, name string, otherwise int) int {
 	t.Helper()

@@ -9,14 +9,13 @@ import (
 // RAM LUN, whose copies begin anew each time. Every kill waits until the LUN was in sync again: two copies are one
 // failure's worth of safety.
 func TestProveOwnerKilled(t *testing.T) {
-	kills := 20
 	for _, c := range []struct {
 		media string
 		share int // of the kills
 	}{{"file", 1}, {"ram", 4}} {
 		t.Run(c.media, func(t *testing.T) {
 			rng := prove(t)
-			n := (count(t, "PROVE_KILLS", kills) + c.share - 1) / c.share
+			n := (kills(t) + c.share - 1) / c.share
 			cl := startCluster(t, clusterSpec{media: c.media, sizeBytes: 256 << 20})
 			l := cl.healthy()
 			w := startLoad(t, cl, l, rng)

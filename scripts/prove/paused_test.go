@@ -31,7 +31,7 @@ func TestProveOwnerPaused(t *testing.T) {
 	w := startLoad(t, cl, l, rng)
 	var longest []time.Duration
 	var tally answers
-	for i := range count(t, "PROVE_PAUSES", 3) {
+	for i := range count(t, "PROVE_PAUSES", max(2, kills(t)/20)) {
 		wait(t, time.Second)
 		d := startDirect(t, w, cl.portal(l, l.Owner), rng)
 		wait(t, 500*time.Millisecond)

@@ -212,6 +212,10 @@ func (d *Disk) do(ctx context.Context, a Attempt, c *Command) (IO, error) {
 	a.IO = io.ID
 	open := false // an earlier attempt may have taken effect
 	pause := backoff{}
+	var (
+		busyAt    *link // what has answered BUSY
+		busySince time.Time
+	)
 	finish := func(o Outcome, err error) (IO, error) {
 		if open && o == Failed {
 			o = Unknown
@@ -237,6 +241,12 @@ func (d *Disk) do(ctx context.Context, a Attempt, c *Command) (IO, error) {
 		d.notify(a)
 		err = l.exact(ctx, c)
 		outcome, then := judge(err)
+		if status := new(StatusError); errors.As(err, &status) && status.Status == scsi.StatusBusy {
+			// A node that is cut off says BUSY while another may own the LUN.
+			if busyAt, busySince = since(busyAt, busySince, l, a.Start); time.Since(busySince) >= busyPatience {
+				then = retryElsewhere
+			}
+		}
 		if then == retryElsewhere && ctx.Err() == nil {
 			d.paths.drop(l, err) // before the attempt is reported as over: nothing more is sent of it
 		}
@@ -257,6 +267,17 @@ func (d *Disk) do(ctx context.Context, a Attempt, c *Command) (IO, error) {
 			pause.wait(ctx) // the target is there and said "not now"
 		}
 	}
+}
+
+// busyPatience is how long a command takes BUSY for an answer from one path before it looks at the others.
+const busyPatience = 500 * time.Millisecond
+
+// since returns the link and when it was first tried by a command that it keeps telling BUSY.
+func since(last *link, first time.Time, now *link, start time.Time) (*link, time.Time) {
+	if last == now {
+		return last, first
+	}
+	return now, start
 }
 
 func (d *Disk) notify(a Attempt) {

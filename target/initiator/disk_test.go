@@ -202,6 +202,29 @@ func (j *journal) check(t *testing.T) {
 	}
 }
 
+// A node that is cut off knows of no other owner and can only say BUSY: the disk does not wait for it to say more.
+func TestACutOffOwnerIsLeftSoon(t *testing.T) {
+	c := newCluster(t, 2)
+	j := &journal{}
+	d := open(t, c, j, c.nodes[0].address, c.nodes[1].address)
+	data := pattern(4096, 1)
+	if _, err := d.WriteAt(t.Context(), data, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.cut.Store(1)
+	c.move(1)
+	io, err := d.WriteAt(t.Context(), data, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if io.Attempts > 4 { // a unit attention, BUSY twice, and the other node
+		t.Errorf("%d attempts, acknowledged after %v", io.Attempts, io.Elapsed)
+	}
+	if got := c.mem.Bytes(block.BytesRange(4096, 4096)); !bytes.Equal(got, data) {
+		t.Error("acknowledged but not written")
+	}
+}
+
 func TestTheSameNodeComesBack(t *testing.T) {
 	c, j := newCluster(t, 1), &journal{refused: make(chan struct{}, 100)}
 	d := open(t, c, j)

@@ -29,6 +29,7 @@ type cluster struct {
 	t     *testing.T
 	mem   *scsitest.Memory
 	owner atomic.Int32 // index of the owner, -1: none
+	cut   atomic.Int32 // index+1 of a node that hears of nobody and knows no owner, 0: none
 	gen   atomic.Uint64
 	nodes []*node
 }
@@ -98,7 +99,7 @@ func (n *node) access() scsi.Access {
 	a := scsi.Access{Local: uint16(n.index + 1), LocalPort: uint16(n.index + 1), Generation: n.cluster.gen.Load()}
 	for i := range n.cluster.nodes {
 		state := scsi.Standby
-		if int(n.cluster.owner.Load()) == i {
+		if int(n.cluster.owner.Load()) == i && int(n.cluster.cut.Load()) != n.index+1 {
 			state = scsi.ActiveOptimized
 		}
 		a.Groups = append(a.Groups, scsi.PortGroup{ID: uint16(i + 1), State: state, Ports: []uint16{uint16(i + 1)}})

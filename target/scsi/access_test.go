@@ -30,7 +30,7 @@ func TestAccessStatesDecideWhatRuns(t *testing.T) {
 	}{
 		{scsi.Standby, "02/04/0B", "02/04/0B", "good"},
 		{scsi.Unavailable, "02/04/0C", "02/04/0C", "02/04/0C"},
-		{scsi.Transitioning, "02/04/0A", "02/04/0A", "02/04/0A"},
+		{scsi.Transitioning, "02/04/0A", "busy", "02/04/0A"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			g := newRig(t, 512, nil)
@@ -42,9 +42,15 @@ func TestAccessStatesDecideWhatRuns(t *testing.T) {
 				g.want(g.run(g.nexus, d, 255, nil), c.standby)
 			}
 			g.want(g.run(g.nexus, tur, 0, nil), c.ready)
+			var outage time.Duration
 			for _, m := range media {
 				start := time.Now()
-				g.want(g.run(g.nexus, m, 512, make([]byte, 512)), c.elsewhere)
+				r := g.run(g.nexus, m, 512, make([]byte, 512))
+				if outage += time.Since(start); c.state == scsi.Transitioning && outage >= scsi.DefaultBusy {
+					g.want(r, "02/04/0A")
+				} else {
+					g.want(r, c.elsewhere)
+				}
 				if held := time.Since(start); c.state == scsi.Transitioning != (held == scsi.DefaultHold) || c.state != scsi.Transitioning && held != 0 {
 					t.Errorf("state %X: %02X held for %v", c.state, m[0], held)
 				}
@@ -82,7 +88,7 @@ func TestCommandsAreHeldUntilThereIsAnOwner(t *testing.T) {
 				}
 				// Nobody at all: not "standby", which would send the initiator in circles.
 				g.access.Store(access(1, scsi.Standby, scsi.Standby))
-				g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "02/04/0A")
+				g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "busy")
 				// Another node becomes the owner while the command is held: told at once.
 				start = time.Now()
 				go func() {
@@ -105,9 +111,9 @@ func TestBackendErrorsBecomeSense(t *testing.T) {
 		held bool
 	}{
 		{block.ErrUnknown, "busy", false},
-		{block.ErrNotOwner, "02/04/0A", true}, // no other owner is known
-		{block.ErrUnavailable, "02/04/0A", true},
-		{block.ErrClosed, "02/04/0A", true},
+		{block.ErrNotOwner, "busy", true}, // no other owner is known
+		{block.ErrUnavailable, "busy", true},
+		{block.ErrClosed, "busy", true},
 		{block.ErrLost, "02/04/03", false},
 		{block.ErrNoSpace, "07/27/07", false},
 		{block.ErrOutOfRange, "05/21/00", false},
@@ -134,6 +140,41 @@ func TestBackendErrorsBecomeSense(t *testing.T) {
 			}
 		})
 	}
+}
+
+// BUSY makes an initiator with one path try again, 02/04/0A sends one with several to look elsewhere.
+func TestAnOutageIsBusyAtFirstThenATransition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 512, nil)
+		down := atomic.Bool{}
+		g.mem.Before(func(context.Context, string, block.Range) error {
+			if down.Load() {
+				return block.ErrUnavailable
+			}
+			return nil
+		})
+		for range 2 { // the second outage is a new one, however short the first
+			down.Store(true)
+			for start := time.Now(); time.Since(start) < 6*time.Second; {
+				want := "busy"
+				if time.Since(start)+scsi.DefaultHold >= scsi.DefaultBusy {
+					want = "02/04/0A"
+				}
+				g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), want)
+				g.want(g.run(g.nexus, tur, 0, nil), "good") // says nothing of the outage, and does not end it
+			}
+			down.Store(false)
+			g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "good")
+		}
+		// That another node is known to own the LUN ends it too.
+		g.access.Store(access(1, scsi.Transitioning, scsi.Standby))
+		g.want(g.run(g.nexus, read1, 512, nil), "busy")
+		g.access.Store(access(1, scsi.Standby, scsi.ActiveOptimized))
+		g.want(g.run(g.nexus, read1, 512, nil), "02/04/0B")
+		time.Sleep(time.Minute)
+		g.access.Store(access(1, scsi.Transitioning, scsi.Standby))
+		g.want(g.run(g.nexus, read1, 512, nil), "busy")
+	})
 }
 
 func TestErrNotOwnerWhileAnotherOwnsIsAnsweredAtOnce(t *testing.T) {

@@ -115,6 +115,9 @@ func (r *request) runHeld() error {
 			err = r.cmd.run(r)
 		}
 		if !r.worthWaiting(err) {
+			if r.cmd.access == activeOnly {
+				r.unit.ready() // or another node is known to be
+			}
 			return err
 		}
 		if r.DataIn != nil {
@@ -124,12 +127,11 @@ func (r *request) runHeld() error {
 		now := time.Now()
 		if deadline.IsZero() {
 			deadline = now.Add(r.unit.cfg.HoldFor)
+			r.unit.unready(now)
 		}
 		if !now.Before(deadline) {
-			if errors.Is(err, block.ErrNotOwner) || errors.Is(err, senseStandby) {
-				return senseTransition // nobody is known to own it: "standby" would send the initiator in circles
-			}
-			return err
+			// Not "standby", even if this node is: nobody is known to be active, it would send the initiator in circles.
+			return r.unit.notReady(now)
 		}
 		if err := r.wait(changed, deadline.Sub(now)); err != nil {
 			return err

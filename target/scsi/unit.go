@@ -100,9 +100,12 @@ type UnitConfig struct {
 	// AccessChanged, if set, returns a channel that is closed at the next change of Access, so that commands that wait for an
 	// owner go on at once. Without it Access is looked at every 10 ms.
 	AccessChanged func() <-chan struct{}
-	// HoldFor bounds how long a command waits for an owner or a quorum before it is answered with 02/04/0A.
+	// HoldFor bounds how long a command waits for an owner or a quorum before it is answered with BUSY or 02/04/0A.
 	// 0 means DefaultHold. Longer is kinder to initiators with one path, shorter to those that can look elsewhere.
 	HoldFor time.Duration
+	// BusyFor is how long a LUN without owner or quorum answers BUSY after the hold, before it turns to 02/04/0A; 0 means
+	// DefaultBusy. See Unit.notReady.
+	BusyFor time.Duration
 	// WriteProtected refuses everything that changes the medium with 07/27/00.
 	WriteProtected bool
 	// MaxTransferBytes is the most one command may read, write or verify, at most and by default DefaultMaxTransfer;
@@ -114,6 +117,9 @@ const (
 	// DefaultHold is long enough for a planned move of ownership, and short enough that an initiator with another path
 	// looks there soon (SCST holds as long).
 	DefaultHold = 500 * time.Millisecond
+	// DefaultBusy covers an election, also on a machine too busy to be heard for a moment, and is short against the 10 s
+	// that REPORT TARGET PORT GROUPS announces for a transition.
+	DefaultBusy = 2 * time.Second
 	// DefaultMaxTransfer is the largest transfer of one command, in bytes (VPD B0h).
 	DefaultMaxTransfer = 16 << 20
 	minTransfer        = 64 << 10 // room for the longest parameter list
@@ -125,6 +131,31 @@ const (
 type Unit struct {
 	cfg    UnitConfig
 	resets atomic.Uint64 // how many logical unit resets there were
+	// outage is when a command first found neither owner nor quorum; nil when the last one to look found them.
+	outage atomic.Pointer[time.Time]
+}
+
+// unready notes when an outage began, unless it has begun.
+func (u *Unit) unready(now time.Time) { u.outage.CompareAndSwap(nil, &now) }
+
+// notReady is the answer to a command that did nothing for want of an owner or a quorum and was held in vain: BUSY in the
+// first moments of an outage, 02/04/0A after them.
+//
+// QEMU and others that know one path retry BUSY and show NOT READY to their guest as an I/O error; those that know several
+// must hear 02/04/0A in the end, because they wait with BUSY on this path and with 02/04/0A look for another: this node may
+// be cut off while another owns the LUN. ESXi is not to see BUSY for long either.
+func (u *Unit) notReady(now time.Time) error {
+	if began := u.outage.Load(); began == nil || now.Sub(*began) < u.cfg.BusyFor {
+		return statusError(StatusBusy)
+	}
+	return senseTransition
+}
+
+// ready ends an outage: a command found what it needs.
+func (u *Unit) ready() {
+	if u.outage.Load() != nil { // a load alone costs nothing; a store would share the cache line between all commands
+		u.outage.Store(nil)
+	}
 }
 
 // NewUnit checks cfg and returns a unit that is not yet part of a target.
@@ -141,8 +172,8 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 		return nil, fmt.Errorf("unit %q: NAA designator of type %d, use 3 (8 bytes) or 6 (16 bytes)", id.Name, id.NAA[0]>>4)
 	case cfg.MaxTransferBytes != 0 && (cfg.MaxTransferBytes < minTransfer || cfg.MaxTransferBytes > DefaultMaxTransfer || cfg.MaxTransferBytes%block.Size != 0):
 		return nil, fmt.Errorf("unit %q: transfer limit of %d bytes, use a multiple of %d from %d to %d", id.Name, cfg.MaxTransferBytes, block.Size, minTransfer, DefaultMaxTransfer)
-	case cfg.HoldFor < 0:
-		return nil, fmt.Errorf("unit %q: hold of %v, use 0 or more", id.Name, cfg.HoldFor)
+	case cfg.HoldFor < 0 || cfg.BusyFor < 0:
+		return nil, fmt.Errorf("unit %q: hold of %v, busy for %v: use 0 or more", id.Name, cfg.HoldFor, cfg.BusyFor)
 	}
 	if err := cfg.Backend.Geometry().Validate(); err != nil {
 		return nil, fmt.Errorf("unit %q: %w", id.Name, err)
@@ -152,6 +183,9 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 	}
 	if cfg.HoldFor == 0 {
 		cfg.HoldFor = DefaultHold
+	}
+	if cfg.BusyFor == 0 {
+		cfg.BusyFor = DefaultBusy
 	}
 	return &Unit{cfg: cfg}, nil
 }

@@ -235,12 +235,14 @@ func (w *load) finish(c *cluster) {
 		w.readBack(c, node)
 	}
 	began := time.Now()
+	verdict := "every history has a linearization"
 	if err := w.h.check(checkLimit, c.dir); err != nil {
+		verdict = "broken"
 		w.t.Error(err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.t.Logf("%d I/Os, %d commands to %d blocks judged in %v: every history has a linearization", len(w.ios), w.h.length(), len(w.older)+len(w.hot), time.Since(began).Round(time.Millisecond))
+	w.t.Logf("%d I/Os, %d commands to %d blocks judged in %v: %s", len(w.ios), w.h.length(), len(w.older)+len(w.hot), time.Since(began).Round(time.Millisecond), verdict)
 }
 
 // readBack reads every block that was ever used through one node: a copy that differs from the other one cannot agree

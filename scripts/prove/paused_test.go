@@ -15,15 +15,18 @@ import (
 )
 
 const (
-	pauseTime = 10 * time.Second
+	longPause  = 10 * time.Second
+	shortPause = 3 * time.Second // long enough for a takeover; waking up is a race, so it is tried more often than not
 	// askEvery is how often a session without multipath logic asks the stopped owner. What it sends waits in the kernel's
 	// buffers until the process runs again: 100 commands of each session in 10 s, within the target's window.
-	askEvery = 100 * time.Millisecond
+	askEvery       = 100 * time.Millisecond
+	directSessions = 16
 )
 
-// TestProveOwnerPaused stops the owner's process for ten seconds and lets it go on. While it is stopped another node takes
-// over and is written to; meanwhile reads, writes and swaps are sent to the stopped process straight, on sessions that were
-// open before, so that they are the first thing it finds when it wakes, believing what it believed ten seconds ago.
+// TestProveOwnerPaused stops the owner's process for ten seconds, and some more times for three, and lets it go on. While it
+// is stopped another node takes over and is written to; meanwhile reads, writes and swaps are sent to the stopped process
+// straight, on sessions that were open before, so that they are the first thing it finds when it wakes, believing what it
+// believed when it fell asleep.
 func TestProveOwnerPaused(t *testing.T) {
 	rng := prove(t)
 	cl := startCluster(t, clusterSpec{media: "file", sizeBytes: 256 << 20})
@@ -31,14 +34,19 @@ func TestProveOwnerPaused(t *testing.T) {
 	w := startLoad(t, cl, l, rng)
 	var longest []time.Duration
 	var tally answers
-	for i := range count(t, "PROVE_PAUSES", max(2, kills(t)/20)) {
+	long := count(t, "PROVE_PAUSES", max(2, kills(t)/20))
+	for i := range 3 * long {
+		pause := longPause
+		if i >= long {
+			pause = shortPause
+		}
 		wait(t, time.Second)
 		d := startDirect(t, w, cl.portal(l, l.Owner), rng)
 		wait(t, 500*time.Millisecond)
 		stopped := time.Now()
 		cl.pause(l.Owner)
 		back := w.answered(time.Now())
-		wait(t, pauseTime-time.Since(stopped))
+		wait(t, pause-time.Since(stopped))
 		cl.signal(l.Owner, syscall.SIGCONT)
 		resumed := time.Now()
 		d.hurry()
@@ -77,15 +85,16 @@ func (a *answers) add(b answers) {
 	a.Asleep += b.Asleep
 }
 
-// direct is an initiator that knows one portal only.
+// direct is an initiator that knows one portal only, and has several sessions there: on waking the node finds them all at
+// once, in a race with its own discovery that it owns nothing any more.
 type direct struct {
-	w       *load
-	session *initiator.Session
-	stop    chan struct{}
-	fast    chan struct{} // closed: ask without pause
-	wg      sync.WaitGroup
-	ctx     context.Context
-	cancel  context.CancelFunc
+	w        *load
+	sessions []*initiator.Session
+	stop     chan struct{}
+	fast     chan struct{} // closed: ask without pause
+	wg       sync.WaitGroup
+	ctx      context.Context
+	cancel   context.CancelFunc
 
 	mu  sync.Mutex // guards got
 	got answers
@@ -93,16 +102,21 @@ type direct struct {
 
 func startDirect(t *testing.T, w *load, p initiator.PathConfig, rng *rand.Rand) *direct {
 	t.Helper()
-	d := &direct{w: w, session: dialDirect(t, p), stop: make(chan struct{}), fast: make(chan struct{})}
+	d := &direct{w: w, stop: make(chan struct{}), fast: make(chan struct{})}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	r := w.h.recorder()
-	seed := rng.Uint64()
-	d.wg.Go(func() { d.run(r, rand.New(rand.NewPCG(seed, 0))) })
 	t.Cleanup(func() {
 		d.cancel()
-		d.session.Close()
+		for _, s := range d.sessions {
+			s.Close()
+		}
 		d.wg.Wait()
 	})
+	for range directSessions {
+		s := dialDirect(t, p)
+		d.sessions = append(d.sessions, s)
+		r, seed := w.h.recorder(), rng.Uint64()
+		d.wg.Go(func() { d.run(s, r, rand.New(rand.NewPCG(seed, 0))) })
+	}
 	return d
 }
 
@@ -112,7 +126,9 @@ func (d *direct) hurry() { close(d.fast) }
 func (d *direct) finish() answers {
 	close(d.stop)
 	// What the node never answered, because it reset nothing and lost interest, ends with the session.
-	d.session.Close()
+	for _, s := range d.sessions {
+		s.Close()
+	}
 	d.wg.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -120,7 +136,7 @@ func (d *direct) finish() answers {
 }
 
 // run sends a command at a time of its own choosing, without waiting for the one before.
-func (d *direct) run(r *recorder, rng *rand.Rand) {
+func (d *direct) run(s *initiator.Session, r *recorder, rng *rand.Rand) {
 	var commands sync.WaitGroup
 	defer commands.Wait()
 	slots := make(chan struct{}, 110) // below the target's window: beyond it sending would wait for the stopped process
@@ -129,7 +145,7 @@ func (d *direct) run(r *recorder, rng *rand.Rand) {
 		case <-d.stop:
 			return
 		case <-d.fast:
-			<-time.After(time.Millisecond)
+			<-time.After(20 * time.Millisecond)
 		case <-time.After(askEvery):
 		}
 		select {
@@ -140,14 +156,14 @@ func (d *direct) run(r *recorder, rng *rand.Rand) {
 		n, dice := d.w.pick(rng), rng.IntN(10)
 		v := value(d.w.values.Add(1))
 		commands.Go(func() {
-			d.one(r, io, n, v, dice)
+			d.one(s, r, io, n, v, dice)
 			<-slots
 		})
 	}
 }
 
 // one sends a command and records it like a Disk's attempt.
-func (d *direct) one(r *recorder, io, n uint64, v value, dice int) {
+func (d *direct) one(s *initiator.Session, r *recorder, io, n uint64, v value, dice int) {
 	p, want := make([]byte, block.Size), make([]byte, block.Size)
 	a := initiator.Attempt{IO: io, Offset: int64(n) * block.Size, Data: p, Want: want, Start: time.Now()}
 	lba, blocks := n*block.SectorsPerBlock, uint32(block.SectorsPerBlock)
@@ -155,11 +171,11 @@ func (d *direct) one(r *recorder, io, n uint64, v value, dice int) {
 	switch {
 	case dice < 7:
 		a.Op = initiator.OpRead
-		send = func() error { return d.session.Read(d.ctx, lba, blocks, p) }
+		send = func() error { return s.Read(d.ctx, lba, blocks, p) }
 	case dice < 9:
 		a.Op = initiator.OpWrite
 		fill(p, v, n)
-		send = func() error { return d.session.Write(d.ctx, lba, blocks, p) }
+		send = func() error { return s.Write(d.ctx, lba, blocks, p) }
 	default:
 		a.Op = initiator.OpCompareAndWrite
 		d.w.mu.Lock()
@@ -167,7 +183,7 @@ func (d *direct) one(r *recorder, io, n uint64, v value, dice int) {
 		d.w.mu.Unlock()
 		fill(want, last, n)
 		fill(p, v, n)
-		send = func() error { return d.session.CompareAndWrite(d.ctx, lba, byte(blocks), want, p) }
+		send = func() error { return s.CompareAndWrite(d.ctx, lba, byte(blocks), want, p) }
 	}
 	r.attempt(a)
 	a.Err = send()

@@ -26,7 +26,7 @@ const (
 
 // cluster is one LUN in memory behind several nodes, of which one owns it.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	mem   *scsitest.Memory
 	owner atomic.Int32 // index of the owner, -1: none
 	cut   atomic.Int32 // index+1 of a node that hears of nobody and knows no owner, 0: none
@@ -45,7 +45,7 @@ type node struct {
 	served  sync.WaitGroup
 }
 
-func newCluster(t *testing.T, n int) *cluster {
+func newCluster(t testing.TB, n int) *cluster {
 	t.Helper()
 	c := &cluster{t: t, mem: scsitest.NewMemory(block.Geometry{Capacity: sectors, LogicalBlockBytes: 512})}
 	var listeners []net.Listener
@@ -164,7 +164,7 @@ func (n *node) kill() {
 	n.served.Wait()
 }
 
-func dial(t *testing.T, c *cluster, change func(*initiator.Config)) *initiator.Session {
+func dial(t testing.TB, c *cluster, change func(*initiator.Config)) *initiator.Session {
 	t.Helper()
 	cfg := initiator.Config{Address: c.nodes[0].address, Target: targetName}
 	if change != nil {
@@ -179,7 +179,7 @@ func dial(t *testing.T, c *cluster, change func(*initiator.Config)) *initiator.S
 }
 
 // ready is dial with the unit attention of the login taken.
-func ready(t *testing.T, c *cluster, change func(*initiator.Config)) *initiator.Session {
+func ready(t testing.TB, c *cluster, change func(*initiator.Config)) *initiator.Session {
 	t.Helper()
 	s := dial(t, c, change)
 	if err := s.TestUnitReady(t.Context()); err == nil || err.Error() != "check condition 6/29/00" {

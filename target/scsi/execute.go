@@ -53,6 +53,9 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 
 // conclude writes the outcome into the Task. Data that goes with no GOOD is given back.
 func (r *request) conclude(outcome error, aborted bool) {
+	if outcome == nil && !aborted {
+		return
+	}
 	var (
 		sense  *Sense
 		status statusError
@@ -60,8 +63,6 @@ func (r *request) conclude(outcome error, aborted bool) {
 	switch {
 	case aborted:
 		r.Status = StatusTaskAborted
-	case outcome == nil:
-		return
 	case errors.As(outcome, &sense):
 		r.Status = StatusCheckCondition
 		r.Sense = appendSense(nil, *sense)

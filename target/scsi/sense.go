@@ -106,14 +106,15 @@ func (e statusError) Error() string {
 // and ABORTED COMMAND ends QEMU's request with ECANCELED. It cannot become a BUSY loop, which ESXi dislikes: by the next attempt
 // the Backend knows whether it owns the LUN.
 func outcomeOf(err error, aborted bool, perBlock block.Count) error {
+	if err == nil {
+		return nil // before the variables, which are allocated
+	}
 	var (
 		sense   *Sense
 		status  statusError
 		corrupt *block.CorruptError
 	)
 	switch {
-	case err == nil:
-		return nil
 	case aborted:
 		return statusError(StatusTaskAborted)
 	case errors.As(err, &sense):

@@ -47,7 +47,10 @@ func TestLBAStatusFollowsWritesAndUnmaps(t *testing.T) {
 			g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, at(b*per), 0, 0, 1), 0, block1), "good") // zeros are stored as well
 		}
 		want := []extent{
-			{0, uint32(2 * per), 1}, {2 * per, uint32(2 * per), 0}, {4 * per, uint32(3 * per), 1}, {7 * per, uint32(per), 0},
+			{0, uint32(2 * per), 1},
+			{2 * per, uint32(2 * per), 0},
+			{4 * per, uint32(3 * per), 1},
+			{7 * per, uint32(per), 0},
 			{8 * per, all - uint32(8*per), 1},
 		}
 		if got := g.lbaStatus(0, 1024); !slices.Equal(got, want) {

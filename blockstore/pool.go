@@ -99,9 +99,10 @@ type Pool struct {
 	open   map[string]*Volume
 	closed bool
 
-	slotsMu     sync.Mutex // guards slots and pendingFree; never held across I/O
+	slotsMu     sync.Mutex // guards slots, pendingFree and promised; never held across I/O
 	slots       *slots
 	pendingFree int64 // slots that are taken only until a checkpoint records that they were freed
+	promised    int64 // bytes, see Volume.Promise
 }
 
 // sumSlab holds the checksums of 1024 slots, in one piece that the garbage collector need not look into.

@@ -126,3 +126,50 @@ func (p *Pool) addPending(n int64) {
 	defer p.slotsMu.Unlock()
 	p.pendingFree += n
 }
+
+// Needs returns at most how many bytes of the pool applying ops now would allocate. It may be called while Apply runs.
+func (v *Volume) Needs(ops []block.Op) int64 {
+	n := int64(0)
+	for i := range ops {
+		if op := &ops[i]; op.Kind == block.OpWrite || op.Kind == block.OpFill {
+			for r := op.Range; r.Count > 0; {
+				var s span
+				s, r = next(r)
+				if !v.allocated(s.chunk) {
+					n += block.ChunkSize
+				}
+			}
+		}
+	}
+	return n
+}
+
+func (v *Volume) allocated(chunk uint32) bool {
+	lock := v.m.lockOf(chunk)
+	lock.RLock()
+	defer lock.RUnlock()
+	page, at := v.m.find(chunk)
+	return page != nil && page.slot[at] != 0
+}
+
+// FreeBytes returns what the volume's pool can allocate at once and has not promised to anyone.
+func (v *Volume) FreeBytes() int64 {
+	p := v.pool
+	p.slotsMu.Lock()
+	defer p.slotsMu.Unlock()
+	return int64(p.slots.free)*block.ChunkSize - p.promised
+}
+
+// Promise sets n bytes of the pool aside for entries on their way, whichever volume of the pool they are for, or returns
+// block.ErrNoSpace. Apply does not look at promises: they are for those who decide what is to be applied. The caller takes
+// the promise back with Promise(-n) when the entry has been applied, or never will be.
+func (v *Volume) Promise(n int64) error {
+	p := v.pool
+	p.slotsMu.Lock()
+	defer p.slotsMu.Unlock()
+	if free := int64(p.slots.free) * block.ChunkSize; n > 0 && p.promised+n > free {
+		return fmt.Errorf("%w: %d bytes are free, %d of them promised", block.ErrNoSpace, free, p.promised)
+	}
+	p.promised += n
+	return nil
+}

@@ -2,7 +2,14 @@ package node
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
 
 	"sanctuary/node/catalog"
 	"sanctuary/node/client"
@@ -28,16 +35,25 @@ func (n *Node) meta(portGroup uint16) membership.Meta {
 	return m
 }
 
-func (n *Node) openGossip(ctx context.Context) (err error) {
-	var join []string
+func (n *Node) openGossip(ctx context.Context) error {
+	join, err := n.knownPeers()
+	if err != nil {
+		return err
+	}
 	for _, m := range n.cfg.Members {
 		if m.Name != n.cfg.Node {
 			join = append(join, m.Gossip)
 		}
 	}
-	if len(n.cfg.Join.API) > 0 {
-		if join, err = n.findGossip(ctx); err != nil {
-			return err
+	for wait := time.Second; len(join) == 0 && len(n.cfg.Join.API) > 0; wait = min(2*wait, 10*time.Second) {
+		if join, err = n.findGossip(ctx); len(join) > 0 {
+			break
+		}
+		n.log.Warn("no node of the cluster to join answers yet; trying again", "api", n.cfg.Join.API, "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	gossip, err := membership.Start(membership.Config{
@@ -54,6 +70,44 @@ func (n *Node) openGossip(ctx context.Context) (err error) {
 	}
 	n.gossip.Store(gossip)
 	return nil
+}
+
+// peersFile is where a node finds the others after a blackout, when nobody is up yet to be asked. It only suggests.
+type peersFile struct {
+	Version int               `json:"version"`
+	Gossip  map[string]string `json:"gossip"` // node → host:port
+}
+
+const peersFileVersion = 1
+
+func (n *Node) knownPeers() ([]string, error) {
+	path := filepath.Join(n.cfg.DataDir, "peers.json")
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var f peersFile
+	if err := json.Unmarshal(raw, &f); err != nil || f.Version != peersFileVersion {
+		n.log.Warn("the addresses of other nodes remembered from last time cannot be read", "file", path, "version", f.Version, "error", err)
+		return nil, nil
+	}
+	return slices.Sorted(maps.Values(f.Gossip)), nil
+}
+
+func (n *Node) rememberPeers() {
+	f := peersFile{Version: peersFileVersion, Gossip: map[string]string{}}
+	for _, m := range n.members().Members() {
+		f.Gossip[m.Name] = m.Gossip
+	}
+	if len(f.Gossip) == 0 {
+		return
+	}
+	if err := writeJSON(filepath.Join(n.cfg.DataDir, "peers.json"), f); err != nil {
+		n.log.Warn("the addresses of other nodes are not remembered", "error", err)
+	}
 }
 
 // members returns the gossip, nil before it has been started.
@@ -89,14 +143,28 @@ func (n *Node) onGossip(e membership.Event) {
 		n.host.PeerDied(e.Member.Name)
 	}
 	n.replicas.changed("")
-}
-
-// tellPeers announces this node's port group, once it has one, and how much room is left.
-func (n *Node) tellPeers(self catalog.Node) {
-	if err := n.members().Update(n.meta(self.PortGroup)); err != nil {
-		n.log.Warn("gossip does not carry this node's state", "error", err)
+	if n.members() != nil && e.Kind == membership.Joined {
+		n.rememberPeers()
 	}
 }
+
+// tellPeers announces this node's port group, and from time to time how much room is left, until ctx ends.
+func (n *Node) tellPeers(ctx context.Context, self catalog.Node) {
+	ticker := time.NewTicker(tellEvery)
+	defer ticker.Stop()
+	for {
+		if err := n.members().Update(n.meta(self.PortGroup)); err != nil {
+			n.log.Warn("gossip does not carry this node's state", "error", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const tellEvery = 5 * time.Second
 
 // resolvePeer finds a node's peer address: from gossip, which follows changes, or from the configuration at the first start.
 func (n *Node) resolvePeer(name string) (string, bool) {

@@ -116,6 +116,9 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	}
 	down = append(down, n.catalog.Close)
 	n.replicas = newReplicas(n)
+	n.reconciler = reconcile.New(reconcile.Config{
+		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
+	})
 	down = append(down, n.replicas.close)
 	if err := n.openGossip(ctx); err != nil {
 		return err
@@ -130,9 +133,6 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 	if err != nil {
 		return errors.Join(err, apiListener.Close())
 	}
-	n.reconciler = reconcile.New(reconcile.Config{
-		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
-	})
 	down = append(down, func() error { cancel(); wg.Wait(); return nil })
 	serve("api", func() error { return server.Serve(ctx, apiListener) })
 	serve("node", func() error { return n.takePart(ctx, serve) })
@@ -158,6 +158,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 		return err
 	}
 	serve("reconciler", func() error { return n.reconciler.Run(ctx) })
+	serve("members", func() error { return n.replicas.follow(ctx) })
 	if n.cfg.Kind == config.KindData {
 		if err := n.openPortal(ctx, self, serve); err != nil {
 			return err
@@ -166,8 +167,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	n.mu.Lock()
 	n.ready, n.reason = true, ""
 	n.mu.Unlock()
-	n.tellPeers(self)
-	<-ctx.Done()
+	n.tellPeers(ctx, self)
 	if n.portal != nil {
 		return n.portal.Close()
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -41,15 +42,17 @@ type running struct {
 	volume  *blockstore.Volume // nil on a witness
 	target  *scsi.Target       // nil on a witness
 
-	access  atomic.Pointer[scsi.Access]
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when access has changed
+	access    atomic.Pointer[scsi.Access]
+	preferred atomic.Bool // it has been handed to its preferred owner, or that was tried
+	mu        sync.Mutex
+	changed   chan struct{} // closed and replaced when access has changed
 }
 
 type memoryReplica struct {
 	lun, id string
 	journal journal.Journal
 	volume  *blockstore.Volume
+	started bool // see replicaFile.Started; guarded by replicas.mu
 }
 
 func newReplicas(n *Node) *replicas {
@@ -107,12 +110,8 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
 		OnChange: func() { go s.changed(l.ID) },
 	}
-	for _, m := range l.Replicas {
-		cfg.Members = append(cfg.Members, member(m))
-	}
-	for _, m := range bootstrap {
-		cfg.Bootstrap = append(cfg.Bootstrap, member(m))
-	}
+	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
+	started := func() error { return nil }
 	if inMemory(l, r) {
 		s.mu.Lock()
 		m := s.memory[memoryKey(l.ID, r.ID)]
@@ -120,10 +119,11 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		if m == nil {
 			return fmt.Errorf("replica %s has no storage here", r.ID)
 		}
-		cfg.Journal, run.volume = m.journal, m.volume
+		cfg.Journal, run.volume, cfg.First = m.journal, m.volume, !m.started
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
 		cfg.Limits.CheckpointBytes = memoryJournalBytes / 2 // costs nothing in RAM, and lets the log go
-	} else if err := s.openStorage(run, &cfg); err != nil {
+		started = func() error { m.started = true; return nil }
+	} else if started, err = s.openStorage(run, &cfg); err != nil {
 		return err
 	}
 	if run.volume != nil {
@@ -134,6 +134,9 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 			err = errors.Join(err, run.volume.Close())
 		}
 		return err
+	}
+	if err := started(); err != nil {
+		return errors.Join(err, s.end(run))
 	}
 	if run.volume != nil {
 		if err := s.offer(run); err != nil {
@@ -155,6 +158,32 @@ const memoryJournalBytes = 64 << 20
 
 func member(r catalog.Replica) replication.Member {
 	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness}
+}
+
+func members(rs []catalog.Replica) (out []replication.Member) {
+	for _, r := range rs {
+		out = append(out, member(r))
+	}
+	return out
+}
+
+// follow tells every replica what the catalog says of its LUN's members, until ctx ends: whoever becomes the owner next has
+// to know.
+func (s *replicas) follow(ctx context.Context) error {
+	for {
+		m, newer := s.n.catalog.Watch()
+		for _, l := range m.LUNs {
+			if run := s.get(l.ID); run != nil {
+				run.group.Learn(members(l.Replicas))
+			}
+		}
+		s.changed("")
+		select {
+		case <-newer:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (s *replicas) timing() replication.Timing {
@@ -210,6 +239,31 @@ func (s *replicas) refresh(run *running) {
 	run.changed = make(chan struct{})
 }
 
+// prefer hands a LUN that has just been made, and holds nothing yet, to the node that was asked for. Later the ownership
+// stays where it is: moving it costs initiators a pause, so it is left to the operator.
+func (s *replicas) prefer(run *running) {
+	want, ok := run.lun.ReplicaOn(run.lun.Preferred)
+	if !ok || want.Node == s.n.cfg.Node || run.preferred.Load() {
+		return
+	}
+	st := run.group.Status()
+	if !st.Serving || st.Applied > 0 {
+		return
+	}
+	for _, p := range st.Peers {
+		if string(p.ID) == want.ID && p.InSync && run.preferred.CompareAndSwap(false, true) {
+			s.n.log.Info("handing a new LUN to its preferred owner", "lun", run.lun.Name, "node", want.Node)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			go func() {
+				defer cancel()
+				if err := run.group.Transfer(ctx, p.ID); err != nil {
+					s.n.log.Info("the LUN stays where it is", "lun", run.lun.Name, "reason", err)
+				}
+			}()
+		}
+	}
+}
+
 func sameAccess(a, b scsi.Access) bool {
 	if len(a.Groups) != len(b.Groups) || a.Local != b.Local {
 		return false
@@ -234,10 +288,9 @@ func (s *replicas) changed(lun string) {
 	s.mu.Unlock()
 	for _, r := range runs {
 		s.refresh(r)
+		s.prefer(r)
 	}
-	if s.n.reconciler != nil {
-		s.n.reconciler.Wake()
-	}
+	s.n.reconciler.Wake()
 }
 
 // Stop implements reconcile.Runner. The replica counts as running until it has ended.

@@ -67,9 +67,21 @@ func (s service) Catalog() api.Catalog {
 	return c
 }
 
+// model returns the catalog, or a problem while this node has none yet: an empty answer would be taken for an empty cluster.
+func (s service) model() (*catalog.Model, error) {
+	m := s.n.catalog.Model()
+	if m.Index == 0 {
+		return nil, api.Unavailable("node %q has just started and does not know the catalog yet", s.n.cfg.Node)
+	}
+	return m, nil
+}
+
 // Nodes implements api.Service.
 func (s service) Nodes(context.Context) ([]api.Node, error) {
-	model := s.n.catalog.Model()
+	model, err := s.model()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.Node, 0, len(model.Nodes))
 	for name, m := range model.Nodes {
 		node := api.Node{Name: name, ID: m.ID, Kind: string(m.Kind), PortGroup: m.PortGroup}
@@ -89,7 +101,10 @@ func (s service) Nodes(context.Context) ([]api.Node, error) {
 
 // LUNs implements api.Service.
 func (s service) LUNs(context.Context) ([]api.LUN, error) {
-	model := s.n.catalog.Model()
+	model, err := s.model()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.LUN, 0, len(model.LUNs))
 	for _, l := range model.LUNs {
 		out = append(out, s.lun(model, l))
@@ -100,7 +115,10 @@ func (s service) LUNs(context.Context) ([]api.LUN, error) {
 
 // LUN implements api.Service.
 func (s service) LUN(_ context.Context, ref string) (api.LUN, error) {
-	model := s.n.catalog.Model()
+	model, err := s.model()
+	if err != nil {
+		return api.LUN{}, err
+	}
 	l, err := find(model, ref)
 	if err != nil {
 		return api.LUN{}, err
@@ -267,10 +285,17 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 		if run == nil {
 			continue
 		}
+		if run.group.Status().Full {
+			out = append(out, api.Alert{
+				Severity: api.SeverityCritical, Subject: "lun/" + l.Name, What: fmt.Sprintf("The pool of node %s is full: this copy cannot apply what it is sent", s.n.cfg.Node),
+				Data: "Nothing is lost: it keeps it in its journal and goes on when there is room. Until then it must not be the only copy.",
+				Next: "Delete or unmap data in that pool, or raise its capacity and restart the node.",
+			})
+		}
 		if err := run.group.Err(); err != nil {
 			out = append(out, api.Alert{
 				Severity: api.SeverityCritical, Subject: "lun/" + l.Name, What: fmt.Sprintf("The replica on node %s is out: %v", s.n.cfg.Node, err),
-				Data: "The LUN goes on from its other replicas; this copy is not used any more.", Next: "Replace the disk, then restart the node: the replica is rebuilt.",
+				Data: "The LUN goes on from its other replicas; this copy is not used any more.", Next: "Replace the disk and follow \"A failed disk\" in docs/OPERATING.md: the replica is rebuilt from the others.",
 			})
 		}
 	}

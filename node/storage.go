@@ -24,6 +24,7 @@ type replicaFile struct {
 	Replica string `json:"replica"`
 	Media   string `json:"media"`
 	Witness bool   `json:"witness"`
+	Started bool   `json:"started"` // it has been started: from then on an absent journal is a loss
 }
 
 const replicaFileVersion = 1
@@ -72,6 +73,9 @@ func (s *replicas) Storage(context.Context) (map[string][]string, error) {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
 				return nil, err
+			case f.Started && missing(filepath.Join(s.dir, l.Name(), d.Name(), "journal")):
+				s.n.log.Error("the journal of a replica is gone, and with it what the replica has voted for and acknowledged: it comes back as a new one",
+					"lun", f.LUN, "replica", f.Replica)
 			default:
 				out[f.LUN] = append(out[f.LUN], f.Replica)
 			}
@@ -148,30 +152,43 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 	})
 }
 
-func (s *replicas) openStorage(run *running, cfg *replication.Config) error {
+// openStorage opens what is on disk. started is to be called once the replica has been started.
+func (s *replicas) openStorage(run *running, cfg *replication.Config) (started func() error, err error) {
 	path, err := s.path(run.lun.ID, run.replica.ID)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	marker := filepath.Join(path, "replica.json")
+	file, err := readReplicaFile(marker)
+	if err != nil {
+		return nil, err
+	}
+	cfg.First = !file.Started
 	options := journal.Options{}
 	if run.replica.Witness {
 		options.SegmentBytes, options.CacheBytes = witnessSegmentBytes, witnessCacheBytes
 	} else {
 		pool, err := s.pool(run.lun)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if run.volume, err = pool.Open(volumeID(run.lun.ID, run.replica.ID)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if cfg.Journal, err = journal.Open(filepath.Join(path, "journal"), options); err != nil {
 		if run.volume != nil {
 			err = errors.Join(err, run.volume.Close())
 		}
-		return err
+		return nil, err
 	}
-	return nil
+	return func() error {
+		if file.Started {
+			return nil
+		}
+		file.Started = true
+		return writeJSON(marker, file)
+	}, nil
 }
 
 // A witness's entries are a few bytes each.

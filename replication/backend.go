@@ -52,6 +52,10 @@ func (g *Group) Read(ctx context.Context, r block.Range, dst []byte) error {
 
 // confirm returns nil if this node owned the LUN in t's term at some moment after confirm was called.
 func (g *Group) confirm(ctx context.Context, t *tenure) error {
+	inst := g.running()
+	if inst == nil || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term {
+		return block.ErrNotOwner // it may have voted for another itself, whatever the others have promised
+	}
 	if g.lease.valid(t.term, time.Now()) {
 		return nil
 	}
@@ -115,25 +119,18 @@ func (g *Group) Write(ctx context.Context, r block.Range, src []byte) error {
 	if err != nil {
 		return err
 	}
-	return g.change(ctx, t, []block.Op{op}, false)
+	return g.change(ctx, t, []block.Op{op})
 }
 
 // change proposes operations whose ranges the caller has locked.
-func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op, whole bool) error {
-	if err := g.room(ops); err != nil {
+func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op) error {
+	release, err := g.takeRoom(ops)
+	if err != nil {
 		return err
 	}
-	_, err := g.writes.propose(ctx, t.term, ops, whole)
+	defer release()
+	_, err = g.writes.propose(ctx, t.term, ops, false)
 	return err
-}
-
-// room refuses what this replica's pool cannot hold before it is proposed: an entry that a replica cannot apply would take
-// that replica out.
-func (g *Group) room(ops []block.Op) error {
-	if r, ok := g.cfg.Store.(interface{ Room(ops []block.Op) error }); ok {
-		return r.Room(ops)
-	}
-	return nil
 }
 
 // writeOp makes whole blocks of a write, reading what it does not cover. The caller holds the lock on r.Widen(), and every
@@ -199,9 +196,11 @@ func (g *Group) CompareAndWrite(ctx context.Context, r block.Range, want, src []
 	if size := command.Size(ops); size > command.MaxEntryBytes {
 		return 0, fmt.Errorf("compare and write of %d bytes exceeds one log entry of %d", size, command.MaxEntryBytes)
 	}
-	if err := g.room(ops); err != nil {
+	release, err := g.takeRoom(ops)
+	if err != nil {
 		return 0, err
 	}
+	defer release()
 	w, err := g.writes.propose(ctx, t.term, ops, true)
 	if errors.Is(err, block.ErrUnknown) {
 		select {
@@ -245,7 +244,7 @@ func (g *Group) WriteSame(ctx context.Context, r block.Range, pattern []byte) er
 	if body.Count > 0 {
 		ops = append(ops, block.Op{Kind: block.OpFill, Range: body, Data: full, Sums: []uint32{block.Sum(full)}})
 	}
-	return g.change(ctx, t, ops, false)
+	return g.change(ctx, t, ops)
 }
 
 // Unmap makes the ranges read as zeros and frees what it can.
@@ -286,7 +285,7 @@ func (g *Group) Unmap(ctx context.Context, rs []block.Range) error {
 		if len(ops) == 0 {
 			continue
 		}
-		if err := g.change(ctx, t, ops, false); err != nil {
+		if err := g.change(ctx, t, ops); err != nil {
 			return err
 		}
 	}

@@ -14,10 +14,7 @@ const witnessEntryBytes = 64 << 10
 // countApplied adds to what a crash now would have to replay, and makes a checkpoint due when that is much.
 func (g *Group) countApplied(n int64) {
 	if g.appliedBytes.Add(n) >= g.cfg.Limits.CheckpointBytes {
-		select {
-		case g.checkpointDue <- struct{}{}:
-		default:
-		}
+		g.dueCheckpoint()
 	}
 }
 
@@ -58,12 +55,15 @@ func (g *Group) setTrailing(inst *instance) {
 	last, err2 := g.cfg.Journal.LastIndex()
 	held := g.cfg.Journal.Bytes()
 	switch {
-	case errors.Join(err1, err2) != nil || g.pinned():
+	case errors.Join(err1, err2) != nil:
+	case g.pinned() && held < pinnedTimes*g.cfg.Limits.JournalKeepBytes: // beyond, the rebuild has to begin again
 	case g.cfg.Self.Witness:
 		keep = witnessTrailing
 	case held > g.cfg.Limits.JournalKeepBytes:
 		keep = max(1, uint64(float64(last-first+1)*float64(g.cfg.Limits.JournalKeepBytes)/float64(held)))
 	}
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
 	rc := inst.raft.ReloadableConfig()
 	if rc.TrailingLogs != keep {
 		rc.TrailingLogs = keep
@@ -72,6 +72,9 @@ func (g *Group) setTrailing(inst *instance) {
 		}
 	}
 }
+
+// pinnedTimes bounds the log while a rebuild runs, in times of what is kept otherwise.
+const pinnedTimes = 4
 
 // witnessTrailing is the log a witness keeps beyond its snapshot, in entries.
 const witnessTrailing = 4096

@@ -30,6 +30,8 @@ type cluster struct {
 	members  []Member
 	nodes    map[string]*testNode
 	limits   Limits
+	pool     int64 // bytes each node can hold; 0: 128 MiB
+	joining  string
 	geometry block.Geometry
 }
 
@@ -86,6 +88,21 @@ func (c *cluster) member(node string) Member {
 
 func (c *cluster) start(node string, first bool) {
 	c.t.Helper()
+	if err := c.tryStart(node, first); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// startJoining starts a node's new incarnation, which has nothing.
+func (c *cluster) startJoining(node string) error {
+	c.joining = node
+	defer func() { c.joining = "" }()
+	return c.tryStart(node, false)
+}
+
+// tryStart returns the error of opening the group; everything else is fatal.
+func (c *cluster) tryStart(node string, first bool) error {
+	c.t.Helper()
 	t := c.t
 	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("SANCTUARY_TEST_LOG") != "" {
@@ -117,7 +134,10 @@ func (c *cluster) start(node string, first bool) {
 		Logger: log, Limits: c.limits,
 	}
 	if first {
-		cfg.Bootstrap = c.members
+		cfg.First, cfg.Bootstrap = true, c.members
+	}
+	if c.joining == node || c.media == blockstore.MediaRAM && !self.Witness {
+		cfg.First = true // a new incarnation
 	}
 	dir := filepath.Join(c.dir, node)
 	if self.Witness || c.media != blockstore.MediaRAM {
@@ -128,7 +148,10 @@ func (c *cluster) start(node string, first bool) {
 		cfg.Journal = journal.NewMemory()
 	}
 	if !self.Witness {
-		pc := blockstore.PoolConfig{Media: c.media, CapacityBytes: 128 << 20}
+		pc := blockstore.PoolConfig{Media: c.media, CapacityBytes: c.pool}
+		if c.pool == 0 {
+			pc.CapacityBytes = 128 << 20
+		}
 		if c.media != blockstore.MediaRAM {
 			pc.Dir = filepath.Join(dir, "pool")
 		}
@@ -143,9 +166,15 @@ func (c *cluster) start(node string, first bool) {
 		cfg.Store = n.vol
 	}
 	if n.group, err = n.host.Open(cfg); err != nil {
-		t.Fatal(err)
+		n.mux.Close()
+		<-n.done
+		if n.pool != nil {
+			n.pool.Close()
+		}
+		return err
 	}
 	c.nodes[node] = n
+	return nil
 }
 
 // stop ends a node as a crash would for its peers: connections break, nothing is handed over.

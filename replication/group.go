@@ -46,6 +46,11 @@ type Store interface {
 	ReadAt(r block.Range, dst []byte) error
 	State() block.State
 	Checkpoint(ctx context.Context) (applied uint64, err error)
+	// Needs returns at most what applying ops would allocate, in bytes of the pool; Promise sets as much aside, or returns
+	// block.ErrNoSpace, and takes it back when called with the negative; FreeBytes is what is not promised.
+	Needs(ops []block.Op) int64
+	Promise(bytes int64) error
+	FreeBytes() int64
 	Rebuildable
 }
 
@@ -64,6 +69,7 @@ type Timing struct {
 	Promise     time.Duration // how long a voter that answered the owner votes for nobody else (rule L)
 	Commit      time.Duration // how soon followers hear of a commit when no further write tells them
 	Checkpoint  time.Duration // between checkpoints of a busy replica
+	DiskStall   time.Duration // how long the journal may take for one write before its disk counts as failed
 	Gate        witness.Timing
 }
 
@@ -71,7 +77,7 @@ type Timing struct {
 func DefaultTiming() Timing {
 	return Timing{
 		Heartbeat: 500 * time.Millisecond, LeaderLease: 250 * time.Millisecond, Kick: 250 * time.Millisecond,
-		Promise: 250 * time.Millisecond, Commit: 50 * time.Millisecond, Checkpoint: 30 * time.Second,
+		Promise: 250 * time.Millisecond, Commit: 50 * time.Millisecond, Checkpoint: 30 * time.Second, DiskStall: 15 * time.Second,
 		Gate: witness.Timing{
 			LinkGrace: 100 * time.Millisecond, NoProgress: 2 * time.Second, CatchUp: time.Second, Window: 256,
 		},
@@ -102,17 +108,21 @@ type Limits struct {
 
 // Config is what a Group needs.
 type Config struct {
-	LUN       string // UUID: the Raft group's name
-	Epoch     uint64 // history of the LUN; groups of different epochs do not talk
-	Self      Member
-	Members   []Member // every member the catalog knows, Self included
-	Bootstrap []Member // the group's first voters, if this replica was created with the LUN; used while its log is empty
-	Geometry  block.Geometry
-	Store     Store           // nil for a witness; stays the caller's
-	Journal   journal.Journal // becomes the Group's
-	Timing    Timing
-	Limits    Limits
-	Logger    *slog.Logger
+	LUN     string // UUID: the Raft group's name
+	Epoch   uint64 // history of the LUN; groups of different epochs do not talk
+	Self    Member
+	Members []Member // every member the catalog knows, Self included
+	// Bootstrap is the group's first voters: set at the very first start of a replica that was created with the LUN, and never
+	// again. A replica that has been started before and finds its log gone has lost its storage (ErrLogLost).
+	Bootstrap []Member
+	// First says that this replica has never been started: an empty log is no loss.
+	First    bool
+	Geometry block.Geometry
+	Store    Store           // nil for a witness; stays the caller's
+	Journal  journal.Journal // becomes the Group's
+	Timing   Timing
+	Limits   Limits
+	Logger   *slog.Logger
 	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
 	// Group: Raft's own goroutine may be the caller.
 	OnChange func()
@@ -133,6 +143,10 @@ func (c *Config) validate() error {
 	return c.Timing.Validate()
 }
 
+// ErrLogLost: a replica that has been started before has no log any more. It may have voted and acknowledged what it does
+// not know; it must not come back under its ID.
+var ErrLogLost = errors.New("the replica's log is gone")
+
 // Group is one replica of a LUN. It implements what target/scsi asks of a Backend. All methods are concurrent-safe.
 type Group struct {
 	cfg  Config
@@ -144,20 +158,25 @@ type Group struct {
 	locks   rangeLocks
 	writes  *proposer
 
+	settledIndex  atomic.Uint64 // up to here entries have been applied and whoever waited for them has been told
 	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
+	space  space
+	full   atomic.Bool // applying waits for room in the pool
 	tenure atomic.Pointer[tenure]
 	failed atomic.Pointer[error]
 
 	// mu guards what follows; never held across disk or network.
 	mu       sync.Mutex
+	closing  bool      // nothing is started any more
 	inst     *instance // the running Raft; replaced by a rebuild, nil while one runs
 	members  map[raft.ServerID]Member
 	gate     *witness.Gate // only while this node leads
 	gateTerm uint64
 	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
 	match    map[raft.ServerID]uint64
+	parked   []parked             // applied entries that some replica in sync has yet to acknowledge, by index
 	down     map[string]time.Time // node -> since when its connection is broken
 	kicked   time.Time            // when the election timers were shortened; zero: they are not
 	rebuild  rebuildState
@@ -165,6 +184,8 @@ type Group struct {
 
 	// changing is held while the group's members are being changed.
 	changing sync.Mutex
+	// reloading is held from reading Raft's reloadable settings to writing them back.
+	reloading sync.Mutex
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -176,6 +197,7 @@ type instance struct {
 	raft   *raft.Raft
 	peers  *peers
 	notify chan bool
+	ctx    context.Context // ends when this life does
 	stop   context.CancelFunc
 	done   chan struct{} // closed when the goroutine that follows notify has ended
 }
@@ -210,21 +232,17 @@ func open(host *Host, cfg Config) (*Group, error) {
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
-	for _, m := range cfg.Members {
-		g.members[m.ID] = m
-	}
-	g.members[cfg.Self.ID] = cfg.Self
+	g.learn(cfg.Members)
+	g.learn([]Member{cfg.Self})
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.writes = newProposer(g, cfg.Limits.InflightBytes)
 	if err := g.checkStore(); err != nil {
 		g.cancel()
 		return nil, err
 	}
-	if len(cfg.Bootstrap) > 0 {
-		if err := g.bootstrap(); err != nil {
-			g.cancel()
-			return nil, err
-		}
+	if err := g.bootstrap(); err != nil {
+		g.cancel()
+		return nil, err
 	}
 	if cfg.Store == nil || !cfg.Store.Inconsistent() {
 		if err := g.start(); err != nil {
@@ -242,12 +260,13 @@ func open(host *Host, cfg Config) (*Group, error) {
 	return g, nil
 }
 
+// goFunc runs f on a goroutine that Close waits for, unless the group is closing.
 func (g *Group) goFunc(f func()) {
-	g.wg.Add(1)
-	go func() {
-		defer g.wg.Done()
-		f()
-	}()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closing {
+		g.wg.Go(f)
+	}
 }
 
 // checkStore refuses a volume that is older than the log believes: entries between the two would be missing for ever.
@@ -270,10 +289,16 @@ func (g *Group) checkStore() error {
 	return nil
 }
 
+// bootstrap writes the first configuration at the very first start, and otherwise makes sure that there is a log.
 func (g *Group) bootstrap() error {
 	has, err := raft.HasExistingState(g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots())
-	if err != nil || has {
+	switch {
+	case err != nil || has:
 		return err
+	case !g.cfg.First, g.cfg.Store != nil && g.cfg.Store.Applied() > 0:
+		return fmt.Errorf("LUN %s, replica %s: %w", g.cfg.LUN, g.cfg.Self.ID, ErrLogLost)
+	case len(g.cfg.Bootstrap) == 0:
+		return nil // it joins
 	}
 	var conf raft.Configuration
 	for _, m := range g.cfg.Bootstrap {
@@ -321,8 +346,9 @@ func (g *Group) start() error {
 		return err
 	}
 	inst := &instance{peers: newPeers(g, tr), notify: make(chan bool, 16), done: make(chan struct{})}
-	inst.raft, err = raft.NewRaft(g.raftConfig(inst.notify), machine{g}, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), inst.peers)
-	if err != nil {
+	inst.ctx, inst.stop = context.WithCancel(g.ctx)
+	if err = g.newRaft(inst); err != nil {
+		inst.stop()
 		return errors.Join(fmt.Errorf("start Raft: %w", err), tr.Close())
 	}
 	inst.raft.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
@@ -331,16 +357,35 @@ func (g *Group) start() error {
 		}
 		return false // nothing is queued
 	}))
-	ctx, stop := context.WithCancel(g.ctx)
-	inst.stop = stop
 	g.mu.Lock()
-	g.inst = inst
+	closing := g.closing
+	if !closing {
+		g.inst = inst
+		g.wg.Go(func() {
+			defer close(inst.done)
+			g.followLeadership(inst.ctx, inst)
+		})
+	}
 	g.mu.Unlock()
-	g.goFunc(func() {
-		defer close(inst.done)
-		g.followLeadership(ctx, inst)
-	})
+	if closing {
+		close(inst.done)
+		g.end(inst)
+		return block.ErrClosed
+	}
 	return nil
+}
+
+// newRaft starts the library, which panics when an entry of the log cannot be read: then this replica stays out, not the
+// whole process with every other LUN.
+func (g *Group) newRaft(inst *instance) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the log cannot be read: %v", r)
+		}
+	}()
+	j := g.cfg.Journal
+	inst.raft, err = raft.NewRaft(g.raftConfig(inst.notify), &machine{g: g, ctx: inst.ctx}, j, j, j.Snapshots(), inst.peers)
+	return err
 }
 
 // halt ends the running Raft, if any; the journal stays open.
@@ -353,7 +398,15 @@ func (g *Group) halt() {
 		return
 	}
 	g.endTenure()
+	g.end(inst)
+	g.writes.abandon()
+}
+
+// end stops one life of Raft. The transport goes first: it ends the requests that Raft would wait for, and the heartbeats
+// of a Raft that hangs with its disk.
+func (g *Group) end(inst *instance) {
 	inst.stop()
+	_ = inst.peers.Close()
 	<-inst.done
 	drained := make(chan struct{})
 	go func() { // Raft blocks on notify while it steps down
@@ -365,17 +418,31 @@ func (g *Group) halt() {
 			}
 		}
 	}()
-	_ = inst.raft.Shutdown().Error()
-	close(drained)
-	_ = inst.peers.Close()
+	ended := make(chan struct{})
+	go func() {
+		_ = inst.raft.Shutdown().Error()
+		close(drained)
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(shutdownWait): // its disk hangs; what it may still write there nobody will read as acknowledged
+		g.log.Error("Raft did not stop in time: its disk may hang")
+	}
 }
+
+const shutdownWait = 15 * time.Second
 
 // Close ends the group: I/O in flight is answered with block.ErrUnknown or block.ErrClosed. The Store stays open.
 func (g *Group) Close() error {
 	g.host.forget(g)
+	g.mu.Lock()
+	g.closing = true
+	g.mu.Unlock()
 	g.halt()
 	g.cancel()
 	g.wg.Wait()
+	g.halt() // a rebuild may have ended meanwhile
 	g.writes.close()
 	return g.cfg.Journal.Close()
 }
@@ -395,10 +462,10 @@ func (g *Group) fail(err error) {
 	}
 	g.log.Error("replica is out: its storage failed. The LUN goes on from its other replicas; replace the disk and restart this node", "error", err)
 	g.endTenure()
-	go func() { // the caller may be Raft's own goroutine
+	g.goFunc(func() { // the caller may be Raft's own goroutine
 		g.halt()
 		g.cfg.OnChange()
-	}()
+	})
 }
 
 // Err returns what took this replica out, or nil.

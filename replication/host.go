@@ -21,6 +21,7 @@ type Host struct {
 // Methods between hosts, on the control connection.
 const (
 	methodTerm        = "replication.term"         // LUN → the Raft term of the replica there
+	methodRoom        = "replication.room"         // LUN → bytes its pool there can allocate
 	methodRebuild     = "replication.rebuild"      // owner → learner: rebuild yourself from me
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
 	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
@@ -34,6 +35,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 	h := &Host{mux: mux, groups: map[string]*Group{}}
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
+		methodRoom:        h.serveRoom,
 		methodRebuild:     h.serveRebuild,
 		methodRebuildInfo: h.serveRebuildInfo,
 		methodRebuildRead: h.serveRebuildRead,

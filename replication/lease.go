@@ -126,6 +126,13 @@ func (p *promise) give(leader raft.ServerID, now time.Time) {
 	}
 }
 
+// madeTo says whether the newest promise was made to this replica.
+func (p *promise) madeTo(leader raft.ServerID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leader == leader
+}
+
 // forbids says whether voting for candidate now would break the promise. Standing for election is voting for oneself.
 func (p *promise) forbids(candidate raft.ServerID, now time.Time) bool {
 	p.mu.Lock()

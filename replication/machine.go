@@ -3,8 +3,10 @@ package replication
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -18,13 +20,17 @@ import (
 // was committed in. Raft may hand a proposal made under one term to the log under a later one, when this node has lost
 // the leadership and won it again meanwhile; by then another node may have acknowledged newer writes to the same blocks.
 // Such an entry changes nothing, on any replica, because every replica compares the same two numbers.
-type machine struct{ g *Group }
+type machine struct {
+	g       *Group
+	ctx     context.Context // ends when Raft is to stop
+	stopped bool            // an entry was left unapplied for that: nothing after it may be applied
+}
 
 // Apply implements raft.FSM.
-func (m machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
 // ApplyBatch implements raft.BatchingFSM.
-func (m machine) ApplyBatch(logs []*raft.Log) []any {
+func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	results := make([]any, len(logs))
 	if m.g.cfg.Store == nil {
 		m.g.countApplied(int64(len(logs)) * witnessEntryBytes)
@@ -37,7 +43,7 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 			continue
 		}
 		size += int64(len(l.Data))
-		if m.g.Err() != nil {
+		if m.stopped || m.g.Err() != nil {
 			results[i] = block.ErrFailed
 			continue
 		}
@@ -49,7 +55,7 @@ func (m machine) ApplyBatch(logs []*raft.Log) []any {
 	return results
 }
 
-func (m machine) apply(l *raft.Log) error {
+func (m *machine) apply(l *raft.Log) error {
 	store := m.g.cfg.Store
 	e, err := command.Decode(l.Data)
 	if err != nil {
@@ -62,15 +68,50 @@ func (m machine) apply(l *raft.Log) error {
 		if err := store.Apply(l.Index, nil); err != nil {
 			return err
 		}
-		m.g.writes.settled(e.Proposal, block.ErrUnknown)
+		m.g.writes.settled(e.Proposal, block.ErrNotOwner)
+		m.g.settledIndex.Store(l.Index)
 		return nil
 	}
-	if err := store.Apply(l.Index, e.Ops); err != nil {
+	if err := m.applyWithRoom(l.Index, e.Ops); err != nil || m.stopped {
 		return err
 	}
-	m.g.writes.settled(e.Proposal, nil)
+	m.g.acknowledge(e.Proposal, l.Index)
+	m.g.settledIndex.Store(l.Index)
 	return nil
 }
+
+// applyWithRoom waits for room if the pool is full. The owner refuses what does not fit before it proposes it (space.go), so
+// this is for a pool that others have filled meanwhile: the entry is committed and in the journal, nothing is lost by
+// waiting, and applying goes on where it stopped once there is room. Failing instead would turn a full disk into a lost copy.
+func (m *machine) applyWithRoom(index uint64, ops []block.Op) error {
+	for {
+		err := m.g.cfg.Store.Apply(index, ops)
+		if !errors.Is(err, block.ErrNoSpace) {
+			if m.g.full.Swap(false) {
+				m.g.log.Info("there is room in the pool again")
+				m.g.cfg.OnChange()
+			}
+			return err
+		}
+		if !m.g.full.Swap(true) {
+			m.g.log.Error("the pool is full: this copy falls behind, and keeps what it is sent in its journal, until there is room. "+
+				"Delete or unmap data in the pool, or give it more capacity", "error", err)
+			m.g.cfg.OnChange()
+		}
+		// Chunks that were freed can be used again after a checkpoint.
+		if _, err := m.g.cfg.Store.Checkpoint(m.ctx); err != nil && m.ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-time.After(roomRetry):
+		case <-m.ctx.Done():
+			m.stopped = true
+			return nil
+		}
+	}
+}
+
+const roomRetry = 200 * time.Millisecond
 
 // mark is the body of a group's snapshot: what a start checks its volume against.
 type mark struct {
@@ -102,9 +143,12 @@ func (g *Group) encodeMark(applied uint64) []byte {
 }
 
 // Snapshot implements raft.FSM: everything applied so far becomes durable when the snapshot is persisted.
-func (m machine) Snapshot() (raft.FSMSnapshot, error) {
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if err := m.g.Err(); err != nil {
 		return nil, err
+	}
+	if m.stopped { // Raft counts as applied what was left out
+		return nil, block.ErrClosed
 	}
 	s := &checkpoint{g: m.g}
 	if m.g.cfg.Store != nil {
@@ -115,7 +159,7 @@ func (m machine) Snapshot() (raft.FSMSnapshot, error) {
 
 // Restore implements raft.FSM. Block data never travels in a snapshot, so a data replica refuses; a witness has nothing to
 // restore.
-func (m machine) Restore(r io.ReadCloser) error {
+func (m *machine) Restore(r io.ReadCloser) error {
 	if m.g.cfg.Store != nil {
 		return fmt.Errorf("a data replica is never restored from a Raft snapshot")
 	}

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/replication/witness"
 )
 
 // serveTerm answers a readIndex of the owner.
@@ -48,17 +51,10 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 	g.changing.Lock()
 	defer g.changing.Unlock()
 	byID := map[raft.ServerID]Desired{}
-	g.mu.Lock()
 	for _, d := range want {
 		byID[d.ID] = d
-		g.members[d.ID] = d.Member
+		g.learn([]Member{d.Member})
 	}
-	for id := range g.members {
-		if _, ok := byID[id]; !ok {
-			delete(g.members, id)
-		}
-	}
-	g.mu.Unlock()
 	left := g.settle(ctx)
 	_, servers, err := g.configuration()
 	if err != nil {
@@ -89,7 +85,69 @@ func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error
 	return inst, servers, nil
 }
 
-// settle moves every member towards a vote, one step each, and removes servers that are no members (any more). A member
+// learn takes over what the catalog says about members. Of one node's replica only the newest incarnation counts, and the
+// catalog this was read from may be old: a newer one that is known already stays.
+func (g *Group) learn(members []Member) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range members {
+		known := false
+		for id, k := range g.members {
+			switch {
+			case k.Node != m.Node:
+			case incarnation(id) > incarnation(m.ID):
+				known = true
+			case id != m.ID:
+				delete(g.members, id)
+			}
+		}
+		if !known {
+			g.members[m.ID] = m
+		}
+	}
+}
+
+// Learn tells the group of the members the catalog names now, on every replica: whoever becomes the owner next must know
+// who is a witness and who has been replaced.
+func (g *Group) Learn(members []Member) { g.learn(members) }
+
+// incarnation returns the number behind the last slash of "<node>/<incarnation>", 0 if there is none.
+func incarnation(id raft.ServerID) uint64 {
+	_, n, _ := strings.Cut(string(id), "/")
+	i, err := strconv.ParseUint(n, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return i
+}
+
+// memberLocked returns what is known about a server; of one that is no member (yet, or any more) its node's replica tells
+// whether it is the witness. Zero if the node has none.
+func (g *Group) memberLocked(id raft.ServerID) Member {
+	if m, ok := g.members[id]; ok {
+		return m
+	}
+	node, _, _ := strings.Cut(string(id), "/")
+	for _, m := range g.members {
+		if m.Node == node {
+			return Member{ID: id, Node: node, Witness: m.Witness}
+		}
+	}
+	return Member{}
+}
+
+// replaced says whether a server is an earlier incarnation of a member.
+func replaced(members map[raft.ServerID]Member, id raft.ServerID) bool {
+	node, _, _ := strings.Cut(string(id), "/")
+	for _, m := range members {
+		if m.Node == node {
+			return incarnation(m.ID) > incarnation(id)
+		}
+	}
+	return false
+}
+
+// settle moves every member towards a vote, one step each, and removes servers that have been replaced. A member
 // that cannot be served from the log leaves the group until it has been rebuilt: Raft finds out where a server stands only
 // when it is added. settle returns an error while something is left to do. The caller holds changing.
 func (g *Group) settle(ctx context.Context) error {
@@ -97,16 +155,17 @@ func (g *Group) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.refreshVoters(inst) // a change that was given up on may have been made after all
 	g.mu.Lock()
 	members := maps.Clone(g.members)
 	g.mu.Unlock()
 	var left error
 	for id := range servers {
-		if _, ok := members[id]; ok {
+		if !replaced(members, id) {
 			continue
 		}
 		if id == g.cfg.Self.ID {
-			return fmt.Errorf("the catalog no longer names this owner, %s: move the LUN first", id)
+			return fmt.Errorf("the catalog has replaced this owner, %s: move the LUN first", id)
 		}
 		if err := g.remove(ctx, inst, id, "it has been replaced"); err != nil {
 			return err
@@ -117,11 +176,25 @@ func (g *Group) settle(ctx context.Context) error {
 			continue
 		}
 		s, present := servers[id]
+		if !present && newerThan(servers, id) {
+			continue // the catalog this was read from is old
+		}
 		if err := g.settleMember(ctx, inst, members[id], s, present); err != nil {
 			left = err
 		}
 	}
 	return left
+}
+
+// newerThan says whether the group has a later incarnation of a member.
+func newerThan(servers map[raft.ServerID]raft.Server, id raft.ServerID) bool {
+	node, _, _ := strings.Cut(string(id), "/")
+	for have := range servers {
+		if n, _, _ := strings.Cut(string(have), "/"); n == node && incarnation(have) > incarnation(id) {
+			return true
+		}
+	}
+	return false
 }
 
 func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, present bool) error {
@@ -198,8 +271,9 @@ func (g *Group) maintain() {
 		if err := g.settle(ctx); err != nil {
 			g.log.Debug("members are not settled yet", "error", err)
 		}
-		cancel()
 		g.changing.Unlock()
+		g.askRoom(ctx)
+		cancel()
 	}
 }
 
@@ -233,12 +307,9 @@ func (g *Group) refreshVoters(inst *instance) {
 		keep[c] = true
 		g.gate.Add(c, time.Now())
 	}
-	for id := range g.members {
-		if !keep[string(id)] {
-			g.gate.Remove(string(id))
-		}
-	}
+	g.gate.Keep(keep)
 	g.moveGateLocked()
+	go g.releaseParked() // a replica that has left is not waited for
 }
 
 // waitFor waits for a Raft future, which may never be answered after a shutdown.
@@ -268,6 +339,15 @@ func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
 		return fmt.Errorf("%s is the witness: it holds no data and cannot own a LUN", to)
 	case to == g.cfg.Self.ID:
 		return nil
+	}
+	g.mu.Lock()
+	level := witness.Out
+	if g.gate != nil {
+		level = g.gate.Level(string(to))
+	}
+	g.mu.Unlock()
+	if level != witness.InSync {
+		return fmt.Errorf("%s is %v: the LUN moves only to a copy in sync", to, level)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*g.cfg.Timing.Heartbeat)
 	defer cancel()

@@ -153,7 +153,11 @@ func (p *peers) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raf
 		return errNotInitiator
 	}
 	p.g.lease.revoke()
-	return p.inner.TimeoutNow(id, target, req, resp)
+	out := *req
+	// The request has no term of its own, and a late one must not depose a later term's owner, whose lease is not revoked.
+	// Raft does not look at the sender's address.
+	out.Addr = transferTerm(p.g.termLed())
+	return p.inner.TimeoutNow(id, target, &out, resp)
 }
 
 // incoming sees every request before Raft does.
@@ -168,6 +172,10 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 	case *raft.AppendEntriesRequest:
 		if fromWitness {
 			return nil, errWitnessSilent, true
+		}
+		// Before Raft sees it, so that a vote already on its way to Raft finds the promise made (see raftAnswered).
+		if c.Term >= inst.raft.CurrentTerm() {
+			g.promise.give(from, time.Now())
 		}
 	case *raft.RequestVoteRequest:
 		if fromWitness {
@@ -187,6 +195,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if g.cfg.Self.Witness || fromWitness {
 			return nil, errWitnessSilent, true
 		}
+		if want := transferTerm(inst.raft.CurrentTerm()); string(c.Addr) != string(want) || !g.promise.madeTo(from) {
+			return nil, fmt.Errorf("a transfer of %q is not of this term", c.Addr), true
+		}
 	case *raft.InstallSnapshotRequest:
 		if !g.cfg.Self.Witness {
 			return nil, errRebuild, true
@@ -201,23 +212,76 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 // raftAnswered sees what Raft answers before it is sent: the voter's promise is made here, so it begins before its
 // receiver can count on it.
 func (g *Group) raftAnswered(from raft.ServerID, cmd, resp any, err error) {
-	req, ok := cmd.(*raft.AppendEntriesRequest)
-	if !ok || err != nil {
+	if err != nil {
 		return
 	}
-	if r, ok := resp.(*raft.AppendEntriesResponse); ok && r.Success && r.Term == req.Term {
-		g.promise.give(from, time.Now())
+	switch req := cmd.(type) {
+	case *raft.AppendEntriesRequest:
+		if r, ok := resp.(*raft.AppendEntriesResponse); ok && r.Success && r.Term == req.Term {
+			g.promise.give(from, time.Now())
+		}
+	case *raft.RequestVoteRequest:
+		// The vote may have waited for Raft while a promise was made to another. It is on disk, and not counting it is safe.
+		if r, ok := resp.(*raft.RequestVoteResponse); ok && !req.LeadershipTransfer && g.promise.forbids(from, time.Now()) {
+			r.Granted = false
+		}
+	}
+}
+
+func transferTerm(term uint64) []byte { return fmt.Appendf(nil, "term:%d", term) }
+
+// termLed returns the term this node leads in, 0 if it does not.
+func (g *Group) termLed() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gateTerm
+}
+
+// parked is an entry that is committed and applied but not yet on every replica in sync.
+type parked struct{ index, proposal uint64 }
+
+// acknowledge ends an entry's writes once every replica in sync has it, which is normally at once.
+func (g *Group) acknowledge(proposal, index uint64) {
+	g.mu.Lock()
+	wait := g.gate != nil && !g.gate.Synced(index)
+	if wait {
+		g.parked = append(g.parked, parked{index, proposal})
+	}
+	g.mu.Unlock()
+	if !wait {
+		g.writes.settled(proposal, nil)
+	}
+}
+
+// releaseParked ends what need not wait any more: the replica it waited for has it, or is out of sync, or this node has
+// ceased to lead (then the entry is committed, and the next owner has it).
+func (g *Group) releaseParked() {
+	for {
+		g.mu.Lock()
+		if len(g.parked) == 0 || g.gate != nil && !g.gate.Synced(g.parked[0].index) {
+			g.mu.Unlock()
+			return
+		}
+		p := g.parked[0]
+		g.parked = g.parked[1:]
+		g.mu.Unlock()
+		g.writes.settled(p.proposal, nil)
 	}
 }
 
 // answered notes a replica's answer to entries this owner sent.
 func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
+	g.noteAnswer(id, req, resp, err)
+	g.releaseParked()
+}
+
+func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.gate == nil || g.gateTerm != req.Term || g.inst == nil {
 		return
 	}
-	now, isWitness := time.Now(), g.members[id].Witness
+	now, isWitness := time.Now(), g.memberLocked(id).Witness
 	if err != nil {
 		if !isWitness { // unreachable, or reachable and refusing: either way nothing is stored there
 			g.gate.Link(string(id), false, now)
@@ -237,6 +301,7 @@ func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp 
 		return
 	}
 	before := g.gate.Level(string(id))
+	delete(g.down, g.memberLocked(id).Node)
 	g.gate.Link(string(id), true, now)
 	g.gate.Acked(string(id), g.match[id], g.inst.raft.LastIndex(), now)
 	if after := g.gate.Level(string(id)); after != before {
@@ -282,7 +347,7 @@ func (g *Group) awaitGate(term, first, last uint64) uint64 {
 func (g *Group) member(id raft.ServerID) Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.members[id]
+	return g.memberLocked(id)
 }
 
 func (g *Group) needsRebuild(id raft.ServerID) {

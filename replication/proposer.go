@@ -83,6 +83,14 @@ func newProposer(g *Group, inflightBytes int64) *proposer {
 // takes effect entirely or not at all; it must not exceed command.MaxEntryBytes.
 func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, whole bool) (*write, error) {
 	w := &write{fence: fence, done: make(chan error, 1), late: make(chan error, 1)}
+	if len(ops) == 0 {
+		return w, nil
+	}
+	for i := range ops { // what a replica cannot apply would take every one of them out
+		if err := ops[i].Check(p.g.cfg.Geometry.Capacity); err != nil {
+			return w, err
+		}
+	}
 	var parts []*part
 	if whole {
 		parts = []*part{{w: w}}
@@ -361,6 +369,18 @@ func (p *proposer) seal(term uint64) {
 		if e.failed && e.parts[0].w.fence < term {
 			delete(p.inflight, id)
 			e.tell(block.ErrNotOwner)
+		}
+	}
+}
+
+// abandon ends the wait for open outcomes: what this replica's log would have told is not going to be applied here.
+func (p *proposer) abandon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, e := range p.inflight {
+		if e.failed {
+			delete(p.inflight, id)
+			e.tell(block.ErrUnknown)
 		}
 	}
 }

@@ -83,23 +83,23 @@ func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte,
 	if err := f.Error(); err != nil {
 		return nil, err
 	}
-	pin := rebuildPin{
-		Configuration: raft.EncodeConfiguration(f.Configuration()), ConfigurationIndex: f.Index(), State: g.cfg.Store.State(),
+	// The library does not tell the configuration's index. Any index at or before the copy's will do: later changes are in
+	// the log that follows; 0 would forbid the receiver to stand for election.
+	pin := rebuildPin{Configuration: raft.EncodeConfiguration(f.Configuration()), ConfigurationIndex: 1}
+	// The index first, the state after it: a newer state is harmless, since replaying the changes that led to it changes
+	// nothing; an older one would never be brought up to date.
+	pin.Index = g.cfg.Store.Applied()
+	if meta, _, ok := g.cfg.Journal.Snapshots().Newest(); ok && meta.Index >= pin.Index {
+		// Behind the newest command there are only entries that change no data: the copy is one of the later index as well.
+		pin.Index, pin.Term = meta.Index, meta.Term
+	} else {
+		var l raft.Log
+		if err := g.cfg.Journal.GetLog(pin.Index, &l); err != nil {
+			return nil, fmt.Errorf("entry %d: %w", pin.Index, err)
+		}
+		pin.Term = l.Term
 	}
-	// The copy contains every command up to pin.Index, and the configuration is not newer than it.
-	pin.Index = max(g.cfg.Store.Applied(), f.Index())
-	last, err := g.lastCommand(pin.Index)
-	if err != nil {
-		return nil, err
-	}
-	if last > g.cfg.Store.Applied() || pin.Index > inst.raft.CommitIndex() {
-		return nil, errors.New("a change of members is under way; ask again")
-	}
-	var l raft.Log
-	if err := g.cfg.Journal.GetLog(pin.Index, &l); err != nil {
-		return nil, fmt.Errorf("entry %d: %w", pin.Index, err)
-	}
-	pin.Term = l.Term
+	pin.State = g.cfg.Store.State()
 	return json.Marshal(pin)
 }
 

@@ -45,13 +45,14 @@ type Status struct {
 	LastIndex  uint64
 	Rebuilding bool  // this replica is being rebuilt
 	Copied     int64 // bytes fetched by the rebuild so far
+	Full       bool  // this replica waits for room in its pool
 	Failed     error
 	Peers      []PeerStatus // only at the owner
 }
 
 // Status returns a snapshot of the group. It does not block on Raft.
 func (g *Group) Status() Status {
-	s := Status{Health: HealthUnavailable, Failed: g.Err()}
+	s := Status{Health: HealthUnavailable, Failed: g.Err(), Full: g.full.Load()}
 	if g.cfg.Store != nil {
 		s.Applied = g.cfg.Store.Applied()
 	}

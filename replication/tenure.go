@@ -7,6 +7,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/replication/witness"
 )
 
@@ -42,7 +43,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	g.mu.Lock()
 	g.gate, g.gateTerm = witness.New(g.cfg.Timing.Gate, inst.raft.LastIndex(), now, copies...), term
 	for _, c := range copies {
-		if down := g.down[g.members[raft.ServerID(c)].Node]; !down.IsZero() {
+		if down := g.down[g.memberLocked(raft.ServerID(c)).Node]; !down.IsZero() {
 			g.gate.Link(c, false, down)
 		}
 	}
@@ -95,6 +96,7 @@ func (g *Group) endTenure() {
 		close(t.ended)
 		g.log.Info("no longer serving the LUN", "term", t.term)
 	}
+	g.releaseParked()
 	g.writes.endTerm()
 }
 
@@ -111,7 +113,7 @@ func (g *Group) configured(inst *instance) (voters []raft.ServerID, copies []str
 			continue
 		}
 		voters = append(voters, s.ID)
-		if s.ID != g.cfg.Self.ID && !g.members[s.ID].Witness {
+		if s.ID != g.cfg.Self.ID && !g.memberLocked(s.ID).Witness {
 			copies = append(copies, string(s.ID))
 		}
 	}
@@ -139,6 +141,11 @@ func (g *Group) tickOnce(now time.Time) {
 	}
 	if err := g.cfg.Journal.Failed(); err != nil {
 		g.fail(err)
+		return
+	}
+	if stall := g.cfg.Journal.Stalled(); stall > g.cfg.Timing.DiskStall {
+		// An owner whose disk hangs goes on sending heartbeats and would keep the LUN, serving nothing (hashicorp/raft #503).
+		g.fail(fmt.Errorf("%w: the journal's disk has not answered for %v", block.ErrFailed, stall.Round(time.Second)))
 		return
 	}
 	g.mu.Lock()
@@ -184,7 +191,7 @@ func (g *Group) settleOpen(inst *instance) {
 		return
 	}
 	// The state machine does not see no-ops: look at the last command it must have applied by then.
-	if last, err := g.lastCommand(commit); err == nil && g.cfg.Store.Applied() >= last {
+	if last, err := g.lastCommand(commit); err == nil && g.settledIndex.Load() >= last {
 		g.writes.seal(l.Term)
 	}
 }
@@ -226,6 +233,8 @@ func (g *Group) kickTimeout() time.Duration {
 }
 
 func (g *Group) setHeartbeat(inst *instance, d time.Duration, kicked time.Time) {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
 	rc := inst.raft.ReloadableConfig()
 	rc.HeartbeatTimeout, rc.ElectionTimeout = d, d
 	if err := inst.raft.ReloadConfig(rc); err != nil {

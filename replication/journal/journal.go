@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -36,6 +37,8 @@ type Journal interface {
 	Reset() error
 	// Bytes returns what the log occupies now, in bytes of its medium.
 	Bytes() int64
+	// Stalled returns for how long the write under way has been waiting for the disk, 0 if there is none.
+	Stalled() time.Duration
 	// Failed returns the error that made the journal unusable, or nil.
 	Failed() error
 	io.Closer
@@ -68,6 +71,8 @@ type fileJournal struct {
 	snapshots *Snapshots
 	recent    recent
 	failed    atomic.Pointer[error]
+	writing   atomic.Int64 // when the write under way began, ns since the journal was opened; 0: none
+	opened    time.Time
 }
 
 // Open opens the journal in dir, which it creates if missing. Only one process may have it open.
@@ -89,7 +94,7 @@ func Open(dir string, opts Options) (Journal, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal %s: %w", walDir, err), stable.Close())
 	}
-	return &fileJournal{Stable: stable, walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
+	return &fileJournal{Stable: stable, opened: time.Now(), walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
 }
 
 func (j *fileJournal) Snapshots() *Snapshots { return j.snapshots }
@@ -106,6 +111,14 @@ func (j *fileJournal) fail(err error) error {
 	err = fmt.Errorf("journal: %w: %w", block.ErrFailed, err)
 	j.failed.CompareAndSwap(nil, &err)
 	return err
+}
+
+func (j *fileJournal) Stalled() time.Duration {
+	since := j.writing.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(j.opened) - time.Duration(since)
 }
 
 func (j *fileJournal) FirstIndex() (uint64, error) { return j.log.FirstIndex() }
@@ -155,7 +168,10 @@ func (j *fileJournal) StoreLogs(logs []*raft.Log) error {
 	for i, l := range logs {
 		sealed[i] = seal(l)
 	}
-	if err := j.log.StoreLogs(sealed); err != nil {
+	j.writing.Store(int64(time.Since(j.opened)) | 1)
+	err = j.log.StoreLogs(sealed)
+	j.writing.Store(0)
+	if err != nil {
 		return j.fail(err)
 	}
 	j.recent.add(logs)
@@ -213,8 +229,9 @@ func NewMemory() Journal {
 	return &memoryJournal{memoryStable: newMemoryStable(), snapshots: NewMemorySnapshots(), recent: recent{limit: -1}}
 }
 
-func (j *memoryJournal) Snapshots() *Snapshots { return j.snapshots }
-func (j *memoryJournal) Failed() error         { return nil }
+func (j *memoryJournal) Snapshots() *Snapshots  { return j.snapshots }
+func (j *memoryJournal) Failed() error          { return nil }
+func (j *memoryJournal) Stalled() time.Duration { return 0 }
 func (j *memoryJournal) FirstIndex() (uint64, error) {
 	first, _ := j.recent.bounds()
 	return first, nil

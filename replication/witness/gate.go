@@ -111,10 +111,16 @@ func (g *Gate) Tick(tail uint64, now time.Time) {
 	}
 }
 
-// Remove forgets a replica that has left the group; Add counts a new one as lost until it has caught up.
-func (g *Gate) Remove(replica string) { delete(g.peers, replica) }
+// Keep forgets every replica that is not in the set: it has left the group.
+func (g *Gate) Keep(replicas map[string]bool) {
+	for r := range g.peers {
+		if !replicas[r] {
+			delete(g.peers, r)
+		}
+	}
+}
 
-// Add tracks a replica that has joined during the term.
+// Add tracks a replica that has joined during the term: it counts as lost until it has caught up.
 func (g *Gate) Add(replica string, now time.Time) {
 	if g.peers[replica] == nil {
 		g.peers[replica] = &peer{level: Out, since: now}
@@ -159,4 +165,15 @@ func (g *Gate) Degraded() bool {
 		}
 	}
 	return false
+}
+
+// Synced says whether every replica in sync has acknowledged index: the condition, beside the commit, for acknowledging a
+// write. With two copies and a witness the commit implies it; with three copies a quorum is less than all.
+func (g *Gate) Synced(index uint64) bool {
+	for _, p := range g.peers {
+		if p.level == InSync && p.acked < index {
+			return false
+		}
+	}
+	return true
 }

@@ -132,6 +132,24 @@ func TestGateInvariant(t *testing.T) {
 	})
 }
 
+func TestAcknowledgementWaitsForEveryReplicaInSync(t *testing.T) {
+	g := New(timing, 100, at(0), "b", "c")
+	g.Acked("b", 101, 101, at(1))
+	if g.Synced(101) {
+		t.Fatal("c has not acknowledged 101")
+	}
+	g.Acked("c", 101, 101, at(2))
+	if !g.Synced(101) {
+		t.Fatal("both have it")
+	}
+	g.Link("c", false, at(3))
+	g.Tick(102, at(200))
+	g.Acked("b", 102, 102, at(201))
+	if !g.Synced(102) {
+		t.Fatal("a lost replica is waited for")
+	}
+}
+
 func TestStripLeavesWhatVotesRestOn(t *testing.T) {
 	in := []*raft.Log{
 		{Index: 1, Term: 2, Type: raft.LogCommand, Data: []byte("payload"), Extensions: []byte("x")},

@@ -1,0 +1,230 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// rename gives a node's replica a new incarnation and returns what the catalog would ask for.
+func (c *cluster) rename(node, incarnation string) []Desired {
+	var want []Desired
+	for i, m := range c.members {
+		if m.Node == node {
+			c.members[i].ID = raft.ServerID(node + "/" + incarnation)
+		}
+		want = append(want, Desired{Member: c.members[i], Joining: m.Node == node})
+	}
+	return want
+}
+
+// A witness is replaced while one node owns the LUN; the next owner, which was not told, must neither take the new one for
+// a data replica nor remove it.
+func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	c.stop("w")
+	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
+		t.Fatal(err)
+	}
+	want := c.rename("w", "2")
+	if err := c.startJoining("w"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new witness votes", func() bool {
+		p, err := c.group(owner).SetMembers(ctx, want)
+		return err == nil && len(p) == 1
+	})
+	eventually(t, "it is in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	if err := c.group(owner).Transfer(ctx, c.member(other).ID); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other node serves", func() bool { return c.group(other).Status().Serving })
+	g := c.group(other)
+	if _, copies := g.configured(g.running()); len(copies) != 1 {
+		t.Fatalf("the new owner counts %v as copies", copies)
+	}
+	for range 3 { // what maintain does
+		g.changing.Lock()
+		err := g.settle(ctx)
+		g.changing.Unlock()
+		if err != nil {
+			t.Fatalf("the new owner is not content: %v", err)
+		}
+	}
+	if _, servers, err := g.configuration(); err != nil || servers["w/2"].Suffrage != raft.Voter || len(servers) != 3 {
+		t.Fatalf("members are %v (%v)", servers, err)
+	}
+	c.stop(owner)
+	if err := c.write(ctx, 1, 2); err != nil {
+		t.Fatalf("with one node lost: %v", err)
+	}
+}
+
+// A catalog that lags behind must not undo what a newer one has brought about.
+func TestOldMemberListChangesNothing(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	owner := c.owner()
+	var old []Desired
+	for _, m := range c.members {
+		old = append(old, Desired{Member: m})
+	}
+	c.stop("w")
+	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
+		t.Fatal(err)
+	}
+	want := c.rename("w", "2")
+	if err := c.startJoining("w"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new witness votes", func() bool {
+		p, err := c.group(owner).SetMembers(ctx, want)
+		return err == nil && len(p) == 1
+	})
+	if _, err := c.group(owner).SetMembers(ctx, old); err != nil {
+		t.Fatal(err)
+	}
+	if _, servers, err := c.group(owner).configuration(); err != nil || len(servers) != 3 || servers["w/2"].Suffrage != raft.Voter {
+		t.Fatalf("members are %v (%v)", servers, err)
+	}
+}
+
+// An owner that was itself rebuilt, and has seen no write since, must be able to rebuild another.
+func TestIdleOwnerThatWasRebuiltServesARebuild(t *testing.T) {
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}
+	c = newClusterWith(t, c, blockstore.MediaRAM, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for n := range 500 {
+		if err := c.write(ctx, n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, away := range []string{"a", "b"} {
+		other := map[string]string{"a": "b", "b": "a"}[away]
+		if c.owner() == away {
+			if err := c.group(away).Transfer(ctx, c.member(other).ID); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the LUN has moved", func() bool { return c.group(other).Status().Serving })
+		}
+		c.stop(away)
+		eventually(t, "the log is cut", func() bool {
+			first, _ := c.group(other).cfg.Journal.FirstIndex()
+			return first > 100
+		})
+		want := c.rename(away, string(rune('2'+i)))
+		c.start(away, false)
+		eventually(t, "the new incarnation votes", func() bool {
+			promoted, err := c.group(other).SetMembers(ctx, want)
+			return err == nil && len(promoted) == 1
+		})
+		eventually(t, "both copies in sync", func() bool { return c.group(other).Status().Health == HealthHealthy })
+	}
+	compareCopies(t, c, "a", "b")
+}
+
+// A request to stand for election that belongs to an earlier term, or to another owner, is refused: the owner of this term
+// has not given up its lease.
+func TestLateTransferIsRefused(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a", "b", "w")
+	if err := c.write(context.Background(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	inst, term := c.group(owner).running(), c.group(owner).Status().Term
+	for _, addr := range [][]byte{nil, transferTerm(term - 1)} {
+		req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: addr}}
+		if err := inst.peers.inner.TimeoutNow(c.member(other).ID, raft.ServerAddress(other), req, &raft.TimeoutNowResponse{}); err == nil {
+			t.Errorf("a transfer of %q was obeyed in term %d", addr, term)
+		}
+	}
+	if s := c.group(owner).Status(); !s.Serving || s.Term != term {
+		t.Fatalf("the LUN has moved: %+v", s)
+	}
+}
+
+// A voter whose log is gone has forgotten what it voted for and acknowledged.
+func TestLostJournalIsNotStartedAgain(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	for n := range 100 {
+		if err := c.write(context.Background(), n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := map[string]string{"a": "b", "b": "a"}[c.owner()]
+	eventually(t, "the copy has something", func() bool { return c.nodes[away].vol.Applied() >= 100 })
+	c.stop(away)
+	if err := os.RemoveAll(filepath.Join(c.dir, away, "journal")); err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range []bool{false, true} {
+		if err := c.tryStart(away, first); !errors.Is(err, ErrLogLost) {
+			t.Fatalf("first=%v: %v", first, err)
+		}
+	}
+}
+
+// One damaged entry keeps that replica out. It must not end the process, which holds other LUNs.
+func TestDamagedJournalKeepsTheReplicaOut(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	for n := range 60 {
+		if err := c.write(context.Background(), n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := map[string]string{"a": "b", "b": "a"}[c.owner()]
+	eventually(t, "the copy has something", func() bool { return c.nodes[away].vol.Applied() >= 60 })
+	c.stop(away)
+	files, _ := filepath.Glob(filepath.Join(c.dir, away, "journal", "wal", "*.wal"))
+	raw, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw[40_000] ^= 1
+	if err := os.WriteFile(files[0], raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.tryStart(away, false); err == nil {
+		t.Fatal("a replica with a damaged log was started")
+	}
+}
+
+// What no replica can apply is refused before it is proposed: applying it would take every copy out.
+func TestMalformedOperationIsNotProposed(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a", "b", "w")
+	g := c.group(c.owner())
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := g.Unmap(ctx, []block.Range{{Start: block.Sector(c.geometry.Capacity) - 8, Count: 16}}); !errors.Is(err, block.ErrOutOfRange) {
+		t.Fatalf("unmap beyond the end: %v", err)
+	}
+	if err := g.WriteSame(ctx, block.Range{Start: 8}, []byte{1, 2}); err != nil {
+		t.Fatalf("write same of nothing: %v", err)
+	}
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	for node, n := range c.nodes {
+		if err := n.group.Err(); err != nil {
+			t.Errorf("%s is out: %v", node, err)
+		}
+	}
+}

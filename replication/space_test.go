@@ -1,0 +1,128 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+const chunkBlocks = block.BlocksPerChunk
+
+// A full pool pauses who needs new space and nobody else; freeing space resumes it; nothing else changes.
+func TestFullPoolRefusesNewSpaceAndNothingElse(t *testing.T) {
+	c := newClusterWith(t, &cluster{pool: 8 << 20}, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	g := c.group(c.owner())
+	n := 0
+	for ; ; n++ { // one block in a chunk of its own each time
+		err := g.Write(ctx, blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1))
+		if errors.Is(err, block.ErrNoSpace) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != 8<<20/block.ChunkSize {
+		t.Fatalf("%d chunks were written to a pool of %d", n, 8<<20/block.ChunkSize)
+	}
+	if err := g.Write(ctx, blockRange(5*chunkBlocks+7), tagged(5*chunkBlocks+7, 1)); err != nil {
+		t.Fatalf("a write into an allocated chunk: %v", err)
+	}
+	if err := g.Write(ctx, blockRange(0), tagged(0, 2)); err != nil {
+		t.Fatalf("an overwrite: %v", err)
+	}
+	if at, err := g.CompareAndWrite(ctx, blockRange((n+1)*chunkBlocks), make([]byte, block.Size), tagged(0, 1)); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("compare and write: %d, %v", at, err)
+	}
+	if s := g.Status(); s.Health != HealthHealthy || s.Full {
+		t.Fatalf("a refused write left %+v", s)
+	}
+	if err := g.Unmap(ctx, []block.Range{block.BytesRange(block.ChunkSize, 2*block.ChunkSize)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "freed space can be used", func() bool {
+		return g.Write(ctx, blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1)) == nil
+	})
+	if v, err := c.read(0); err != nil || v != 2 {
+		t.Fatalf("block 0: %d, %v", v, err)
+	}
+	compareCopies(t, c, "a", "b")
+}
+
+// A peer's pool that others fill must neither take its copy out nor lose a write.
+func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
+	c := newClusterWith(t, &cluster{pool: 8 << 20}, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	if err := c.write(ctx, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the copy has it", func() bool { return c.nodes[other].vol.Applied() == c.nodes[owner].vol.Applied() })
+	hog, err := c.nodes[other].pool.Create("hog", c.geometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	filled := uint64(0)
+	for ; ; filled++ {
+		data := tagged(1, 1)
+		err := hog.Apply(filled+1, []block.Op{{
+			Kind: block.OpWrite, Range: blockRange(int(filled) * chunkBlocks), Data: data, Sums: block.AppendSums(nil, data),
+		}})
+		if errors.Is(err, block.ErrNoSpace) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// At once, before the owner has asked: the copy takes it into its journal and waits.
+	err = c.group(owner).Write(ctx, blockRange(3*chunkBlocks), tagged(3*chunkBlocks, 1))
+	if err != nil && !errors.Is(err, block.ErrNoSpace) {
+		t.Fatal(err)
+	}
+	acknowledged := err == nil
+	next := 9
+	eventually(t, "the owner has asked", func() bool {
+		s := &c.group(owner).space
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		free, ok := s.peers[c.member(other).ID]
+		return ok && free < block.ChunkSize
+	})
+	if err := c.group(owner).Write(ctx, blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("a write the peer has no room for: %v", err)
+	}
+	if err := c.write(ctx, 0, 2); err != nil {
+		t.Fatalf("an overwrite: %v", err)
+	}
+	if err := c.group(other).Err(); err != nil {
+		t.Fatalf("the copy is out: %v", err)
+	}
+	if err := hog.Apply(filled+1, []block.Op{{Kind: block.OpZero, Range: block.Range{Count: c.geometry.Capacity}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hog.Checkpoint(ctx); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "writes go on", func() bool {
+		return c.group(owner).Write(ctx, blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)) == nil
+	})
+	compareCopies(t, c, "a", "b")
+	if acknowledged {
+		c.stop(owner)
+		if v, err := c.read(3 * chunkBlocks); err != nil || v != 1 {
+			t.Fatalf("the write that was acknowledged while the peer was full: %d, %v", v, err)
+		}
+	}
+	if err := hog.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

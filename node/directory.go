@@ -18,7 +18,21 @@ func (d directory) List(string) []target.Listing {
 	var out []target.Listing
 	for _, l := range m.LUNs {
 		listing := target.Listing{Name: l.IQN}
-		for _, r := range l.Replicas {
+		owner := ""
+		if run := d.n.replicas.get(l.ID); run != nil {
+			owner = run.group.Status().Owner.Node
+		}
+		// The owner's portals last: the order means nothing (RFC 7143), but libiscsi's tools begin at the end of the list.
+		replicas := slices.SortedStableFunc(slices.Values(l.Replicas), func(a, b catalog.Replica) int {
+			switch {
+			case a.Node == owner && b.Node != owner:
+				return 1
+			case b.Node == owner && a.Node != owner:
+				return -1
+			}
+			return 0
+		})
+		for _, r := range replicas {
 			if r.Witness {
 				continue
 			}

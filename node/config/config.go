@@ -117,12 +117,12 @@ type RAMPool struct {
 // Timing says how soon a silent node is given up. Shorter means shorter stalls, and elections for nothing on a slow
 // network or a loaded machine. The same on every node.
 type Timing struct {
-	// Heartbeat is how long a replica waits without word of the owner before it starts an election. 100ms to 60s. Default 500ms.
+	// Heartbeat is how long a replica waits without word of the owner before it starts an election. 100ms to 60s. Default 1s.
 	Heartbeat Duration `toml:"heartbeat" json:"heartbeat"`
-	// Election is how long a candidate waits for votes. At least Heartbeat, at most 60s. Default 500ms.
+	// Election is how long a candidate waits for votes. At least Heartbeat, at most 60s. Default 1s.
 	Election Duration `toml:"election" json:"election"`
 	// Lease is how long after a heartbeat was sent the owner may answer reads on its own, and for how long who
-	// acknowledged it votes for nobody else. At least 50ms and at most Heartbeat. Default 250ms.
+	// acknowledged it votes for nobody else. At least 50ms and at most Heartbeat. Default 400ms.
 	Lease Duration `toml:"lease" json:"lease"`
 	// OutOfSync is how long a copy may make no progress before writes go on without it. 100ms to 60s. Default 1s.
 	OutOfSync Duration `toml:"out_of_sync" json:"out_of_sync"`
@@ -163,8 +163,8 @@ func Default() Config {
 		Listen:  Listen{Peer: ":7440", Gossip: ":7441", API: "127.0.0.1:7442", ISCSI: []string{":3260"}},
 		Pools:   Pools{File: FilePool{Capacity: 64 << 30}},
 		Timing: Timing{
-			Heartbeat: Duration(500 * time.Millisecond), Election: Duration(500 * time.Millisecond),
-			Lease: Duration(250 * time.Millisecond), OutOfSync: Duration(time.Second), Probe: Duration(300 * time.Millisecond),
+			Heartbeat: Duration(time.Second), Election: Duration(time.Second),
+			Lease: Duration(400 * time.Millisecond), OutOfSync: Duration(time.Second), Probe: Duration(300 * time.Millisecond),
 		},
 		Journal: Journal{KeepBytes: 1 << 30},
 		Log:     Log{Level: "info", Format: "text"},

@@ -63,7 +63,7 @@ func TestLoadFillsInDefaultsAndWhatFollows(t *testing.T) {
 	if c.Pools.File.Dir != "/srv/a/pool" || c.Pools.File.Capacity != 10<<30 || c.Pools.RAM.Capacity != 3<<29 {
 		t.Fatalf("pools %+v", c.Pools)
 	}
-	if c.Timing.Election.Std() != 2*time.Second || c.Timing.Lease.Std() != 250*time.Millisecond || c.Journal.KeepBytes != 1<<30 {
+	if c.Timing.Election.Std() != 2*time.Second || c.Timing.Lease.Std() != 400*time.Millisecond || c.Journal.KeepBytes != 1<<30 {
 		t.Fatalf("%+v", c.Timing)
 	}
 	if c.Advertise.Peer != "10.0.0.1:7440" || c.Advertise.Gossip != "10.0.0.1:7441" || c.Advertise.API != "127.0.0.1:7442" || c.Advertise.ISCSI[1] != "[::1]:3260" {

@@ -1,0 +1,55 @@
+package node
+
+import (
+	"context"
+	"fmt"
+
+	"sanctuary/node/api"
+)
+
+// Alerts implements api.Service.
+func (s service) Alerts(context.Context) ([]api.Alert, error) {
+	var out []api.Alert
+	status, orphans, blind := s.n.reconciler.Status()
+	if blind != nil {
+		out = append(out, api.Alert{
+			Severity: api.SeverityCritical, Subject: "node/" + s.n.cfg.Node, What: "This node cannot tell which replicas it holds: " + blind.Error(),
+			Data: "Nothing is changed on it until it can.", Next: "Check that its disks are mounted and readable.",
+		})
+	}
+	for _, st := range status {
+		if st.Failures > 2 {
+			out = append(out, api.Alert{
+				Severity: api.SeverityWarning, Subject: "lun/" + st.Name, What: fmt.Sprintf("Node %s cannot do its part: %s", s.n.cfg.Node, st.Reason),
+				Data: "The LUN's other replicas go on.", Next: "Remove the cause; the node tries again by itself.",
+			})
+		}
+	}
+	for _, o := range orphans {
+		out = append(out, api.Alert{
+			Severity: api.SeverityWarning, Subject: "node/" + s.n.cfg.Node, What: fmt.Sprintf("Storage of replica %s of LUN %s is not in use: %s", o.Replica, o.LUN, o.Why),
+			Data: "It is kept as it is.", Next: "Decide whether it is still needed.",
+		})
+	}
+	for _, l := range s.n.catalog.Model().LUNs {
+		run := s.n.replicas.get(l.ID)
+		if run == nil {
+			continue
+		}
+		if run.group.Status().Full {
+			out = append(out, api.Alert{
+				Severity: api.SeverityCritical, Subject: "lun/" + l.Name, What: fmt.Sprintf("The pool of node %s is full: this copy cannot apply what it is sent", s.n.cfg.Node),
+				Data: "Nothing is lost: it keeps it in its journal and goes on when there is room. Until then it must not be the only copy.",
+				Next: "Delete or unmap data in that pool, or raise its capacity and restart the node.",
+			})
+		}
+		if err := run.group.Err(); err != nil {
+			out = append(out, api.Alert{
+				Severity: api.SeverityCritical, Subject: "lun/" + l.Name, What: fmt.Sprintf("The replica on node %s is out: %v", s.n.cfg.Node, err),
+				Data: "The LUN goes on from its other replicas; this copy is not used any more.", Next: "Replace the disk and follow \"A failed disk\" in docs/OPERATING.md: the replica is rebuilt from the others.",
+			})
+		}
+	}
+	return out, nil
+}
+

@@ -52,4 +52,3 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 	}
 	return out, nil
 }
-

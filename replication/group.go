@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,8 +65,11 @@ type Group struct {
 	parked   []parked             // applied entries that some replica in sync has yet to acknowledge, by index
 	down     map[string]time.Time // node -> since when its connection is broken
 	kicked   time.Time            // when the election timers were shortened; zero: they are not
-	rebuild  rebuildState
-	needs    map[raft.ServerID]bool // owner: members that cannot be served from the log
+	// kickedAgain: the second kick has been given. kickJitter keeps several survivors from standing at the same moment.
+	kickedAgain bool
+	kickJitter  time.Duration
+	rebuild     rebuildState
+	needs       map[raft.ServerID]bool // owner: members that cannot be served from the log
 
 	// changing is held while the group's members are being changed.
 	changing sync.Mutex
@@ -119,6 +123,9 @@ func open(host *Host, cfg Config) (*Group, error) {
 	}
 	g.learn(cfg.Members)
 	g.learn([]Member{cfg.Self})
+	if copies := dataMembers(cfg.Members); copies > 2 {
+		g.kickJitter = rand.N(cfg.Timing.Kick / 2)
+	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.writes = newProposer(g, cfg.Limits.InflightBytes)
 	if err := g.checkStore(); err != nil {
@@ -143,6 +150,15 @@ func open(host *Host, cfg Config) (*Group, error) {
 	g.goFunc(g.maintain)
 	g.goFunc(g.checkpoints)
 	return g, nil
+}
+
+func dataMembers(members []Member) (n int) {
+	for _, m := range members {
+		if !m.Witness {
+			n++
+		}
+	}
+	return n
 }
 
 // goFunc runs f on a goroutine that Close waits for, unless the group is closing.

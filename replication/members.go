@@ -208,6 +208,11 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		if err := g.remove(ctx, inst, m.ID, "it is behind the log and must be rebuilt"); err != nil {
 			return err
 		}
+		// A learner that has been rebuilt can fall behind the log again before it votes. Its order has been carried out:
+		// repeated, it would only be answered "done", and the learner added and removed for ever.
+		g.mu.Lock()
+		delete(g.rebuild.orders, m.ID)
+		g.mu.Unlock()
 		return g.orderRebuild(ctx, m)
 	case !present && ordered:
 		if err := g.orderRebuild(ctx, m); err != nil {

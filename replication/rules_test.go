@@ -110,6 +110,32 @@ func TestReplicaThatWasAwayIsRebuiltByDifference(t *testing.T) {
 	}
 }
 
+// A replica that falls behind the log again, after a rebuild and before it votes, is rebuilt once more: an order that was
+// carried out does not count for the next time.
+func TestReplicaThatFallsBehindAgainIsRebuiltAgain(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	owner := c.owner()
+	away := map[string]string{"a": "b", "b": "a"}[owner]
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	const before = "carried out"
+	g, receiver := c.group(owner), c.group(away)
+	receiver.mu.Lock()
+	receiver.rebuild.order = before
+	receiver.mu.Unlock()
+	g.mu.Lock()
+	g.rebuild.orders = map[raft.ServerID]string{receiver.cfg.Self.ID: before}
+	g.mu.Unlock()
+	// A success that is still on its way takes the need back, as it does when the log is found to reach after all.
+	eventually(t, "another order", func() bool {
+		g.needsRebuild(receiver.cfg.Self.ID)
+		receiver.mu.Lock()
+		defer receiver.mu.Unlock()
+		return receiver.rebuild.order != before
+	})
+	eventually(t, "both copies in sync again", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	compareCopies(t, c, "a", "b")
+}
+
 // A replica in RAM returns empty, under a new ID, as a learner; the old ID never comes back.
 func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
 	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}

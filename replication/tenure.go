@@ -159,10 +159,13 @@ func (g *Group) tickOnce(now time.Time) {
 			g.log.Warn("a replica's standing has changed", "replicas", g.levelsLocked())
 		}
 	}
-	kicked := g.kicked
+	kicked, again := g.kicked, g.kickedAgain
 	g.mu.Unlock()
 	if changed {
 		g.cfg.OnChange()
+	}
+	if !kicked.IsZero() && !again && now.Sub(kicked) >= g.kickTimeout()+g.kickJitter {
+		g.setHeartbeat(inst, g.kickTimeout(), kicked)
 	}
 	// What the old owner had sent before it died may still be counted as contact for a moment.
 	if !kicked.IsZero() && (inst.raft.LastContact().After(kicked.Add(g.cfg.Timing.Kick)) || inst.raft.State() == raft.Leader) {
@@ -221,9 +224,14 @@ func (g *Group) PeerLink(node string, up bool) {
 	}
 	if leader, _ := inst.raft.LeaderWithID(); leader == raft.ServerAddress(node) {
 		g.log.Info("the connection to the owner broke", "node", node)
-		g.setHeartbeat(inst, g.kickTimeout(), now)
+		g.setHeartbeat(inst, g.kickTimeout()+kickStep, now)
 	}
 }
+
+// kickStep is by how much the second kick is shorter than the first. Raft looks at its timer at once whenever it is
+// shortened, but has drawn a random time of up to twice as long meanwhile: the first kick makes it look soon, the second,
+// when the time has passed, now.
+const kickStep = 5 * time.Millisecond
 
 func (g *Group) kickTimeout() time.Duration {
 	if g.cfg.Self.Witness {
@@ -242,6 +250,7 @@ func (g *Group) setHeartbeat(inst *instance, d time.Duration, kicked time.Time) 
 		return
 	}
 	g.mu.Lock()
+	g.kickedAgain = !kicked.IsZero() && kicked == g.kicked
 	g.kicked = kicked
 	g.mu.Unlock()
 }

@@ -114,24 +114,43 @@ func TestReplicaThatWasAwayIsRebuiltByDifference(t *testing.T) {
 // carried out does not count for the next time.
 func TestReplicaThatFallsBehindAgainIsRebuiltAgain(t *testing.T) {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
 	owner := c.owner()
-	away := map[string]string{"a": "b", "b": "a"}[owner]
 	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	g, receiver := c.group(owner), c.group(map[string]string{"a": "b", "b": "a"}[owner])
+	id := receiver.cfg.Self.ID
 	const before = "carried out"
-	g, receiver := c.group(owner), c.group(away)
 	receiver.mu.Lock()
 	receiver.rebuild.order = before
 	receiver.mu.Unlock()
 	g.mu.Lock()
-	g.rebuild.orders = map[raft.ServerID]string{receiver.cfg.Self.ID: before}
+	g.rebuild.orders = map[raft.ServerID]string{id: before}
 	g.mu.Unlock()
-	// A success that is still on its way takes the need back, as it does when the log is found to reach after all.
-	eventually(t, "another order", func() bool {
-		g.needsRebuild(receiver.cfg.Self.ID)
-		receiver.mu.Lock()
-		defer receiver.mu.Unlock()
-		return receiver.rebuild.order != before
-	})
+	g.changing.Lock()
+	for removed := false; !removed; { // a success that is still on its way takes the need back: again
+		g.needsRebuild(id)
+		inst, servers, err := g.configuration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = g.settleMember(ctx, inst, receiver.cfg.Self, servers[id], true) // says that something is left to do
+		if _, servers, err = g.configuration(); err != nil {
+			t.Fatal(err)
+		}
+		_, present := servers[id]
+		removed = !present
+	}
+	g.changing.Unlock()
+	receiver.mu.Lock()
+	order := receiver.rebuild.order
+	receiver.mu.Unlock()
+	if order == before {
+		t.Error("the replica was not told to rebuild again")
+	}
 	eventually(t, "both copies in sync again", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 	compareCopies(t, c, "a", "b")
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -15,8 +16,10 @@ import (
 // leases are renewed and promises kept here, and the witness hears what its gate allows. It only delays, shortens or
 // refuses messages, which Raft must bear from any network.
 type peers struct {
-	inner Transport
-	g     *Group
+	inner  Transport
+	g      *Group
+	closed chan struct{}
+	once   sync.Once
 }
 
 // Transport is what the group needs of replication/transport, as *transport.GroupTransport gives it.
@@ -26,7 +29,9 @@ type Transport interface {
 	raft.WithClose
 }
 
-func newPeers(g *Group, inner Transport) *peers { return &peers{inner: inner, g: g} }
+func newPeers(g *Group, inner Transport) *peers {
+	return &peers{inner: inner, g: g, closed: make(chan struct{})}
+}
 
 // What a replica's transport refuses. The texts must never hold "unexpected command": Raft takes such a refusal of a
 // pre-vote for consent.
@@ -46,8 +51,13 @@ const (
 
 func (p *peers) Consumer() <-chan raft.RPC          { return p.inner.Consumer() }
 func (p *peers) LocalAddr() raft.ServerAddress      { return p.inner.LocalAddr() }
-func (p *peers) Close() error                       { return p.inner.Close() }
 func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {} // hashicorp/raft#695: it would change term and state off Raft's goroutine
+
+// Close ends the waits here and closes the transport below.
+func (p *peers) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return p.inner.Close()
+}
 
 func (p *peers) EncodePeer(id raft.ServerID, a raft.ServerAddress) []byte {
 	return p.inner.EncodePeer(id, a)
@@ -72,6 +82,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		}
 		return err
 	}
+	p.awaitLink(target, req.Term)
 	out := req
 	if p.g.member(id).Witness {
 		out = p.forWitness(req)
@@ -80,6 +91,22 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	req.Entries = req.Entries[:len(out.Entries)] // the transport, too, may have shortened it
 	p.g.answered(id, req, resp, err)
 	return err
+}
+
+// linkWait bounds the wait for a node that is down.
+const linkWait = 10 * time.Second
+
+// awaitLink waits while a node cannot be reached, for a bounded time. Raft doubles its pause with every failure, up to 10 s:
+// a node that was away for a minute would not be heard of for so long after its return. Waiting here instead, there are few
+// failures, and its return is noticed at once.
+func (p *peers) awaitLink(node raft.ServerAddress, term uint64) {
+	for deadline := time.Now().Add(linkWait); !p.g.host.mux.Up(string(node)) && p.g.termLed() == term && time.Now().Before(deadline); {
+		select {
+		case <-p.closed:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // forWitness shortens req, in place, to what the witness may have now, and returns it without payloads. In place, because

@@ -99,7 +99,7 @@ func (m *machine) applyWithRoom(index uint64, ops []block.Op) error {
 			m.g.cfg.OnChange()
 		}
 		// Chunks that were freed can be used again after a checkpoint.
-		if _, err := m.g.cfg.Store.Checkpoint(m.ctx); err != nil && m.ctx.Err() == nil {
+		if _, err := m.g.cfg.Store.Checkpoint(m.ctx); err != nil && m.ctx.Err() == nil && !errors.Is(err, block.ErrNoSpace) {
 			return err
 		}
 		select {
@@ -179,7 +179,9 @@ func (c *checkpoint) Persist(sink raft.SnapshotSink) error {
 		var err error
 		if applied, err = c.g.cfg.Store.Checkpoint(context.WithoutCancel(c.g.ctx)); err != nil {
 			_ = sink.Cancel()
-			c.g.fail(fmt.Errorf("checkpoint: %w", err))
+			if !errors.Is(err, block.ErrNoSpace) { // else nothing has changed; the log stays, and the next one may succeed
+				c.g.fail(fmt.Errorf("checkpoint: %w", err))
+			}
 			return err
 		}
 		if applied < c.applied {

@@ -23,7 +23,7 @@ const (
 	// maxInflightEntries bounds the entries proposed and not yet settled; see maxAppendEntries.
 	maxInflightEntries = 32
 	// eagerEntries are proposed at once, however small; beyond them a small entry waits for company until one settles.
-	eagerEntries = 2
+	eagerEntries = 1
 	// companyBytes is when an entry need not wait for company.
 	companyBytes = 128 << 10
 )

@@ -32,6 +32,7 @@ type cluster struct {
 	limits   Limits
 	pool     int64 // bytes each node can hold; 0: 128 MiB
 	joining  string
+	wrap     func(node string, j journal.Journal) journal.Journal // nil: as it is
 	geometry block.Geometry
 }
 
@@ -146,6 +147,9 @@ func (c *cluster) tryStart(node string, first bool) error {
 		}
 	} else {
 		cfg.Journal = journal.NewMemory()
+	}
+	if c.wrap != nil {
+		cfg.Journal = c.wrap(node, cfg.Journal)
 	}
 	if !self.Witness {
 		pc := blockstore.PoolConfig{Media: c.media, CapacityBytes: c.pool}

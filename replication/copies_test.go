@@ -1,0 +1,115 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal"
+)
+
+// Three copies: an acknowledged write is on all three while they are in sync; any one may go; one alone serves nothing.
+func TestThreeCopies(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "c")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	owner := c.owner()
+	eventually(t, "all in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	for n := range 200 {
+		if err := c.group(owner).Write(ctx, blockRange(n), tagged(n, 1)); err != nil {
+			t.Fatal(err)
+		}
+		// Durable on each: the entry is in every journal before the acknowledgement.
+		last, _ := c.group(owner).cfg.Journal.LastIndex()
+		for node, x := range c.nodes {
+			if have, _ := x.group.cfg.Journal.LastIndex(); have < last {
+				t.Fatalf("write %d was acknowledged with the journal of %s at %d of %d", n, node, have, last)
+			}
+		}
+	}
+	c.stop(owner)
+	for n := range 100 {
+		if err := c.write(ctx, n, 2); err != nil {
+			t.Fatalf("with one of three lost: %v", err)
+		}
+	}
+	second := c.owner()
+	if s := c.group(second).Status(); s.Health != HealthDegraded {
+		t.Fatalf("health %q with one of three lost", s.Health)
+	}
+	c.start(owner, false)
+	eventually(t, "all in sync again", func() bool { return c.group(c.owner()).Status().Health == HealthHealthy })
+	compareCopies(t, c, "a", "b")
+	compareCopies(t, c, "b", "c")
+
+	last := c.owner()
+	for _, node := range []string{"a", "b", "c"} {
+		if node != last {
+			c.stop(node)
+		}
+	}
+	short, stop := context.WithTimeout(ctx, time.Second)
+	defer stop()
+	eventually(t, "one of three serves nothing", func() bool {
+		return c.group(last).Read(short, blockRange(1), make([]byte, block.Size)) != nil
+	})
+	for _, node := range []string{"a", "b", "c"} {
+		if node != last {
+			c.start(node, false)
+		}
+	}
+	for n := range 200 {
+		want := uint64(1)
+		if n < 100 {
+			want = 2
+		}
+		if got, err := c.read(n); err != nil || got != want {
+			t.Fatalf("block %d: version %d (%v), want %d", n, got, err, want)
+		}
+	}
+}
+
+// hangingJournal says that its disk has not answered for a long time.
+type hangingJournal struct {
+	journal.Journal
+	hangs atomic.Bool
+}
+
+func (j *hangingJournal) Stalled() time.Duration {
+	if j.hangs.Load() {
+		return time.Hour
+	}
+	return j.Journal.Stalled()
+}
+
+// An owner whose disk hangs would keep the LUN and serve nothing: its heartbeats go on.
+func TestDiskThatHangsGivesTheLUNAway(t *testing.T) {
+	journals := map[string]*hangingJournal{}
+	c := &cluster{wrap: func(node string, j journal.Journal) journal.Journal {
+		journals[node] = &hangingJournal{Journal: j}
+		return journals[node]
+	}}
+	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	journals[owner].hangs.Store(true)
+	eventually(t, "the other node serves", func() bool { return c.group(other).Status().Serving })
+	if err := c.group(owner).Err(); !errors.Is(err, block.ErrFailed) {
+		t.Fatalf("the replica whose disk hangs says %v", err)
+	}
+	got := make([]byte, block.Size)
+	if err := c.group(other).Read(ctx, blockRange(1), got); err != nil || !bytes.Equal(got, tagged(1, 1)) {
+		t.Fatalf("the other node reads %v, %v", got[:16], err)
+	}
+}

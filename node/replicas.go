@@ -111,7 +111,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		OnChange: func() { go s.changed(l.ID) },
 	}
 	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
-	started := func() error { return nil }
+	var started func() error
 	if inMemory(l, r) {
 		s.mu.Lock()
 		m := s.memory[memoryKey(l.ID, r.ID)]

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"sanctuary/blockstore"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/node/catalog"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
@@ -143,7 +144,7 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 		return err
 	}
 	for _, dir := range []string{filepath.Dir(path), s.dir, s.n.cfg.DataDir} {
-		if err := syncDir(dir); err != nil {
+		if err := vfs.SyncDir(dir); err != nil {
 			return err
 		}
 	}
@@ -232,5 +233,5 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 		return err
 	}
 	_ = os.Remove(filepath.Dir(path)) // stays while another incarnation is there
-	return syncDir(s.dir)
+	return vfs.SyncDir(s.dir)
 }

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 )
 
 // MaxSnapshotBytes bounds a snapshot's body. Block data is never in one (a snapshot is the index up to which the
@@ -128,7 +128,7 @@ func (s *Snapshots) put(meta raft.SnapshotMeta, body []byte) error {
 		if err != nil {
 			return err
 		}
-		if err := replaceFile(s.path, raw); err != nil {
+		if err := vfs.ReplaceFile(s.path, raw); err != nil {
 			return err
 		}
 	}
@@ -136,30 +136,6 @@ func (s *Snapshots) put(meta raft.SnapshotMeta, body []byte) error {
 	s.current = f
 	s.mu.Unlock()
 	return nil
-}
-
-// replaceFile makes path hold data, whole and durable, or leaves it as it was.
-func replaceFile(path string, data []byte) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	tmp, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = tmp.Write(data)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err := errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return dir.Sync()
 }
 
 type sink struct {

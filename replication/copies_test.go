@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -112,4 +115,61 @@ func TestDiskThatHangsGivesTheLUNAway(t *testing.T) {
 	if err := c.group(other).Read(ctx, blockRange(1), got); err != nil || !bytes.Equal(got, tagged(1, 1)) {
 		t.Fatalf("the other node reads %v, %v", got[:16], err)
 	}
+}
+
+// slowJournal takes its time for every write.
+type slowJournal struct {
+	journal.Journal
+	each atomic.Int64 // nanoseconds
+}
+
+func (j *slowJournal) StoreLogs(logs []*raft.Log) error {
+	time.Sleep(time.Duration(j.each.Load())) // a slow disk, not a wait for something
+	return j.Journal.StoreLogs(logs)
+}
+
+// A copy with a slower disk comes back under a load that never pauses: the writers are slowed until it has caught up.
+func TestSlowCopyCatchesUpUnderALoadThatNeverPauses(t *testing.T) {
+	slow := &slowJournal{}
+	c := &cluster{
+		limits: Limits{JournalKeepBytes: 1 << 30},
+		wrap: func(node string, j journal.Journal) journal.Journal {
+			if node == "b" {
+				slow.Journal = j
+				return slow
+			}
+			return j
+		},
+	}
+	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if c.owner() == "b" {
+		if err := c.group("b").Transfer(ctx, c.member("a").ID); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a serves", func() bool { return c.group("a").Status().Serving })
+	}
+	g := c.group("a")
+	eventually(t, "both copies in sync", func() bool { return g.Status().Health == HealthHealthy })
+	var wg sync.WaitGroup
+	for w := range 16 {
+		wg.Go(func() {
+			for v := uint64(1); ctx.Err() == nil; v++ {
+				if err := g.Write(ctx, blockRange(w), tagged(w, v)); err != nil && ctx.Err() == nil && !retryable(err) {
+					t.Errorf("write: %v", err)
+					return
+				}
+			}
+		})
+	}
+	c.stop("b")
+	from := g.Status().LastIndex
+	eventually(t, "it has fallen behind", func() bool { return g.Status().LastIndex > from+3000 })
+	slow.each.Store(int64(100 * time.Millisecond))
+	c.start("b", false)
+	eventually(t, "the owner hears of it", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.match["b/1"] > from })
+	eventually(t, "it is in sync again", func() bool { return g.Status().Health == HealthHealthy })
+	cancel()
+	wg.Wait()
 }

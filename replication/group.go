@@ -62,9 +62,12 @@ type Group struct {
 	gateTerm uint64
 	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
 	match    map[raft.ServerID]uint64
-	parked   []parked             // applied entries that some replica in sync has yet to acknowledge, by index
-	down     map[string]time.Time // node -> since when its connection is broken
-	kicked   time.Time            // when the election timers were shortened; zero: they are not
+	heard    map[raft.ServerID]time.Time // when a member last took entries
+	pace     time.Duration               // between entries, while a copy catches up
+	paceLag  uint64                      // its lag at the last tick
+	parked   []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
+	down     map[string]time.Time        // node -> since when its connection is broken
+	kicked   time.Time                   // when the election timers were shortened; zero: they are not
 	// kickedAgain: the second kick has been given. kickJitter keeps several survivors from standing at the same moment.
 	kickedAgain bool
 	kickJitter  time.Duration
@@ -118,7 +121,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		cfg: cfg, host: host, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)),
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
-		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
+		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.learn(cfg.Members)

@@ -323,6 +323,7 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 		index = req.Entries[n-1].Index
 	}
 	g.match[id] = max(g.match[id], index)
+	g.heard[id] = now
 	delete(g.needs, id)
 	if isWitness {
 		return

@@ -41,6 +41,10 @@ type proposer struct {
 	closed   bool
 	paused   bool // a transfer of the leadership is under way
 	pumping  bool // some goroutine is proposing what there is
+
+	// pause between entries while a copy catches up, and when the one after the last entry ends; see Group.paceLocked.
+	pace      time.Duration
+	notBefore time.Time
 }
 
 // write is one command's change: acknowledged when all of its parts are.
@@ -183,6 +187,14 @@ func (p *proposer) pump() {
 func (p *proposer) takeLocked() ([]*part, uint64) {
 	if len(p.queue) == 0 || p.paused || p.eager >= maxInflightEntries {
 		return nil, 0
+	}
+	if p.pace > 0 {
+		now := time.Now()
+		if wait := p.notBefore.Sub(now); wait > 0 {
+			time.AfterFunc(wait, p.pump)
+			return nil, 0
+		}
+		p.notBefore = now.Add(p.pace)
 	}
 	n, size, ops := 0, 0, 0
 	for _, q := range p.queue {
@@ -343,6 +355,16 @@ func (p *proposer) pause(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// setPace sets the pause between entries; 0 is none.
+func (p *proposer) setPace(d time.Duration) {
+	p.mu.Lock()
+	p.pace = d
+	p.mu.Unlock()
+	if d == 0 {
+		p.pump()
 	}
 }
 

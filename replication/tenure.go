@@ -3,6 +3,8 @@ package replication
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -49,6 +51,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	}
 	g.gate.Tick(inst.raft.LastIndex(), now)
 	clear(g.match)
+	clear(g.heard)
 	clear(g.needs)
 	clear(g.rebuild.orders)
 	g.mu.Unlock()
@@ -159,9 +162,14 @@ func (g *Group) tickOnce(now time.Time) {
 			g.log.Warn("a replica's standing has changed", "replicas", g.levelsLocked())
 		}
 	}
+	pace, paced := g.paceLocked(inst.raft.LastIndex(), now)
 	kicked, again := g.kicked, g.kickedAgain
 	g.mu.Unlock()
+	if paced {
+		g.writes.setPace(pace)
+	}
 	if changed {
+		g.releaseParked()
 		g.cfg.OnChange()
 	}
 	if !kicked.IsZero() && !again && now.Sub(kicked) >= g.kickTimeout()+g.kickJitter {
@@ -176,9 +184,43 @@ func (g *Group) tickOnce(now time.Time) {
 	}
 }
 
+// paceLocked slows the writers while a copy that is reachable and answers is behind and does not come nearer: otherwise
+// a load that never pauses would keep the LUN without its redundancy for ever, and run away from the log. The pause between
+// entries doubles while the lag grows and shrinks while it does; it is gone when the copy is nearly there. It returns the
+// pause and whether it has changed.
+func (g *Group) paceLocked(tail uint64, now time.Time) (time.Duration, bool) {
+	before, lag := g.pace, uint64(0)
+	if g.gate != nil {
+		for id, m := range g.members {
+			match := g.match[id]
+			answers := now.Sub(g.heard[id]) < g.cfg.Timing.Gate.NoProgress // one that has failed is not waited for
+			if !m.Witness && answers && match > 0 && g.gate.Level(string(id)) != witness.InSync {
+				lag = max(lag, tail-min(tail, match))
+			}
+		}
+	}
+	switch {
+	case lag <= g.cfg.Timing.Gate.Window/2:
+		g.pace = 0
+	case lag >= g.paceLag:
+		g.pace = min(max(2*g.pace, minPace), maxPace)
+	default:
+		g.pace = max(g.pace*9/10, minPace)
+	}
+	g.paceLag = lag
+	return g.pace, g.pace != before
+}
+
+// A pause of maxPace between entries of up to 256 KiB leaves the writers 5 MB/s.
+const (
+	minPace = 250 * time.Microsecond
+	maxPace = 50 * time.Millisecond
+)
+
 func (g *Group) levelsLocked() string {
 	out := ""
-	for id, m := range g.members {
+	for _, id := range slices.Sorted(maps.Keys(g.members)) {
+		m := g.members[id]
 		if g.gate != nil && !m.Witness && id != g.cfg.Self.ID {
 			out += fmt.Sprintf("%s %v ", id, g.gate.Level(string(id)))
 		}

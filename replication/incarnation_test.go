@@ -1,10 +1,12 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -185,20 +187,26 @@ func TestLostJournalIsNotStartedAgain(t *testing.T) {
 // One damaged entry keeps that replica out. It must not end the process, which holds other LUNs.
 func TestDamagedJournalKeepsTheReplicaOut(t *testing.T) {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
-	for n := range 60 {
+	const writes = 400 // fills more than one segment: raft-wal takes damage in the last one for a torn tail
+	for n := range writes {
 		if err := c.write(context.Background(), n, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
 	away := map[string]string{"a": "b", "b": "a"}[c.owner()]
-	eventually(t, "the copy has something", func() bool { return c.nodes[away].vol.Applied() >= 60 })
+	eventually(t, "the copy has it", func() bool { return c.nodes[away].vol.Applied() >= writes })
 	c.stop(away)
 	files, _ := filepath.Glob(filepath.Join(c.dir, away, "journal", "wal", "*.wal"))
+	slices.Sort(files)
 	raw, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(files) < 2 {
+		t.Fatalf("segments %v, %v", files, err)
 	}
-	raw[40_000] ^= 1
+	at := bytes.Index(raw, tagged(9, 1)) // the payload of one entry
+	if at < 0 {
+		t.Fatal("the entry is not in the first segment")
+	}
+	raw[at+100] ^= 1
 	if err := os.WriteFile(files[0], raw, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func (g *Group) askRoom(ctx context.Context) {
 }
 
 // littleRoom is where a replica that is asked for its room looks for freed chunks to give back.
-const littleRoom = 256 << 20
+const littleRoom = 16 << 20
 
 // serveRoom answers with the free bytes of the pool the LUN's replica is in; none while it waits for room.
 func (h *Host) serveRoom(_ context.Context, _ string, req []byte) ([]byte, error) {

@@ -203,7 +203,7 @@ func (c *cluster) stop(node string) {
 func (c *cluster) owner() string {
 	c.t.Helper()
 	var last string
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(45 * time.Second)
 	for time.Now().Before(deadline) {
 		last = ""
 		for name, n := range c.nodes {
@@ -242,7 +242,7 @@ func (c *cluster) write(ctx context.Context, n int, version uint64) error {
 }
 
 func (c *cluster) read(n int) (uint64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second)
 	defer cancel()
 	buf := make([]byte, block.Size)
 	for {
@@ -294,7 +294,7 @@ func untag(n int, b []byte) (uint64, error) {
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(45 * time.Second)
 	for !cond() {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)

@@ -166,7 +166,7 @@ func TestBlackoutHealsInEveryOrder(t *testing.T) {
 	for _, order := range [][]string{{"a", "b", "w"}, {"a", "w", "b"}, {"b", "a", "w"}, {"b", "w", "a"}, {"w", "a", "b"}, {"w", "b", "a"}} {
 		version++
 		for n := range 20 {
-			ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second)
 			if err := c.write(ctx, n, version); err != nil {
 				t.Fatalf("order %v: write: %v", order, err)
 			}

@@ -293,19 +293,14 @@ func (g *Group) Unmap(ctx context.Context, rs []block.Range) error {
 }
 
 // Allocated says whether this replica stores the first sector of r, and for how many sectors from there on that goes. Every
-// copy that is in sync has the same map. A store that keeps none is taken to store everything, which is always safe to say.
+// copy that is in sync has the same map.
 func (g *Group) Allocated(ctx context.Context, r block.Range) (allocated bool, n block.Count, err error) {
 	t, err := g.owned()
 	if err != nil {
 		return false, 0, err
 	}
-	allocated, n = true, r.Count
-	if s, ok := g.cfg.Store.(interface {
-		Allocated(r block.Range) (bool, block.Count, error)
-	}); ok {
-		if allocated, n, err = s.Allocated(r); err != nil {
-			return false, 0, err
-		}
+	if allocated, n, err = g.cfg.Store.Allocated(r); err != nil {
+		return false, 0, err
 	}
 	// As in Read: what was looked up counts only if this node owned the LUN afterwards (rule L).
 	return allocated, n, g.confirm(ctx, t)

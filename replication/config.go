@@ -25,6 +25,8 @@ type Store interface {
 	Durable() uint64
 	// ReadAt fills dst; a block that does not match its checksum is a *block.CorruptError and dst is undefined.
 	ReadAt(r block.Range, dst []byte) error
+	// Allocated says whether the first sector of r is stored, and for how many sectors from there on that goes.
+	Allocated(r block.Range) (allocated bool, n block.Count, err error)
 	State() block.State
 	Checkpoint(ctx context.Context) (applied uint64, err error)
 	// Needs returns at most what applying ops would allocate, in bytes of the pool; Promise sets as much aside, or returns

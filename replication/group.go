@@ -124,8 +124,8 @@ func open(host *Host, cfg Config) (*Group, error) {
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
-	g.learn(cfg.Members)
-	g.learn([]Member{cfg.Self})
+	g.Learn(cfg.Members)
+	g.Learn([]Member{cfg.Self})
 	if copies := dataMembers(cfg.Members); copies > 2 {
 		g.kickJitter = rand.N(cfg.Timing.Kick / 2)
 	}

@@ -46,14 +46,14 @@ const caughtUpEntries = 64
 
 // SetMembers brings the Raft group to what the catalog asks for, one change at a time; it does nothing unless this node
 // owns the LUN. It returns the joining members that have become voters, and an error if something is left to do; calling
-// it again goes on. A member the catalog does not name is removed: it was replaced, and its identity must not come back.
+// it again goes on. A server that a member has replaced is removed: its identity must not come back.
 func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft.ServerID, err error) {
 	g.changing.Lock()
 	defer g.changing.Unlock()
 	byID := map[raft.ServerID]Desired{}
 	for _, d := range want {
 		byID[d.ID] = d
-		g.learn([]Member{d.Member})
+		g.Learn([]Member{d.Member})
 	}
 	left := g.settle(ctx)
 	_, servers, err := g.configuration()
@@ -85,9 +85,10 @@ func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error
 	return inst, servers, nil
 }
 
-// learn takes over what the catalog says about members. Of one node's replica only the newest incarnation counts, and the
+// Learn takes over what the catalog says about members, on every replica: whoever becomes the owner next must know who is a
+// witness and who has been replaced. Of one node's replica only the newest incarnation counts, and the
 // catalog this was read from may be old: a newer one that is known already stays.
-func (g *Group) learn(members []Member) {
+func (g *Group) Learn(members []Member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, m := range members {
@@ -107,11 +108,13 @@ func (g *Group) learn(members []Member) {
 	}
 }
 
-// Learn tells the group of the members the catalog names now, on every replica: whoever becomes the owner next must know
-// who is a witness and who has been replaced.
-func (g *Group) Learn(members []Member) { g.learn(members) }
+// nodeOf returns the node of "<node>/<incarnation>".
+func nodeOf(id raft.ServerID) string {
+	node, _, _ := strings.Cut(string(id), "/")
+	return node
+}
 
-// incarnation returns the number behind the last slash of "<node>/<incarnation>", 0 if there is none.
+// incarnation returns the number of "<node>/<incarnation>", 0 if there is none.
 func incarnation(id raft.ServerID) uint64 {
 	_, n, _ := strings.Cut(string(id), "/")
 	i, err := strconv.ParseUint(n, 10, 64)
@@ -127,7 +130,7 @@ func (g *Group) memberLocked(id raft.ServerID) Member {
 	if m, ok := g.members[id]; ok {
 		return m
 	}
-	node, _, _ := strings.Cut(string(id), "/")
+	node := nodeOf(id)
 	for _, m := range g.members {
 		if m.Node == node {
 			return Member{ID: id, Node: node, Witness: m.Witness}
@@ -138,7 +141,7 @@ func (g *Group) memberLocked(id raft.ServerID) Member {
 
 // replaced says whether a server is an earlier incarnation of a member.
 func replaced(members map[raft.ServerID]Member, id raft.ServerID) bool {
-	node, _, _ := strings.Cut(string(id), "/")
+	node := nodeOf(id)
 	for _, m := range members {
 		if m.Node == node {
 			return incarnation(m.ID) > incarnation(id)
@@ -188,9 +191,9 @@ func (g *Group) settle(ctx context.Context) error {
 
 // newerThan says whether the group has a later incarnation of a member.
 func newerThan(servers map[raft.ServerID]raft.Server, id raft.ServerID) bool {
-	node, _, _ := strings.Cut(string(id), "/")
+	node := nodeOf(id)
 	for have := range servers {
-		if n, _, _ := strings.Cut(string(have), "/"); n == node && incarnation(have) > incarnation(id) {
+		if nodeOf(have) == node && incarnation(have) > incarnation(id) {
 			return true
 		}
 	}

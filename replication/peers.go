@@ -39,7 +39,7 @@ var (
 	errWitnessSilent = errors.New("a witness never stands for election nor leads")
 	errPromised      = errors.New("this replica has promised its vote to the owner it last heard")
 	errRebuild       = errors.New("the log no longer reaches back to this replica: it must be rebuilt")
-	errNotInitiator  = errors.New("a witness was named where a data replica is needed")
+	errNotForWitness = errors.New("a witness was named where a data replica is needed")
 )
 
 // witnessBatch is how many entries, or how long, a quiet witness is let wait: it is of no use to a healthy LUN.
@@ -177,7 +177,7 @@ func (p *peers) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req
 // TimeoutNow implements raft.Transport. The lease ends before the other node is told to stand.
 func (p *peers) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
 	if p.g.member(id).Witness {
-		return errNotInitiator
+		return errNotForWitness
 	}
 	p.g.lease.revoke()
 	out := *req

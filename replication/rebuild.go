@@ -245,7 +245,7 @@ func (g *Group) beginLogAt(pin rebuildPin) error {
 
 // copyChunks compares chunks with the owner's checksums and fetches the blocks that differ.
 func (g *Group) copyChunks(owner string, records []byte) (copied int64, err error) {
-	var fetch []wanted
+	var fetch []block.Sector
 	var zeros []block.Op
 	flush := func() error {
 		if len(fetch) == 0 {
@@ -278,7 +278,7 @@ func (g *Group) copyChunks(owner string, records []byte) (copied int64, err erro
 			theirs, ours := valid>>n&1 == 1, mine.Valid>>n&1 == 1
 			switch {
 			case theirs && (!ours || bad>>n&1 == 1 || mine.Sums[n] != sum):
-				fetch = append(fetch, wanted{at: at})
+				fetch = append(fetch, at)
 				if len(fetch)*block.Size >= rebuildReadBytes {
 					if err := flush(); err != nil {
 						return copied, err
@@ -298,13 +298,11 @@ func (g *Group) copyChunks(owner string, records []byte) (copied int64, err erro
 	return copied, flush()
 }
 
-type wanted struct{ at block.Sector }
-
 // fetch reads blocks from the owner. The answer carries each block's checksum, verified here before anything is stored.
-func (g *Group) fetch(owner string, blocks []wanted) ([]block.Op, error) {
+func (g *Group) fetch(owner string, blocks []block.Sector) ([]block.Op, error) {
 	req := binary.LittleEndian.AppendUint32(nil, uint32(len(blocks)))
-	for _, b := range blocks {
-		req = binary.LittleEndian.AppendUint64(req, uint64(b.at))
+	for _, at := range blocks {
+		req = binary.LittleEndian.AppendUint64(req, uint64(at))
 	}
 	answer, err := g.ask(owner, methodRebuildRead, append(req, g.cfg.LUN...))
 	if err != nil {
@@ -315,9 +313,9 @@ func (g *Group) fetch(owner string, blocks []wanted) ([]block.Op, error) {
 	}
 	sums, data := answer[:4*len(blocks)], answer[4*len(blocks):]
 	ops := make([]block.Op, len(blocks))
-	for i, b := range blocks {
+	for i, at := range blocks {
 		ops[i] = block.Op{
-			Kind: block.OpWrite, Range: block.Range{Start: b.at, Count: block.SectorsPerBlock},
+			Kind: block.OpWrite, Range: block.Range{Start: at, Count: block.SectorsPerBlock},
 			Data: data[i*block.Size : (i+1)*block.Size], Sums: []uint32{binary.LittleEndian.Uint32(sums[4*i:])},
 		}
 		if err := ops[i].Verify(); err != nil {

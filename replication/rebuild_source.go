@@ -199,18 +199,15 @@ func (h *Host) servingGroup(lun string) (*Group, error) {
 	if g.tenure.Load() == nil {
 		return nil, block.ErrNotOwner
 	}
-	for id := range g.pins() {
-		g.pin(id)
-	}
+	g.renewPins()
 	return g, nil
 }
 
-func (g *Group) pins() map[raft.ServerID]bool {
+// renewPins keeps the log for every receiver that has not given up: one of them is asking.
+func (g *Group) renewPins() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := map[raft.ServerID]bool{}
 	for id := range g.rebuild.pinUntil {
-		out[id] = true
+		g.rebuild.pinUntil[id] = time.Now().Add(pinTime)
 	}
-	return out
 }

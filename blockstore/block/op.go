@@ -90,7 +90,7 @@ var (
 	// ErrNotOwner: this node does not own the LUN and has done nothing. Another path may serve it.
 	ErrNotOwner = errors.New("this node does not own the LUN")
 	// ErrUnknown: ownership was lost while the command was in flight; it took effect entirely or never will.
-	// By the time this is returned it can no longer take effect later (rule F). The initiator should retry.
+	// If it does, then before any node serves the LUN's next command (rule F). The initiator should retry.
 	ErrUnknown = errors.New("ownership was lost while the command was in flight")
 	// ErrUnavailable: no quorum or no copy at present; waiting may help.
 	ErrUnavailable = errors.New("the LUN is not available at present")

@@ -5,6 +5,7 @@ import (
 
 	"sanctuary/node/catalog"
 	"sanctuary/target"
+	"sanctuary/target/login"
 	"sanctuary/target/scsi"
 )
 
@@ -12,8 +13,11 @@ import (
 // later matter; until then, everybody.
 type directory struct{ n *Node }
 
+// Credentials implements target.Directory.
+func (directory) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
+
 // List implements target.Directory.
-func (d directory) List(string) []target.Listing {
+func (d directory) List(string, uint16) []target.Listing {
 	m := d.n.catalog.Model()
 	var out []target.Listing
 	for _, l := range m.LUNs {
@@ -52,8 +56,8 @@ func (d directory) List(string) []target.Listing {
 }
 
 // Open implements target.Directory.
-func (d directory) Open(_, name string) (scsi.Executor, error) {
-	if t := d.n.replicas.target(name); t != nil {
+func (d directory) Open(o target.Opening) (scsi.Executor, error) {
+	if t := d.n.replicas.target(o.Target); t != nil {
 		return t, nil
 	}
 	return nil, target.ErrNoTarget

@@ -176,7 +176,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 
 func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) error {
 	portal, err := target.New(target.Config{
-		Directory: directory{n}, GroupTag: self.PortGroup, Port: self.PortGroup, Logger: n.log.With("component", "iscsi"),
+		Directory: directory{n}, GroupOf: target.OneGroup(self.PortGroup), Logger: n.log.With("component", "iscsi"),
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -33,13 +34,13 @@ var (
 // Config is what a Portal is made of. Zero means the default where one is named.
 type Config struct {
 	Directory Directory // needed
-	GroupTag  uint16    // target portal group tag, 1..65535: this node's port group
-	Port      uint16    // relative target port identifier, 1..65535, unique in the cluster
+	// GroupOf returns the portal group that an address of this node is in; needed. It is asked for every connection, with
+	// the address that was connected to, so one listener on all addresses may serve several groups. A group whose Tag or
+	// Port is 0 means that nothing is served at that address.
+	GroupOf func(local netip.Addr) Group
 
 	// Offer is what is asked for in negotiations; the zero value means login.DefaultOffer.
 	Offer login.Params
-	// Authenticate chooses how an initiator proves who it is; nil means AuthMethod=None for everyone.
-	Authenticate func(p *login.Params) login.Authenticator
 
 	MaxConnections int           // connections at once, default 256; more are closed at once
 	MaxBeforeLogin int           // of these not yet logged in, default 64
@@ -96,10 +97,8 @@ func New(cfg Config) (*Portal, error) {
 	switch {
 	case cfg.Directory == nil:
 		return nil, errors.New("portal: Directory is needed")
-	case cfg.GroupTag == 0:
-		return nil, errors.New("portal: GroupTag is 0, use the node's port group, 1..65535")
-	case cfg.Port == 0:
-		return nil, errors.New("portal: Port is 0, use a relative target port identifier, 1..65535")
+	case cfg.GroupOf == nil:
+		return nil, errors.New("portal: GroupOf is needed, use OneGroup for a node in one network")
 	case cfg.Window < 1 || cfg.Window > 1024:
 		return nil, fmt.Errorf("portal: Window is %d, use 1..1024", cfg.Window)
 	case cfg.MaxConnections < 1 || cfg.MaxBeforeLogin < 1:
@@ -115,7 +114,7 @@ func New(cfg Config) (*Portal, error) {
 		changed: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
-	lc := p.loginConfig(nil, nil)
+	lc := p.loginConfig(nil, Group{Tag: 1, Port: 1}, nil)
 	if err := lc.Validate(); err != nil {
 		return nil, err
 	}
@@ -196,7 +195,12 @@ func (p *Portal) serve(conn net.Conn) {
 		}
 	}()
 	_ = conn.SetDeadline(time.Now().Add(p.cfg.LoginTimeout))
-	hs, err := session.Accept(conn, p.loginConfig(conn, &e), uint32(p.cfg.Window))
+	group, err := p.groupOf(conn)
+	if err != nil {
+		p.logLogin(conn, err)
+		return
+	}
+	hs, err := session.Accept(conn, p.loginConfig(conn, group, &e), uint32(p.cfg.Window))
 	if err != nil {
 		p.logLogin(conn, err)
 		return
@@ -209,7 +213,7 @@ func (p *Portal) serve(conn net.Conn) {
 
 	log := p.log.With("initiator", hs.Params.Initiator, "target", hs.Params.Target, "remote", conn.RemoteAddr().String())
 	s := session.New(hs, session.Config{
-		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: p.sendTargets(conn, &hs.Params),
+		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: p.sendTargets(conn, group, &hs.Params),
 		Window: p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
 	})
 	if !e.begin(s, hs.Params) {
@@ -223,6 +227,23 @@ func (p *Portal) serve(conn net.Conn) {
 	default:
 		log.Info("session ended", "reason", err)
 	}
+}
+
+// OneGroup is Config.GroupOf for a node whose portals are all in one network, with tag as the relative target port too.
+func OneGroup(tag uint16) func(netip.Addr) Group {
+	return func(netip.Addr) Group { return Group{Tag: tag, Port: tag} }
+}
+
+func (p *Portal) groupOf(conn net.Conn) (Group, error) {
+	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil {
+		return Group{}, fmt.Errorf("local address: %w", err)
+	}
+	g := p.cfg.GroupOf(local.Addr().Unmap().WithZone(""))
+	if g.Tag == 0 || g.Port == 0 {
+		return Group{}, fmt.Errorf("no portal group has the address %v", local.Addr())
+	}
+	return g, nil
 }
 
 func (p *Portal) logLogin(conn net.Conn, err error) {

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -47,7 +48,7 @@ func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
 	t.Status = scsi.StatusTaskAborted
 }
 
-func (l *lun) DataOutLength(uint64, *[16]byte) int64 { return 0 }
+func (l *lun) Accept(uint64, *[16]byte) (int64, block.Fence) { return 0, block.Fence{} }
 
 func (l *lun) Manage(context.Context, scsi.Function, *scsi.Nexus, uint64, uint32) scsi.FunctionResponse {
 	return scsi.FunctionComplete
@@ -78,7 +79,9 @@ func (l *lun) nexuses() (now, most int) {
 // directory knows iqn.test:a and iqn.test:b for everyone but iqn.test:stranger, and portals that panic on demand.
 type directory struct{ luns map[string]*lun }
 
-func (d directory) List(initiator string) []Listing {
+func (directory) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
+
+func (d directory) List(initiator string, _ uint16) []Listing {
 	if initiator == "iqn.test:stranger" {
 		return nil
 	}
@@ -88,7 +91,8 @@ func (d directory) List(initiator string) []Listing {
 	}
 }
 
-func (d directory) Open(initiator, target string) (scsi.Executor, error) {
+func (d directory) Open(o Opening) (scsi.Executor, error) {
+	initiator, target := o.Initiator, o.Target
 	switch {
 	case target == "iqn.test:panic":
 		panic("a directory that panics")
@@ -112,7 +116,7 @@ type bench struct {
 func serve(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	x := &bench{T: t, a: newLUN(), b: newLUN()}
-	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}}, GroupTag: 2, Port: 2, Logger: slog.New(slog.DiscardHandler)}
+	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}}, GroupOf: OneGroup(2), Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -469,11 +473,10 @@ func TestAPanicEndsOneConnectionOnly(t *testing.T) {
 }
 
 func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {
-	good := Config{Directory: directory{}, GroupTag: 1, Port: 1}
+	good := Config{Directory: directory{}, GroupOf: OneGroup(1)}
 	for field, spoil := range map[string]func(*Config){
 		"Directory":   func(c *Config) { c.Directory = nil },
-		"GroupTag":    func(c *Config) { c.GroupTag = 0 },
-		"Port":        func(c *Config) { c.Port = 0 },
+		"GroupOf":     func(c *Config) { c.GroupOf = nil },
 		"Window":      func(c *Config) { c.Window = 5000 },
 		"MemoryBytes": func(c *Config) { c.MemoryBytes = 5 },
 		"MaxBurst":    func(c *Config) { c.Offer = login.DefaultOffer(); c.Offer.MaxBurst = 1 },

@@ -17,11 +17,11 @@ import (
 	"sanctuary/target/session"
 )
 
-// sessionName is what makes two logins the same session (RFC 7143 §4.4.3): the initiator port and the target portal group,
-// of which a Portal has one.
+// sessionName is what makes two logins the same session (RFC 7143 §4.4.3): the initiator port and the target portal group.
 type sessionName struct {
 	initiator, target string
 	isid              [6]byte
+	tag               uint16
 }
 
 // entry is one session in the portal's books, from just before its last login response until it is detached.
@@ -73,18 +73,18 @@ func (e *entry) running() *session.Session {
 }
 
 // loginConfig is the rules for a login on conn, which becomes *out.
-func (p *Portal) loginConfig(conn net.Conn, out **entry) login.Config {
+func (p *Portal) loginConfig(conn net.Conn, group Group, out **entry) login.Config {
 	return login.Config{
-		Offer: p.cfg.Offer, GroupTag: p.cfg.GroupTag, Authenticate: p.cfg.Authenticate,
+		Offer: p.cfg.Offer, GroupTag: group.Tag,
 		Admit: func(l *login.Params) error {
 			if l.Discovery {
 				return nil
 			}
-			_, err := p.openTarget(l)
+			_, err := p.openTarget(l, group)
 			return err
 		},
 		Establish: func(l *login.Params) (uint16, error) {
-			e, err := p.establish(conn, l)
+			e, err := p.establish(conn, group, l)
 			if err != nil {
 				return 0, err
 			}
@@ -94,14 +94,14 @@ func (p *Portal) loginConfig(conn net.Conn, out **entry) login.Config {
 	}
 }
 
-func (p *Portal) openTarget(l *login.Params) (scsi.Executor, error) {
+func (p *Portal) openTarget(l *login.Params, group Group) (scsi.Executor, error) {
 	p.mu.Lock()
 	draining := p.draining
 	p.mu.Unlock()
 	if draining {
 		return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: "this node is being drained"}
 	}
-	x, err := p.cfg.Directory.Open(l.Initiator, l.Target)
+	x, err := p.cfg.Directory.Open(Opening{Initiator: l.Initiator, Target: l.Target, Group: group})
 	var refusal *login.Refusal
 	switch {
 	case err == nil:
@@ -118,9 +118,9 @@ func (p *Portal) openTarget(l *login.Params) (scsi.Executor, error) {
 
 // establish enters the session into the books. An older session of the same name is ended first, with all its tasks, so
 // that nothing it began can land after the new one's first command (session reinstatement, RFC 7143 §6.3.5).
-func (p *Portal) establish(conn net.Conn, l *login.Params) (*entry, error) {
+func (p *Portal) establish(conn net.Conn, group Group, l *login.Params) (*entry, error) {
 	e := &entry{
-		name: sessionName{l.Initiator, l.Target, l.ISID}, conn: conn, since: time.Now(), done: make(chan struct{}),
+		name: sessionName{l.Initiator, l.Target, l.ISID, group.Tag}, conn: conn, since: time.Now(), done: make(chan struct{}),
 	}
 	deadline := time.NewTimer(p.cfg.LoginTimeout)
 	defer deadline.Stop()
@@ -157,11 +157,11 @@ func (p *Portal) establish(conn net.Conn, l *login.Params) (*entry, error) {
 		}
 	}()
 	// Only now that CloseTarget can see the entry: a target deleted after this is closed by it.
-	x, err := p.openTarget(l)
+	x, err := p.openTarget(l, group)
 	if err != nil {
 		return nil, err
 	}
-	e.nexus = &scsi.Nexus{Initiator: l.Initiator, ISID: l.ISID, Port: p.cfg.Port}
+	e.nexus = &scsi.Nexus{Initiator: l.Initiator, ISID: l.ISID, Port: group.Port}
 	e.executor = x
 	x.Attach(e.nexus)
 	kept = true
@@ -320,13 +320,13 @@ func (p *Portal) endSessions(ctx context.Context, target string, ask func(*entry
 
 // sendTargets answers SendTargets for a session on conn (RFC 7143 appendix C): only targets the initiator may use, only
 // addresses it can connect to.
-func (p *Portal) sendTargets(conn net.Conn, l *login.Params) func(value string) []pdu.Pair {
+func (p *Portal) sendTargets(conn net.Conn, group Group, l *login.Params) func(value string) []pdu.Pair {
 	return func(value string) []pdu.Pair {
 		if value == "" {
 			value = l.Target
 		}
 		var pairs []pdu.Pair
-		for _, t := range p.cfg.Directory.List(l.Initiator) {
+		for _, t := range p.cfg.Directory.List(l.Initiator, group.Index) {
 			if value != "All" && !strings.EqualFold(value, t.Name) {
 				continue
 			}

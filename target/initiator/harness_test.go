@@ -13,6 +13,7 @@ import (
 	"sanctuary/blockstore/block"
 	"sanctuary/target"
 	"sanctuary/target/initiator"
+	"sanctuary/target/login"
 	"sanctuary/target/scsi"
 	"sanctuary/target/scsi/scsitest"
 )
@@ -81,11 +82,11 @@ type guard struct {
 
 func (g guard) owned() bool { return int(g.node.cluster.owner.Load()) == g.node.index }
 
-func (g guard) Write(ctx context.Context, r block.Range, src []byte) error {
+func (g guard) Write(ctx context.Context, f block.Fence, r block.Range, src []byte) error {
 	if !g.owned() {
 		return block.ErrNotOwner
 	}
-	return g.Memory.Write(ctx, r, src)
+	return g.Memory.Write(ctx, f, r, src)
 }
 
 func (g guard) Read(ctx context.Context, r block.Range, dst []byte) error {
@@ -107,8 +108,10 @@ func (n *node) access() scsi.Access {
 	return a
 }
 
-// List and Open make a node the Directory of its portal.
-func (n *node) List(string) []target.Listing {
+// Credentials, List and Open make a node the Directory of its portal.
+func (*node) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
+
+func (n *node) List(string, uint16) []target.Listing {
 	l := target.Listing{Name: targetName}
 	for i, o := range n.cluster.nodes {
 		l.Portals = append(l.Portals, target.PortalAddress{Address: o.address, GroupTag: uint16(i + 1)})
@@ -116,8 +119,8 @@ func (n *node) List(string) []target.Listing {
 	return []target.Listing{l}
 }
 
-func (n *node) Open(_, name string) (scsi.Executor, error) {
-	if name != targetName {
+func (n *node) Open(o target.Opening) (scsi.Executor, error) {
+	if o.Target != targetName {
 		return nil, target.ErrNoTarget
 	}
 	return n.target, nil
@@ -148,7 +151,7 @@ func (n *node) serve(naa [16]byte, ln net.Listener) {
 	if err := n.target.Add(0, unit); err != nil {
 		t.Fatal(err)
 	}
-	n.portal, err = target.New(target.Config{Directory: n, GroupTag: uint16(n.index + 1), Port: uint16(n.index + 1)})
+	n.portal, err = target.New(target.Config{Directory: n, GroupOf: target.OneGroup(uint16(n.index + 1))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,13 +23,13 @@ func TestAllocatedFollowsWritesAndUnmaps(t *testing.T) {
 		}
 	}
 	want("empty", whole, false, whole.Count)
-	if err := g.Write(ctx, block.Range{Start: 9, Count: 1}, bytes.Repeat([]byte{1}, 512)); err != nil {
+	if err := g.Write(ctx, g.Fence(), block.Range{Start: 9, Count: 1}, bytes.Repeat([]byte{1}, 512)); err != nil {
 		t.Fatal(err)
 	}
 	want("before the write", whole, false, 8)
 	want("the block of the write", block.Range{Start: 10, Count: 100}, true, 6)
 	// UNMAP of part of a block that was never written stores nothing; of the only part that was written, it frees the block.
-	if err := g.Unmap(ctx, []block.Range{{Start: 1, Count: 3}, {Start: 100, Count: 3}, {Start: 9, Count: 1}}); err != nil {
+	if err := g.Unmap(ctx, g.Fence(), []block.Range{{Start: 1, Count: 3}, {Start: 100, Count: 3}, {Start: 9, Count: 1}}); err != nil {
 		t.Fatal(err)
 	}
 	want("after UNMAP", whole, false, whole.Count)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -14,7 +15,7 @@ import (
 )
 
 // The methods here are what target/scsi asks of a Backend. Each takes the tenure once, at the start: its term is the fence
-// of whatever the command proposes (rule F).
+// of whatever the command proposes (rule F). What changes anything also brings the fence of the moment it was accepted.
 
 // Geometry returns the LUN's size.
 func (g *Group) Geometry() block.Geometry { return g.cfg.Geometry }
@@ -35,6 +36,40 @@ func (g *Group) owned() (*tenure, error) {
 		return nil, block.ErrUnavailable // nobody, or this node in a moment
 	}
 	return nil, block.ErrNotOwner
+}
+
+// Fence marks the present moment for a command that has just arrived: as the owner, this tenure; else, the end of the log.
+// A log that cannot be read gives the zero fence, under which nothing is done.
+func (g *Group) Fence() block.Fence {
+	if t := g.tenure.Load(); t != nil {
+		return block.Fence{Term: t.term, Index: math.MaxUint64}
+	}
+	inst := g.running()
+	if inst == nil {
+		return block.Fence{}
+	}
+	var l raft.Log
+	if g.cfg.Journal.GetLog(inst.raft.LastIndex(), &l) != nil {
+		return block.Fence{}
+	}
+	return block.Fence{Term: l.Term, Index: l.Index}
+}
+
+// accepted returns the current tenure if a command accepted at f may be carried out in it.
+//
+// Between f and this tenure nobody else may have served. Whoever did has committed an entry of its own term first, and one
+// for each change it acknowledged; the log this tenure began with holds them all. So if nobody did, that log ends no later
+// than f: in an entry of a lower term, or of the same term and no higher index. An index alone would not do, for an entry
+// that was never committed may have been replaced.
+func (g *Group) accepted(f block.Fence) (*tenure, error) {
+	t, err := g.owned()
+	if err != nil {
+		return nil, err
+	}
+	if !t.before.Before(f) {
+		return nil, block.ErrFenced
+	}
+	return t, nil
 }
 
 // Read fills dst with the newest acknowledged data, or later. The lease is checked after the blocks have been read: a
@@ -105,8 +140,8 @@ func (g *Group) readIndex(ctx context.Context, t *tenure) error {
 }
 
 // Write stores src and returns when it is acknowledged.
-func (g *Group) Write(ctx context.Context, r block.Range, src []byte) error {
-	t, err := g.owned()
+func (g *Group) Write(ctx context.Context, f block.Fence, r block.Range, src []byte) error {
+	t, err := g.accepted(f)
 	if err != nil {
 		return err
 	}
@@ -164,8 +199,8 @@ func (g *Group) writeOp(r block.Range, src []byte) (block.Op, error) {
 // It is decided here, under the range lock and the fence, so that what is proposed is an absolute write in one entry. If
 // ownership is lost meanwhile it waits, as long as ctx allows, until the outcome is certain: a false answer would make an
 // initiator see its own write as somebody else's.
-func (g *Group) CompareAndWrite(ctx context.Context, r block.Range, want, src []byte) (mismatch int, err error) {
-	t, err := g.owned()
+func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Range, want, src []byte) (mismatch int, err error) {
+	t, err := g.accepted(f)
 	if err != nil {
 		return 0, err
 	}
@@ -201,6 +236,12 @@ func (g *Group) CompareAndWrite(ctx context.Context, r block.Range, want, src []
 		return 0, err
 	}
 	defer release()
+	return -1, g.proposeSurely(ctx, t, ops)
+}
+
+// proposeSurely proposes operations as one entry. Should the LUN be lost meanwhile it waits, as long as ctx and the group live,
+// until it is certain what became of them; block.ErrUnknown if that takes longer.
+func (g *Group) proposeSurely(ctx context.Context, t *tenure, ops []block.Op) error {
 	w, err := g.writes.propose(ctx, t.term, ops, true)
 	if errors.Is(err, block.ErrUnknown) {
 		select {
@@ -209,18 +250,54 @@ func (g *Group) CompareAndWrite(ctx context.Context, r block.Range, want, src []
 		case <-g.ctx.Done():
 		}
 	}
-	return -1, err
+	return err
+}
+
+// Modify has change turn what the range holds into what it is to hold. The range is cut where entries are; every piece is
+// read, changed and proposed under the lock on all of it.
+func (g *Group) Modify(ctx context.Context, f block.Fence, r block.Range, change func(off int64, have []byte)) error {
+	t, err := g.accepted(f)
+	if err != nil {
+		return err
+	}
+	lock, err := g.locks.lock(ctx, r.Widen())
+	if err != nil {
+		return err
+	}
+	defer g.locks.unlock(lock)
+	for done := int64(0); done < r.Bytes(); {
+		// Pieces end on block boundaries, so that no block is written twice.
+		n := min(r.Bytes()-done, entryTargetBytes-(r.Offset()+done)%block.Size)
+		piece := block.BytesRange(r.Offset()+done, n)
+		have := make([]byte, n)
+		err := g.cfg.Store.ReadAt(piece, have)
+		if err == nil {
+			change(done, have)
+			var op block.Op
+			if op, err = g.writeOp(piece, have); err == nil {
+				err = g.change(ctx, t, []block.Op{op})
+			}
+		}
+		switch {
+		case err != nil && done > 0 && errors.Is(err, block.ErrNotOwner):
+			return block.ErrUnknown // a part of it has been done
+		case err != nil:
+			return err
+		}
+		done += n
+	}
+	return nil
 }
 
 // WriteSame repeats pattern, one logical block, over r; nil writes zeros.
-func (g *Group) WriteSame(ctx context.Context, r block.Range, pattern []byte) error {
+func (g *Group) WriteSame(ctx context.Context, f block.Fence, r block.Range, pattern []byte) error {
 	if len(bytes.Trim(pattern, "\x00")) == 0 {
-		return g.Unmap(ctx, []block.Range{r})
+		return g.Unmap(ctx, f, []block.Range{r})
 	}
 	if len(pattern) == 0 || block.Size%len(pattern) != 0 {
 		return fmt.Errorf("pattern of %d bytes does not divide a block", len(pattern))
 	}
-	t, err := g.owned()
+	t, err := g.accepted(f)
 	if err != nil {
 		return err
 	}
@@ -248,8 +325,8 @@ func (g *Group) WriteSame(ctx context.Context, r block.Range, pattern []byte) er
 }
 
 // Unmap makes the ranges read as zeros and frees what it can.
-func (g *Group) Unmap(ctx context.Context, rs []block.Range) error {
-	t, err := g.owned()
+func (g *Group) Unmap(ctx context.Context, f block.Fence, rs []block.Range) error {
+	t, err := g.accepted(f)
 	if err != nil {
 		return err
 	}
@@ -321,7 +398,10 @@ func cut(r block.Range) (head, body, tail block.Range) {
 
 // Flush returns once every acknowledged write is durable. They are: acknowledging waits for the journals (rule G). What is
 // left is to be sure that this node may still speak for the LUN.
-func (g *Group) Flush(ctx context.Context) error {
+func (g *Group) Flush(ctx context.Context) error { return g.Confirm(ctx) }
+
+// Confirm returns nil if this node owned the LUN at some moment after the call.
+func (g *Group) Confirm(ctx context.Context) error {
 	t, err := g.owned()
 	if err != nil {
 		return err
@@ -329,25 +409,19 @@ func (g *Group) Flush(ctx context.Context) error {
 	return g.confirm(ctx, t)
 }
 
-// State returns the blob replicated beside the data.
-func (g *Group) State(ctx context.Context) (block.State, error) {
-	t, err := g.owned()
-	if err != nil {
-		return block.State{}, err
-	}
-	s := g.cfg.Store.State()
-	return s, g.confirm(ctx, t)
-}
+// State returns the blob replicated beside the data, as this replica has applied it.
+func (g *Group) State() block.State { return g.cfg.Store.State() }
 
 // stateLock is a range no data has: SwapState commands run one after another.
 var stateLock = block.Range{Start: block.MaxVolumeBytes / block.SectorSize, Count: 1}
 
-// SwapState replaces the blob if its version is still old; block.ErrStale otherwise.
-func (g *Group) SwapState(ctx context.Context, old uint64, next []byte) (block.State, error) {
+// SwapState replaces the blob if its version is still old; block.ErrStale otherwise. Like CompareAndWrite it waits, as long as
+// ctx allows, until the outcome is certain.
+func (g *Group) SwapState(ctx context.Context, f block.Fence, old uint64, next []byte) (block.State, error) {
 	if len(next) > block.MaxStateBytes {
 		return block.State{}, fmt.Errorf("state of %d bytes, at most %d", len(next), block.MaxStateBytes)
 	}
-	t, err := g.owned()
+	t, err := g.accepted(f)
 	if err != nil {
 		return block.State{}, err
 	}
@@ -363,8 +437,8 @@ func (g *Group) SwapState(ctx context.Context, old uint64, next []byte) (block.S
 		return s, block.ErrStale
 	}
 	op := block.Op{Kind: block.OpState, Data: next, StateVersion: old}
-	if _, err := g.writes.propose(ctx, t.term, []block.Op{op}, true); err != nil {
+	if err := g.proposeSurely(ctx, t, []block.Op{op}); err != nil {
 		return block.State{}, err
 	}
-	return g.cfg.Store.State(), nil
+	return block.State{Version: old + 1, Blob: next}, nil
 }

@@ -37,7 +37,7 @@ func BenchmarkWrite(b *testing.B) {
 						slots := int(c.geometry.Capacity.Bytes() / int64(w.bytes))
 						for left.Add(-1) >= 0 {
 							r := block.BytesRange(int64(rand.IntN(slots))*int64(w.bytes), int64(w.bytes))
-							if err := g.Write(context.Background(), r, src); err != nil {
+							if err := g.Write(context.Background(), g.Fence(), r, src); err != nil {
 								b.Error(err)
 								return
 							}

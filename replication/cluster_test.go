@@ -225,7 +225,7 @@ func (c *cluster) group(node string) *Group { return c.nodes[node].group }
 func (c *cluster) write(ctx context.Context, n int, version uint64) error {
 	for {
 		for _, node := range c.nodes {
-			err := node.group.Write(ctx, blockRange(n), tagged(n, version))
+			err := node.group.Write(ctx, node.group.Fence(), blockRange(n), tagged(n, version))
 			if err == nil {
 				return nil
 			}

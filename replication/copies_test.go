@@ -24,7 +24,7 @@ func TestThreeCopies(t *testing.T) {
 	owner := c.owner()
 	eventually(t, "all in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 	for n := range 200 {
-		if err := c.group(owner).Write(ctx, blockRange(n), tagged(n, 1)); err != nil {
+		if err := c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(n), tagged(n, 1)); err != nil {
 			t.Fatal(err)
 		}
 		// Durable on each: the entry is in every journal before the acknowledgement.
@@ -156,7 +156,7 @@ func TestSlowCopyCatchesUpUnderALoadThatNeverPauses(t *testing.T) {
 	for w := range 16 {
 		wg.Go(func() {
 			for v := uint64(1); ctx.Err() == nil; v++ {
-				if err := g.Write(ctx, blockRange(w), tagged(w, v)); err != nil && ctx.Err() == nil && !retryable(err) {
+				if err := g.Write(ctx, g.Fence(), blockRange(w), tagged(w, v)); err != nil && ctx.Err() == nil && !retryable(err) {
 					t.Errorf("write: %v", err)
 					return
 				}

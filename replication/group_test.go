@@ -23,7 +23,7 @@ func TestWritesReachEveryCopy(t *testing.T) {
 				odd[i] = byte(i*7 + i/512)
 			}
 			for _, r := range []block.Range{{Start: 3, Count: 1}, {Start: 13, Count: 6}, {Start: 14, Count: 700}, {Start: 2048, Count: 8}} {
-				if err := g.Write(ctx, r, odd[:r.Bytes()]); err != nil {
+				if err := g.Write(ctx, g.Fence(), r, odd[:r.Bytes()]); err != nil {
 					t.Fatal(err)
 				}
 				got := make([]byte, r.Bytes())
@@ -31,22 +31,22 @@ func TestWritesReachEveryCopy(t *testing.T) {
 					t.Fatalf("%v reads back wrong (%v)", r, err)
 				}
 			}
-			if err := g.WriteSame(ctx, block.Range{Start: 4097, Count: 30}, bytes.Repeat([]byte{9}, 512)); err != nil {
+			if err := g.WriteSame(ctx, g.Fence(), block.Range{Start: 4097, Count: 30}, bytes.Repeat([]byte{9}, 512)); err != nil {
 				t.Fatal(err)
 			}
-			if err := g.Unmap(ctx, []block.Range{{Start: 20, Count: 100}, {Start: 4099, Count: 2}}); err != nil {
+			if err := g.Unmap(ctx, g.Fence(), []block.Range{{Start: 20, Count: 100}, {Start: 4099, Count: 2}}); err != nil {
 				t.Fatal(err)
 			}
-			if at, err := g.CompareAndWrite(ctx, block.Range{Start: 2048, Count: 1}, odd[:512], odd[512:1024]); at != -1 || err != nil {
+			if at, err := g.CompareAndWrite(ctx, g.Fence(), block.Range{Start: 2048, Count: 1}, odd[:512], odd[512:1024]); at != -1 || err != nil {
 				t.Fatalf("compare and write: %d, %v", at, err)
 			}
-			if at, err := g.CompareAndWrite(ctx, block.Range{Start: 2048, Count: 1}, odd[:512], odd[512:1024]); at != 0 || err != nil {
+			if at, err := g.CompareAndWrite(ctx, g.Fence(), block.Range{Start: 2048, Count: 1}, odd[:512], odd[512:1024]); at != 0 || err != nil {
 				t.Fatalf("second compare and write: %d, %v", at, err)
 			}
-			if s, err := g.SwapState(ctx, 0, []byte("keys")); err != nil || s.Version != 1 {
+			if s, err := g.SwapState(ctx, g.Fence(), 0, []byte("keys")); err != nil || s.Version != 1 {
 				t.Fatalf("state: %+v, %v", s, err)
 			}
-			if s, err := g.SwapState(ctx, 0, []byte("other")); err != block.ErrStale || string(s.Blob) != "keys" {
+			if s, err := g.SwapState(ctx, g.Fence(), 0, []byte("other")); err != block.ErrStale || string(s.Blob) != "keys" {
 				t.Fatalf("stale state: %+v, %v", s, err)
 			}
 			eventually(t, "both copies at one index", func() bool {
@@ -93,7 +93,7 @@ func TestNothingAcknowledgedIsLostWhenOwnersDie(t *testing.T) {
 					mu.Unlock()
 					ok := false
 					for _, g := range groups {
-						if err := g.Write(ctx, blockRange(n), tagged(n, v)); err == nil {
+						if err := g.Write(ctx, g.Fence(), blockRange(n), tagged(n, v)); err == nil {
 							ok = true
 							break
 						}

@@ -221,10 +221,10 @@ func TestMalformedOperationIsNotProposed(t *testing.T) {
 	g := c.group(c.owner())
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := g.Unmap(ctx, []block.Range{{Start: block.Sector(c.geometry.Capacity) - 8, Count: 16}}); !errors.Is(err, block.ErrOutOfRange) {
+	if err := g.Unmap(ctx, g.Fence(), []block.Range{{Start: block.Sector(c.geometry.Capacity) - 8, Count: 16}}); !errors.Is(err, block.ErrOutOfRange) {
 		t.Fatalf("unmap beyond the end: %v", err)
 	}
-	if err := g.WriteSame(ctx, block.Range{Start: 8}, []byte{1, 2}); err != nil {
+	if err := g.WriteSame(ctx, g.Fence(), block.Range{Start: 8}, []byte{1, 2}); err != nil {
 		t.Fatalf("write same of nothing: %v", err)
 	}
 	if err := c.write(ctx, 1, 1); err != nil {

@@ -20,7 +20,7 @@ func TestEntryOfAnotherTermChangesNothing(t *testing.T) {
 	c := newCluster(t, blockstore.MediaRAM, "a")
 	g := c.group(c.owner())
 	term := g.Status().Term
-	if err := g.Write(context.Background(), blockRange(3), tagged(3, 1)); err != nil {
+	if err := g.Write(context.Background(), g.Fence(), blockRange(3), tagged(3, 1)); err != nil {
 		t.Fatal(err)
 	}
 	data := tagged(3, 2)
@@ -51,7 +51,7 @@ func TestEntryOfAnotherTermChangesNothing(t *testing.T) {
 func TestStrippedEntryHaltsADataReplica(t *testing.T) {
 	c := newCluster(t, blockstore.MediaRAM, "a")
 	g := c.group(c.owner())
-	if err := g.Write(context.Background(), blockRange(1), tagged(1, 1)); err != nil {
+	if err := g.Write(context.Background(), g.Fence(), blockRange(1), tagged(1, 1)); err != nil {
 		t.Fatal(err)
 	}
 	applied := c.nodes["a"].vol.Applied()

@@ -20,7 +20,7 @@ func TestFullPoolRefusesNewSpaceAndNothingElse(t *testing.T) {
 	g := c.group(c.owner())
 	n := 0
 	for ; ; n++ { // one block in a chunk of its own each time
-		err := g.Write(ctx, blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1))
+		err := g.Write(ctx, g.Fence(), blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1))
 		if errors.Is(err, block.ErrNoSpace) {
 			break
 		}
@@ -31,23 +31,23 @@ func TestFullPoolRefusesNewSpaceAndNothingElse(t *testing.T) {
 	if n != 8<<20/block.ChunkSize {
 		t.Fatalf("%d chunks were written to a pool of %d", n, 8<<20/block.ChunkSize)
 	}
-	if err := g.Write(ctx, blockRange(5*chunkBlocks+7), tagged(5*chunkBlocks+7, 1)); err != nil {
+	if err := g.Write(ctx, g.Fence(), blockRange(5*chunkBlocks+7), tagged(5*chunkBlocks+7, 1)); err != nil {
 		t.Fatalf("a write into an allocated chunk: %v", err)
 	}
-	if err := g.Write(ctx, blockRange(0), tagged(0, 2)); err != nil {
+	if err := g.Write(ctx, g.Fence(), blockRange(0), tagged(0, 2)); err != nil {
 		t.Fatalf("an overwrite: %v", err)
 	}
-	if at, err := g.CompareAndWrite(ctx, blockRange((n+1)*chunkBlocks), make([]byte, block.Size), tagged(0, 1)); !errors.Is(err, block.ErrNoSpace) {
+	if at, err := g.CompareAndWrite(ctx, g.Fence(), blockRange((n+1)*chunkBlocks), make([]byte, block.Size), tagged(0, 1)); !errors.Is(err, block.ErrNoSpace) {
 		t.Fatalf("compare and write: %d, %v", at, err)
 	}
 	if s := g.Status(); s.Health != HealthHealthy || s.Full {
 		t.Fatalf("a refused write left %+v", s)
 	}
-	if err := g.Unmap(ctx, []block.Range{block.BytesRange(block.ChunkSize, 2*block.ChunkSize)}); err != nil {
+	if err := g.Unmap(ctx, g.Fence(), []block.Range{block.BytesRange(block.ChunkSize, 2*block.ChunkSize)}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "freed space can be used", func() bool {
-		return g.Write(ctx, blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1)) == nil
+		return g.Write(ctx, g.Fence(), blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 1)) == nil
 	})
 	if v, err := c.read(0); err != nil || v != 2 {
 		t.Fatalf("block 0: %d, %v", v, err)
@@ -84,7 +84,7 @@ func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 		}
 	}
 	// At once, before the owner has asked: the copy takes it into its journal and waits.
-	err = c.group(owner).Write(ctx, blockRange(3*chunkBlocks), tagged(3*chunkBlocks, 1))
+	err = c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(3*chunkBlocks), tagged(3*chunkBlocks, 1))
 	if err != nil && !errors.Is(err, block.ErrNoSpace) {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 		free, ok := s.peers[c.member(other).ID]
 		return ok && free < block.ChunkSize
 	})
-	if err := c.group(owner).Write(ctx, blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
+	if err := c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
 		t.Fatalf("a write the peer has no room for: %v", err)
 	}
 	if err := c.write(ctx, 0, 2); err != nil {
@@ -113,7 +113,7 @@ func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "writes go on", func() bool {
-		return c.group(owner).Write(ctx, blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)) == nil
+		return c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)) == nil
 	})
 	compareCopies(t, c, "a", "b")
 	if acknowledged {

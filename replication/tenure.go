@@ -16,8 +16,9 @@ import (
 // tenure is one term in which this node owns the LUN and has applied everything before it. Every command is accepted
 // under one and carries its term as the fence.
 type tenure struct {
-	term  uint64
-	ended chan struct{}
+	term   uint64
+	before block.Fence // the last entry of the log that this node was elected with
+	ended  chan struct{}
 }
 
 // followLeadership turns Raft's notices into tenures. It must never block for long: Raft waits for it.
@@ -74,10 +75,11 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		if inst.raft.CurrentTerm() != term || inst.raft.State() != raft.Leader {
 			return
 		}
+		before := g.inherited(inst, term)
 		g.mu.Lock()
 		current := g.inst == inst && g.gateTerm == term && g.gate != nil
 		if current {
-			g.tenure.Store(&tenure{term: term, ended: make(chan struct{})})
+			g.tenure.Store(&tenure{term: term, before: before, ended: make(chan struct{})})
 		}
 		g.mu.Unlock()
 		if current {
@@ -85,6 +87,21 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 			g.cfg.OnChange()
 		}
 	})
+}
+
+// inherited returns the last entry of the log this node was elected with. Where the log does not say, because it begins
+// behind that entry, it is taken to be as new as it can be: then less is accepted than could be, never more.
+func (g *Group) inherited(inst *instance, term uint64) block.Fence {
+	for i := inst.raft.LastIndex(); i > 0; i-- {
+		var l raft.Log
+		if g.cfg.Journal.GetLog(i, &l) != nil {
+			return block.Fence{Term: term - 1, Index: i}
+		}
+		if l.Term < term {
+			return block.Fence{Term: l.Term, Index: i}
+		}
+	}
+	return block.Fence{}
 }
 
 // endTenure stops serving at once. What is under way is answered as its fate becomes known.

@@ -108,6 +108,17 @@ type State struct {
 	Blob    []byte
 }
 
+// Fence marks the moment a command was accepted: the newest log entry its node knew of. A node that has become the owner
+// since carries the command out only if nobody else can have served the LUN in between, which that entry's place tells.
+// The zero Fence is older than everything: nothing is done under it.
+type Fence struct {
+	Term  uint64 // Raft term of the entry
+	Index uint64 // and its index; math.MaxUint64: accepted as owner in that term
+}
+
+// Before says whether an entry at f is older than one at o, or the same.
+func (f Fence) Before(o Fence) bool { return f.Term < o.Term || f.Term == o.Term && f.Index <= o.Index }
+
 // MaxStateBytes bounds State.Blob.
 const MaxStateBytes = 64 << 10
 

@@ -92,6 +92,9 @@ var (
 	// ErrUnknown: ownership was lost while the command was in flight; it took effect entirely or never will.
 	// If it does, then before any node serves the LUN's next command (rule F). The initiator should retry.
 	ErrUnknown = errors.New("ownership was lost while the command was in flight")
+	// ErrFenced: another node may have owned the LUN since the command was accepted, so it may be an old duplicate. Nothing
+	// has been done. The initiator should retry.
+	ErrFenced = errors.New("the LUN may have been owned elsewhere since the command was accepted")
 	// ErrUnavailable: no quorum or no copy at present; waiting may help.
 	ErrUnavailable = errors.New("the LUN is not available at present")
 	// ErrLost: every replica's data is gone; only an operator can go on from here.

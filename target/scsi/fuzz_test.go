@@ -19,7 +19,7 @@ func FuzzCDB(f *testing.F) {
 		c := cdb(bytes...)
 		task := g.task(g.nexus, c, int(in%(64<<10)), nil)
 		task.LUN, task.ExpectedOut = lun, int(out%(64<<10))
-		want := g.target.DataOutLength(lun, &c)
+		want, _ := g.target.Accept(lun, &c)
 		if want < 0 || want > scsi.DefaultMaxTransfer {
 			t.Fatalf("wants %d bytes of Data-Out", want)
 		}

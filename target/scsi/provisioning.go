@@ -83,7 +83,7 @@ func unmap(r *request) error {
 	if len(ranges) == 0 {
 		return nil
 	}
-	return r.unit.cfg.Backend.Unmap(r.ctx, ranges)
+	return r.unit.cfg.Backend.Unmap(r.ctx, r.Fence, ranges)
 }
 
 // writeSame is WRITE SAME (SBC-3 r36 §5.43). With UNMAP=1 blocks are unmapped only if the data is what unmapped blocks read as
@@ -102,11 +102,11 @@ func writeSame(r *request) error {
 	case err != nil:
 		return err
 	case allZero(pattern) && r.CDB[1]&wsUnmap != 0:
-		return r.unit.cfg.Backend.Unmap(r.ctx, []block.Range{rng})
+		return r.unit.cfg.Backend.Unmap(r.ctx, r.Fence, []block.Range{rng})
 	case allZero(pattern):
-		return r.unit.cfg.Backend.WriteSame(r.ctx, rng, nil)
+		return r.unit.cfg.Backend.WriteSame(r.ctx, r.Fence, rng, nil)
 	}
-	return r.unit.cfg.Backend.WriteSame(r.ctx, rng, pattern)
+	return r.unit.cfg.Backend.WriteSame(r.ctx, r.Fence, rng, pattern)
 }
 
 func allZero(b []byte) bool {

@@ -121,7 +121,7 @@ func outcomeOf(err error, aborted bool, perBlock block.Count) error {
 		return sense
 	case errors.As(err, &status):
 		return status
-	case errors.Is(err, block.ErrUnknown):
+	case errors.Is(err, block.ErrUnknown), errors.Is(err, block.ErrFenced):
 		return statusError(StatusBusy)
 	case errors.Is(err, block.ErrNotOwner):
 		return senseStandby

@@ -11,7 +11,7 @@ const (
 	anyState                     // answered in every state
 )
 
-// command is one row of the table that dispatch, checking, DataOutLength and REPORT SUPPORTED OPERATION CODES all follow.
+// command is one row of the table that dispatch, checking, Accept and REPORT SUPPORTED OPERATION CODES all follow.
 type command struct {
 	name   string
 	opcode byte

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"sanctuary/blockstore/block"
 )
 
 // TargetConfig describes a SCSI target device.
@@ -165,11 +167,19 @@ func (t *Target) Detach(n *Nexus) {
 	delete(t.nexuses, n)
 }
 
-// DataOutLength implements Executor.
-func (t *Target) DataOutLength(lun uint64, cdb *[16]byte) int64 {
+// Accept implements Executor.
+func (t *Target) Accept(lun uint64, cdb *[16]byte) (dataOut int64, fence block.Fence) {
 	u := t.units.Load().lookup(lun)
+	if u == nil {
+		return 0, fence
+	}
+	return u.dataOutLength(cdb), u.cfg.Backend.Fence()
+}
+
+// dataOutLength is the first half of Accept.
+func (u *Unit) dataOutLength(cdb *[16]byte) int64 {
 	cmd := find(cdb)
-	if u == nil || cmd == nil || cmd.dataOut == nil || cmd.check(cdb) != nil {
+	if cmd == nil || cmd.dataOut == nil || cmd.check(cdb) != nil {
 		return 0
 	}
 	n := cmd.dataOut(u, cdb)

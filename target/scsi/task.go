@@ -3,6 +3,8 @@ package scsi
 import (
 	"context"
 	"sync/atomic"
+
+	"sanctuary/blockstore/block"
 )
 
 // Status is a SCSI status code (SAM-5 §5.3.1).
@@ -37,6 +39,7 @@ type Task struct {
 	ExpectedIn  int      // bytes the initiator is prepared to take (EDTL of a read), 0 if none
 	ExpectedOut int      // bytes the initiator said it would send (EDTL of a write), 0 if none
 	Buffers     Buffers
+	Fence       block.Fence // what Accept returned when the command arrived
 	// Revoked, unless nil, may be set before Manage is called for a task that Execute may not have been told of yet: a task
 	// whose Execute begins later then ends in TASK ABORTED and does nothing, as one that Manage had found.
 	Revoked *atomic.Bool
@@ -81,14 +84,15 @@ const (
 // exactly once, also when aborted (Status TASK ABORTED: the transport then sends no response). A write that has been
 // handed to the Backend cannot be taken back: an aborted one is waited for, so that nothing lands after the answer.
 //
-// DataOutLength says how many bytes of Data-Out the command would use, so that the transport solicits no more than
-// min(that, EDTL); 0 when the command takes none or will be refused anyway.
+// Accept is called when a command arrives, before any of its data is asked for. dataOut says how many bytes of Data-Out the
+// command would use, so that the transport solicits no more than min(that, EDTL); 0 when the command takes none or will be
+// refused anyway. fence goes into Task.Fence: the command's data may be long in coming.
 //
 // Manage carries out a task management function and returns when every task it affects has ended.
 // Attach and Detach bracket the life of a nexus; Detach ends its tasks first, and drops what the nexus held.
 type Executor interface {
 	Execute(ctx context.Context, task *Task)
-	DataOutLength(lun uint64, cdb *[16]byte) int64
+	Accept(lun uint64, cdb *[16]byte) (dataOut int64, fence block.Fence)
 	Manage(ctx context.Context, f Function, nexus *Nexus, lun uint64, tag uint32) FunctionResponse
 	Attach(n *Nexus)
 	Detach(n *Nexus)

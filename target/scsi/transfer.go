@@ -126,7 +126,7 @@ func write(r *request) error {
 		return err
 	}
 	rng.Count = block.CountOf(int64(len(data)))
-	return r.unit.cfg.Backend.Write(r.ctx, rng, data)
+	return r.unit.cfg.Backend.Write(r.ctx, r.Fence, rng, data)
 }
 
 // writeAndVerify writes, then reads the blocks back, which verifies their checksums; BYTCHK=01b also compares.
@@ -222,7 +222,7 @@ func compareAndWrite(r *request) error {
 	if err != nil || blocks == 0 {
 		return err
 	}
-	mismatch, err := r.unit.cfg.Backend.CompareAndWrite(r.ctx, rng, data[:rng.Bytes()], data[rng.Bytes():])
+	mismatch, err := r.unit.cfg.Backend.CompareAndWrite(r.ctx, r.Fence, rng, data[:rng.Bytes()], data[rng.Bytes():])
 	if err != nil {
 		return err
 	}

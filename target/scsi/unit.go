@@ -17,27 +17,40 @@ import (
 // Backend is a LUN's storage. nil from a write means acknowledged: durable on a quorum and on every replica in sync.
 // All methods may be called concurrently. Ranges have been checked against Geometry. src and pattern are the callee's
 // until it returns and never after. Errors are the sentinels of package block.
+//
+// What changes anything takes the Fence that was current when the command arrived (Task.Fence), and does nothing if another
+// node may have owned the LUN since (block.ErrFenced): a command that was held, or stood still with its process, must not
+// land behind newer ones that came over another path.
 type Backend interface {
 	Geometry() block.Geometry
+	// Fence returns the mark for a command that arrives now, on any node. It must be quick and must not block.
+	Fence() block.Fence
 	Read(ctx context.Context, r block.Range, dst []byte) error
-	Write(ctx context.Context, r block.Range, src []byte) error
+	Write(ctx context.Context, f block.Fence, r block.Range, src []byte) error
 	// CompareAndWrite writes src if the range holds want, atomically against every other command. Otherwise it changes
 	// nothing and mismatch is the byte offset of the first difference; mismatch is -1 when the write was done.
-	CompareAndWrite(ctx context.Context, r block.Range, want, src []byte) (mismatch int, err error)
+	CompareAndWrite(ctx context.Context, f block.Fence, r block.Range, want, src []byte) (mismatch int, err error)
+	// Modify has change turn what the range holds into what it is to hold, atomically against every other command. change may
+	// be called for pieces of the range, in order, each of whole logical blocks at byte offset off within the range.
+	Modify(ctx context.Context, f block.Fence, r block.Range, change func(off int64, have []byte)) error
 	// WriteSame repeats pattern (one logical block) over r. A nil pattern writes zeros.
-	WriteSame(ctx context.Context, r block.Range, pattern []byte) error
+	WriteSame(ctx context.Context, f block.Fence, r block.Range, pattern []byte) error
 	// Unmap makes the ranges read as zeros and frees what it can.
-	Unmap(ctx context.Context, rs []block.Range) error
+	Unmap(ctx context.Context, f block.Fence, rs []block.Range) error
 	// Allocated says whether the first sector of r has storage behind it (a sector that has none reads as zeros), and for
 	// how many sectors from there on that goes: 1 to r.Count, on the boundary of a logical block. It may stop short of the
 	// next change, so that the work of one call is bounded. r is not empty.
 	Allocated(ctx context.Context, r block.Range) (allocated bool, n block.Count, err error)
 	// Flush returns once every acknowledged write is durable (SYNCHRONIZE CACHE).
 	Flush(ctx context.Context) error
-	// State returns the replicated blob beside the data (persistent reservations).
-	State(ctx context.Context) (block.State, error)
-	// SwapState replaces the blob if its version is still old; block.ErrStale otherwise.
-	SwapState(ctx context.Context, old uint64, next []byte) (block.State, error)
+	// State returns the replicated blob beside the data (persistent reservations) as this node has it: on the owner what was
+	// last acknowledged, elsewhere perhaps an older one. Quick and never blocks. The blob must not be changed.
+	State() block.State
+	// Confirm returns nil if this node owned the LUN at some moment after the call: what State returned before it was current.
+	Confirm(ctx context.Context) error
+	// SwapState replaces the blob if its version is still old; block.ErrStale otherwise. block.ErrUnknown only when ctx ends
+	// before the outcome is certain.
+	SwapState(ctx context.Context, f block.Fence, old uint64, next []byte) (block.State, error)
 }
 
 // AccessState is an asymmetric access state (SPC-4 table "ASYMMETRIC ACCESS STATE"); the values are those on the wire.

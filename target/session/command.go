@@ -96,10 +96,12 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
+	dataOut, fence := s.cfg.Executor.Accept(c.task.LUN, &c.task.CDB)
+	c.task.Fence = fence
 	if write {
 		c.edtl, c.task.ExpectedOut = edtl, edtl
 		if c.refused == nil {
-			switch want := min(s.cfg.Executor.DataOutLength(c.task.LUN, &c.task.CDB), int64(edtl)); {
+			switch want := min(dataOut, int64(edtl)); {
 			case want > maxTransfer:
 				c.refused = checkCondition(0x05, 0x24, 0x00) // INVALID FIELD IN CDB
 			case want > 0:

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -43,12 +44,12 @@ func span(cdb *[16]byte) (off, n int) {
 	return int(binary.BigEndian.Uint32(cdb[2:])), int(binary.BigEndian.Uint32(cdb[6:]))
 }
 
-func (d *disk) DataOutLength(_ uint64, cdb *[16]byte) int64 {
+func (d *disk) Accept(_ uint64, cdb *[16]byte) (int64, block.Fence) {
 	if cdb[0] != 0x2A {
-		return 0
+		return 0, block.Fence{}
 	}
 	_, n := span(cdb)
-	return int64(n)
+	return int64(n), block.Fence{}
 }
 
 func (d *disk) Execute(ctx context.Context, t *scsi.Task) {

@@ -103,18 +103,21 @@ func (m *Memory) Geometry() block.Geometry {
 	return m.geo
 }
 
+// Fence implements scsi.Backend: there is one node.
+func (m *Memory) Fence() block.Fence { return block.Fence{Term: 1} }
+
 // Read implements scsi.Backend.
 func (m *Memory) Read(ctx context.Context, r block.Range, dst []byte) error {
 	return m.do(ctx, "Read", r, func() error { copy(dst, m.at(r)); return nil })
 }
 
 // Write implements scsi.Backend.
-func (m *Memory) Write(ctx context.Context, r block.Range, src []byte) error {
+func (m *Memory) Write(ctx context.Context, _ block.Fence, r block.Range, src []byte) error {
 	return m.do(ctx, "Write", r, func() error { copy(m.at(r), src); m.mapped(r); return nil })
 }
 
 // CompareAndWrite implements scsi.Backend.
-func (m *Memory) CompareAndWrite(ctx context.Context, r block.Range, want, src []byte) (int, error) {
+func (m *Memory) CompareAndWrite(ctx context.Context, _ block.Fence, r block.Range, want, src []byte) (int, error) {
 	mismatch := -1
 	err := m.do(ctx, "CompareAndWrite", r, func() error {
 		have := m.at(r)
@@ -131,8 +134,13 @@ func (m *Memory) CompareAndWrite(ctx context.Context, r block.Range, want, src [
 	return mismatch, err
 }
 
+// Modify implements scsi.Backend.
+func (m *Memory) Modify(ctx context.Context, _ block.Fence, r block.Range, change func(int64, []byte)) error {
+	return m.do(ctx, "Modify", r, func() error { change(0, m.at(r)); m.mapped(r); return nil })
+}
+
 // WriteSame implements scsi.Backend.
-func (m *Memory) WriteSame(ctx context.Context, r block.Range, pattern []byte) error {
+func (m *Memory) WriteSame(ctx context.Context, _ block.Fence, r block.Range, pattern []byte) error {
 	return m.do(ctx, "WriteSame", r, func() error {
 		if pattern == nil {
 			m.unmap(r)
@@ -147,7 +155,7 @@ func (m *Memory) WriteSame(ctx context.Context, r block.Range, pattern []byte) e
 }
 
 // Unmap implements scsi.Backend.
-func (m *Memory) Unmap(ctx context.Context, rs []block.Range) error {
+func (m *Memory) Unmap(ctx context.Context, _ block.Fence, rs []block.Range) error {
 	for _, r := range rs {
 		if err := m.do(ctx, "Unmap", r, func() error { m.unmap(r); return nil }); err != nil {
 			return err
@@ -176,19 +184,27 @@ func (m *Memory) Flush(ctx context.Context) error {
 }
 
 // State implements scsi.Backend.
-func (m *Memory) State(context.Context) (block.State, error) {
+func (m *Memory) State() block.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return block.State{Version: m.state.Version, Blob: bytes.Clone(m.state.Blob)}, nil
+	return m.state // SwapState replaces the blob, and never changes it
+}
+
+// Confirm implements scsi.Backend.
+func (m *Memory) Confirm(ctx context.Context) error {
+	return m.do(ctx, "Confirm", block.Range{}, func() error { return nil })
 }
 
 // SwapState implements scsi.Backend.
-func (m *Memory) SwapState(_ context.Context, old uint64, next []byte) (block.State, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.state.Version != old {
-		return block.State{}, block.ErrStale
-	}
-	m.state = block.State{Version: old + 1, Blob: bytes.Clone(next)}
-	return block.State{Version: m.state.Version, Blob: bytes.Clone(next)}, nil
+func (m *Memory) SwapState(ctx context.Context, _ block.Fence, old uint64, next []byte) (state block.State, err error) {
+	err = m.do(ctx, "SwapState", block.Range{}, func() error {
+		if m.state.Version != old {
+			state = m.state
+			return block.ErrStale
+		}
+		m.state = block.State{Version: old + 1, Blob: bytes.Clone(next)}
+		state = m.state
+		return nil
+	})
+	return state, err
 }

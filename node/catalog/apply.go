@@ -5,14 +5,23 @@ import (
 	"slices"
 )
 
-// modelVersion is the version of Model's format.
-const modelVersion = 1
+// Versions of Model's format. A model has the lowest one that can express it, so that going back to an older program is
+// possible until something is used that it does not know.
+const (
+	modelVersion  = 1
+	versionAccess = 2             // hosts, access, portals, NonOptimized
+	newestVersion = versionAccess // the newest this program can read
+)
+
+// needs raises the model's version to at least v.
+func (m *Model) needs(v uint64) { m.Version = max(m.Version, v) }
 
 // NewModel returns the model before the first change.
 func NewModel(cluster string) *Model {
 	return &Model{
 		Version: modelVersion, Cluster: cluster, NextPort: 1, NextInc: 1,
 		Nodes: map[string]Node{}, LUNs: map[string]LUN{}, Settings: map[string]string{}, Deleted: map[string]Tombstone{},
+		Hosts: map[string]Host{},
 	}
 }
 
@@ -23,6 +32,7 @@ type Result struct {
 	Node    *Node    `json:"node,omitempty"`    // RegisterNode
 	LUN     *LUN     `json:"lun,omitempty"`     // every change of a LUN, as it is now; absent when deleted
 	Replica *Replica `json:"replica,omitempty"` // ReplicaStarted, ReplaceReplica, ReplicaPromoted: as it is now
+	Host    *Host    `json:"host,omitempty"`    // SetHost: as it is now, without its secrets
 }
 
 // Apply returns the model after the change at the given Raft index, without touching m, which may be read meanwhile.
@@ -30,7 +40,7 @@ type Result struct {
 func Apply(m *Model, index uint64, c Change) (*Model, Result, error) {
 	next := *m
 	next.Nodes, next.LUNs = maps.Clone(m.Nodes), maps.Clone(m.LUNs)
-	next.Settings, next.Deleted = maps.Clone(m.Settings), maps.Clone(m.Deleted)
+	next.Settings, next.Deleted, next.Hosts = maps.Clone(m.Settings), maps.Clone(m.Deleted), maps.Clone(m.Hosts)
 	r := Result{Changed: true}
 	if err := c.apply(&next, &r); err != nil {
 		return m, Result{Index: m.Index}, err
@@ -54,6 +64,10 @@ func (c *RegisterNode) apply(m *Model, r *Result) error {
 	if c.Kind != KindData && c.Kind != KindWitness {
 		return refuse(CodeInvalid, "kind %q of node %q: use %q or %q", c.Kind, c.Name, KindData, KindWitness)
 	}
+	portals, err := m.portals(c)
+	if err != nil {
+		return err
+	}
 	if n, ok := m.Nodes[c.Name]; ok {
 		if n.ID != c.ID {
 			return refuse(CodeIdentity, "node name %q belongs to the disk with ID %s, not to %s: this node's data directory is blank, or is "+
@@ -63,7 +77,13 @@ func (c *RegisterNode) apply(m *Model, r *Result) error {
 		if n.Kind != c.Kind {
 			return refuse(CodeIdentity, "node %q is registered as %q and was started as %q: set the kind back, or remove the node first", c.Name, n.Kind, c.Kind)
 		}
-		r.Changed, r.Node = false, &n
+		r.Changed = len(portals) > 0 && !slices.Equal(portals, n.Portals)
+		if r.Changed {
+			n.Portals = portals
+			m.Nodes[n.Name] = n
+			m.needs(versionAccess)
+		}
+		r.Node = &n
 		return nil
 	}
 	for _, n := range m.Nodes {
@@ -74,12 +94,15 @@ func (c *RegisterNode) apply(m *Model, r *Result) error {
 	if len(m.Nodes) >= MaxNodes {
 		return refuse(CodeFull, "the cluster has %d nodes, the largest number supported: remove one first", MaxNodes)
 	}
-	if m.NextPort == 0 {
-		return refuse(CodeFull, "all 65535 target port groups have been given out and are never used again")
+	if m.NextPort > MaxPortGroup {
+		return refuse(CodeFull, "all %d target port groups have been given out and are never used again", MaxPortGroup)
 	}
-	n := Node{Name: c.Name, ID: c.ID, Kind: c.Kind, PortGroup: m.NextPort}
-	m.NextPort++ // 0 after the last one: none left
+	n := Node{Name: c.Name, ID: c.ID, Kind: c.Kind, PortGroup: m.NextPort, Portals: portals}
+	m.NextPort++
 	m.Nodes[n.Name] = n
+	if len(portals) > 0 {
+		m.needs(versionAccess)
+	}
 	r.Node = &n
 	return nil
 }
@@ -147,6 +170,10 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 		l.Replicas = append(l.Replicas, Replica{ID: m.nextReplicaID(p.Node), Node: p.Node, Witness: p.Witness, State: ReplicaPending})
 	}
 	m.LUNs[l.ID] = l
+	if err := c.grant(m); err != nil {
+		return err
+	}
+	l = m.LUNs[l.ID]
 	r.LUN = &l
 	return nil
 }
@@ -197,6 +224,11 @@ func (c *DeleteLUN) apply(m *Model, r *Result) error {
 		t.Nodes = append(t.Nodes, rep.Node)
 	}
 	slices.Sort(t.Nodes)
+	if l.Access != nil {
+		for _, g := range l.Access.Grants {
+			m.free(l.ID, g)
+		}
+	}
 	delete(m.LUNs, c.ID)
 	m.Deleted[c.ID] = t
 	return nil
@@ -302,27 +334,6 @@ func bury(m *Model, id, node string) bool {
 		m.Deleted[id] = t
 	}
 	return true
-}
-
-func (c *SetSetting) apply(m *Model, r *Result) error {
-	if !settingKey.MatchString(c.Key) {
-		return refuse(CodeInvalid, "setting %q: a name has 1 to 64 of a-z, 0-9, '.', '_', '-'", c.Key)
-	}
-	if len(c.Value) > MaxSettingBytes {
-		return refuse(CodeInvalid, "setting %q: a value of %d bytes, at most %d are allowed", c.Key, len(c.Value), MaxSettingBytes)
-	}
-	old, ok := m.Settings[c.Key]
-	switch {
-	case c.Value == "":
-		r.Changed = ok
-		delete(m.Settings, c.Key)
-	case !ok && len(m.Settings) >= MaxSettings:
-		return refuse(CodeFull, "there are %d settings, the largest number supported", MaxSettings)
-	default:
-		r.Changed = !ok || old != c.Value
-		m.Settings[c.Key] = c.Value
-	}
-	return nil
 }
 
 func (c *SetPreferred) apply(m *Model, r *Result) error {

@@ -71,9 +71,9 @@ func TestNodesGetPortGroupsThatAreNeverUsedAgain(t *testing.T) {
 	if r.Node.PortGroup != 4 {
 		t.Fatalf("port group %d, want 4: 2 was given out before", r.Node.PortGroup)
 	}
-	m.NextPort = 65535
+	m.NextPort = MaxPortGroup
 	m, r = must(t, m, &RegisterNode{Name: "last", ID: uid(10), Kind: KindData})
-	if r.Node.PortGroup != 65535 {
+	if r.Node.PortGroup != MaxPortGroup {
 		t.Fatal(r.Node.PortGroup)
 	}
 	if _, _, err := Apply(m, 99, &RegisterNode{Name: "more", ID: uid(11), Kind: KindData}); !errors.Is(err, ErrFull) {

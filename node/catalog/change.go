@@ -18,7 +18,8 @@ type Change interface {
 	apply(m *Model, r *Result) error
 }
 
-// RegisterNode makes a node known and gives it a port group. The same name and ID again is answered with what is known.
+// RegisterNode makes a node known and gives it a port group. The same name and ID again updates the portals and is
+// answered with what is known.
 type RegisterNode struct {
 	Name string `json:"name"`
 	ID   string `json:"id"` // UUID from the node's disk
@@ -27,6 +28,8 @@ type RegisterNode struct {
 	// a voter of the catalog's group. A node must not vote before it has caught up: until then it would only raise the
 	// number of votes needed. It changes nothing in the model.
 	Ready bool `json:"ready,omitempty"`
+	// Portals replace those that are known; none leaves them. Their groups are decided by the catalog: see Portal.Group.
+	Portals []Portal `json:"portals,omitempty"`
 }
 
 // RemoveNode forgets a node that holds no replica. A node that is not known is a success.
@@ -48,6 +51,15 @@ type CreateLUN struct {
 	Media     Media          `json:"media"`
 	Replicas  []Placement    `json:"replicas"`            // one data, two data and a witness, or three data
 	Preferred string         `json:"preferred,omitempty"` // the node to own it; empty: the first data replica's
+	// Access says who may use it from the start; nil, as programs before access control wrote it: anyone.
+	Access *NewAccess `json:"access,omitempty"`
+}
+
+// NewAccess is the access to a new LUN.
+type NewAccess struct {
+	Open       bool     `json:"open,omitempty"`
+	SinglePath bool     `json:"single_path,omitempty"` // see Access.SinglePath
+	Hosts      []string `json:"hosts,omitempty"`       // granted, each under the number GrantLUN would choose
 }
 
 // DeleteLUN removes a LUN for good and leaves a tombstone. A LUN that does not exist (any more) is a success.
@@ -94,6 +106,49 @@ type SetPreferred struct {
 	Node string `json:"node"` // one that holds a data replica
 }
 
+// SetHost creates or replaces a host. If it had credentials and c.Host.CHAP leaves a secret empty, the secret stays as it
+// is. Host.Past is the catalog's own business and not looked at.
+type SetHost struct {
+	Host Host `json:"host"`
+	// Create refuses to replace: a host of that name must not exist, unless it is the same one (a repeated request).
+	Create bool `json:"create,omitempty"`
+}
+
+// RemoveHost forgets a host; one that is not known is a success. It is refused while LUNs are granted to it unless Force is
+// set, which revokes them.
+type RemoveHost struct {
+	Name  string `json:"name"`
+	Force bool   `json:"force,omitempty"`
+}
+
+// GrantLUN lets a host use a LUN. What has been granted stays as it is.
+type GrantLUN struct {
+	LUN  string `json:"lun"` // ID
+	Host string `json:"host"`
+	// Number is the LUN number in the host's own target, 0 to MaxNumber; nil: see Model.chooseNumber. One that the host has
+	// for another LUN is refused, as is another one than it has for this LUN.
+	Number *uint16 `json:"number,omitempty"`
+}
+
+// RevokeLUN takes a LUN from a host. A grant that does not exist is a success.
+type RevokeLUN struct {
+	LUN  string `json:"lun"` // ID
+	Host string `json:"host"`
+}
+
+// SetOpen says whether initiators without a grant may use a LUN.
+type SetOpen struct {
+	LUN        string `json:"lun"` // ID
+	Open       bool   `json:"open"`
+	SinglePath bool   `json:"single_path,omitempty"` // see Access.SinglePath
+}
+
+// SetNonOptimized sets LUN.NonOptimized.
+type SetNonOptimized struct {
+	LUN string `json:"lun"` // ID
+	On  bool   `json:"on"`
+}
+
 func (*RegisterNode) kind() string    { return "register_node" }
 func (*RemoveNode) kind() string      { return "remove_node" }
 func (*CreateLUN) kind() string       { return "create_lun" }
@@ -104,11 +159,18 @@ func (*ReplicaPromoted) kind() string { return "replica_promoted" }
 func (*StorageDeleted) kind() string  { return "storage_deleted" }
 func (*SetSetting) kind() string      { return "set_setting" }
 func (*SetPreferred) kind() string    { return "set_preferred" }
+func (*SetHost) kind() string         { return "set_host" }
+func (*RemoveHost) kind() string      { return "remove_host" }
+func (*GrantLUN) kind() string        { return "grant_lun" }
+func (*RevokeLUN) kind() string       { return "revoke_lun" }
+func (*SetOpen) kind() string         { return "set_open" }
+func (*SetNonOptimized) kind() string { return "set_non_optimized" }
 
 func newChange(kind string) Change {
 	for _, c := range []Change{
 		&RegisterNode{}, &RemoveNode{}, &CreateLUN{}, &DeleteLUN{}, &ReplicaStarted{}, &ReplaceReplica{},
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
+		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{},
 	} {
 		if c.kind() == kind {
 			return c

@@ -137,8 +137,8 @@ func decodeSnapshot(r io.Reader, cluster string) (*Model, error) {
 	if err := strictJSON(e.Body, m); err != nil {
 		return nil, fmt.Errorf("catalog snapshot holds what this program does not know (%w); upgrade it", err)
 	}
-	if m.Version != modelVersion {
-		return nil, fmt.Errorf("catalog of format %d: this program knows format %d; upgrade it", m.Version, modelVersion)
+	if m.Version < modelVersion || m.Version > newestVersion {
+		return nil, fmt.Errorf("catalog of format %d: this program knows formats %d to %d; upgrade it", m.Version, modelVersion, newestVersion)
 	}
 	if m.Cluster != cluster {
 		return nil, fmt.Errorf("the catalog on this disk is of cluster %q and this node is configured for %q: set the name back, or use another data directory", m.Cluster, cluster)

@@ -47,7 +47,33 @@ func checkUUID(what, s string) error {
 func NewID() string { return uuid.NewString() }
 
 // IQN returns the iSCSI name (RFC 7143 §4.2.7.3) under which a LUN is offered on every node.
-func IQN(lunName string) string { return "iqn.2026-11.local.sanctuary:" + lunName }
+func IQN(lunName string) string { return iqnPrefix + lunName }
+
+const iqnPrefix = "iqn.2026-11.local.sanctuary:"
+
+// HostIQN returns the iSCSI name of a host's own target. It cannot be a LUN's: names have no dots. The cluster's name is in
+// it because one host may use several clusters.
+func HostIQN(cluster, host string) string { return iqnPrefix + "host." + cluster + "." + host }
+
+var (
+	iqnName = regexp.MustCompile(`^iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9][a-z0-9._-]*(:[a-z0-9._:+/=@-]*)?$`)
+	euiName = regexp.MustCompile(`^eui\.[0-9a-f]{16}$`)
+	naaName = regexp.MustCompile(`^naa\.([0-9a-f]{16}|[0-9a-f]{32})$`)
+)
+
+// maxISCSIName bounds an iSCSI name in bytes (RFC 7143 §4.2.7.1).
+const maxISCSIName = 223
+
+// InitiatorName returns an initiator's iSCSI name as it is stored and compared, in lower case (RFC 3722), or a *Refusal.
+// Names beyond ASCII are refused: initiators do not agree on how to fold them.
+func InitiatorName(s string) (string, error) {
+	n := strings.ToLower(strings.TrimSpace(s))
+	if len(n) > maxISCSIName || !(iqnName.MatchString(n) || euiName.MatchString(n) || naaName.MatchString(n)) {
+		return "", refuse(CodeInvalid, "%q is no iSCSI name: write it as the initiator shows it, like iqn.1998-01.com.vmware:esx1-4a5b6c7d, "+
+			"eui. and 16 hex digits, or naa. and 16 or 32", s)
+	}
+	return n, nil
+}
 
 // naaPrefix is NAA type 6 (IEEE Registered Extended, SPC-4 r37 §7.8.6.6.5) and a company id with the
 // locally-administered bit set (02h), since this project has registered none with the IEEE.

@@ -30,7 +30,9 @@ type Node struct {
 	Name      string `json:"name"`       // unique, chosen by the operator; the address of Raft peers
 	ID        string `json:"id"`         // UUID written to the node's disk at its first start: another disk is another node
 	Kind      Kind   `json:"kind"`       //
-	PortGroup uint16 `json:"port_group"` // target port group tag and relative target port id base; never reused
+	PortGroup uint16 `json:"port_group"` // ALUA target port group, 1 to MaxPortGroup; never reused. See PortID
+	// Portals are where initiators reach it, as it said when it registered last; none for a witness.
+	Portals []Portal `json:"portals,omitempty"`
 }
 
 // ReplicaState is how far a replica has come.
@@ -74,6 +76,11 @@ type LUN struct {
 	Preferred string         `json:"preferred,omitempty"`
 	// Lost is set when the last replica that held the data is gone; only an operator can go on from there.
 	Lost bool `json:"lost,omitempty"`
+	// Access is nil for a LUN made before there was access control: anyone may use it.
+	Access *Access `json:"access,omitempty"`
+	// NonOptimized makes nodes that do not own the LUN serve data by forwarding (ALUA Active/Non-optimized) instead of
+	// standing by.
+	NonOptimized bool `json:"non_optimized,omitempty"`
 }
 
 // Tombstone remembers a deleted LUN until every node has deleted its storage. Storage is deleted on the evidence of a
@@ -85,7 +92,7 @@ type Tombstone struct {
 
 // Model is everything in the catalog. A *Model that has been published is never changed.
 type Model struct {
-	Version  uint64               `json:"version"` // format of this structure; see docs/FORMATS.md
+	Version  uint64               `json:"version"` // format this model needs, see needs; docs/FORMATS.md
 	Index    uint64               `json:"index"`   // Raft index of the last change
 	Cluster  string               `json:"cluster"` // name, also the gossip label and checked in every peer connection
 	Nodes    map[string]Node      `json:"nodes"`
@@ -94,4 +101,5 @@ type Model struct {
 	Deleted  map[string]Tombstone `json:"deleted"`     // by LUN ID
 	NextPort uint16               `json:"next_port"`   // next port group to give out
 	NextInc  uint64               `json:"incarnation"` // next incarnation number to give out
+	Hosts    map[string]Host      `json:"hosts,omitempty"`
 }

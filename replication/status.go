@@ -3,6 +3,7 @@ package replication
 import (
 	"maps"
 	"sort"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -39,6 +40,7 @@ type Status struct {
 	Owner      Member // zero if unknown
 	IsOwner    bool   // this node leads; Serving says whether it has finished taking over
 	Serving    bool
+	Since      time.Time // when it began to serve; zero unless Serving
 	Term       uint64
 	Applied    uint64 // this replica's volume
 	Commit     uint64
@@ -75,6 +77,9 @@ func (g *Group) Status() Status {
 		s.Health = HealthHealthy // as far as a follower knows
 	}
 	s.IsOwner, s.Serving = leader == g.cfg.Self.ID && inst.raft.State() == raft.Leader, t != nil
+	if t != nil {
+		s.Since = t.since
+	}
 	if !s.IsOwner {
 		return s
 	}

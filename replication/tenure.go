@@ -18,6 +18,7 @@ import (
 type tenure struct {
 	term   uint64
 	before block.Fence // the last entry of the log that this node was elected with
+	since  time.Time
 	ended  chan struct{}
 }
 
@@ -79,7 +80,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		g.mu.Lock()
 		current := g.inst == inst && g.gateTerm == term && g.gate != nil
 		if current {
-			g.tenure.Store(&tenure{term: term, before: before, ended: make(chan struct{})})
+			g.tenure.Store(&tenure{term: term, before: before, since: time.Now(), ended: make(chan struct{})})
 		}
 		g.mu.Unlock()
 		if current {

@@ -65,7 +65,7 @@ func (r *request) conclude(outcome error, aborted bool) {
 		r.Status = StatusTaskAborted
 	case errors.As(outcome, &sense):
 		r.Status = StatusCheckCondition
-		r.Sense = appendSense(nil, *sense)
+		r.Sense = appendSense(nil, *sense, r.unit != nil && r.unit.descriptorSense())
 	case errors.As(outcome, &status):
 		r.Status = Status(status)
 	}
@@ -93,7 +93,7 @@ func (r *request) run() error {
 	if err := r.cmd.check(&r.CDB); err != nil {
 		return err
 	}
-	if r.cmd.writes && u.cfg.WriteProtected {
+	if r.cmd.writes && u.writeProtected() {
 		return senseWriteProtected
 	}
 	return r.runHeld()

@@ -36,7 +36,7 @@ func (r *request) runWithoutUnit() error {
 	case 0xA0:
 		return reportLUNs(r)
 	case 0x03:
-		return r.reply(appendSense(nil, *senseNoSuchUnit), int(r.CDB[4]))
+		return r.reply(appendSense(nil, *senseNoSuchUnit, r.CDB[1]&0x01 != 0), int(r.CDB[4]))
 	}
 	return senseNoSuchUnit
 }
@@ -54,13 +54,14 @@ func testUnitReady(r *request) error {
 }
 
 // requestSense returns and clears the next unit attention; nothing else is ever pending, sense data travels with the status.
+// DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
 	now := lunView{unit: r.unit, generation: r.access.Generation, capacity: r.geo.Capacity, resets: r.unit.resets.Load()}
 	s := r.Nexus.units.attend(now, r.set.version)
 	if s == nil {
 		s = &Sense{Key: NoSense}
 	}
-	return r.reply(appendSense(nil, *s), int(r.CDB[4]))
+	return r.reply(appendSense(nil, *s, r.CDB[1]&0x01 != 0), int(r.CDB[4]))
 }
 
 // startStopUnit starts what is started. Stopping is refused: it would take the LUN from every other initiator.

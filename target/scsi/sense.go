@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 
 	"sanctuary/blockstore/block"
 )
@@ -20,6 +21,7 @@ const (
 	IllegalRequest SenseKey = 0x5
 	UnitAttention  SenseKey = 0x6
 	DataProtect    SenseKey = 0x7
+	CopyAborted    SenseKey = 0xA
 	AbortedCommand SenseKey = 0xB
 	Miscompare     SenseKey = 0xE
 )
@@ -29,9 +31,14 @@ const (
 type Sense struct {
 	Key  SenseKey
 	Code uint16
-	// Info is the INFORMATION field, sent with VALID=1 if HasInfo: the byte offset of a miscompare or the LBA of an error.
-	Info    uint32
+	// Info is the INFORMATION field, sent if HasInfo: the byte offset of a miscompare or the LBA of an error. What needs more than
+	// 32 bits is left out of the fixed format.
+	Info    uint64
 	HasInfo bool
+	// Specific is COMMAND-SPECIFIC INFORMATION; 0 is not sent.
+	Specific uint32
+	// KeySpecific is SENSE KEY SPECIFIC, sent if its first bit (SKSV) is set.
+	KeySpecific [3]byte
 }
 
 func (s *Sense) Error() string {
@@ -44,21 +51,54 @@ func (s *Sense) Error() string {
 	return string(b)
 }
 
-// senseLength is the length of fixed format sense data with nothing behind the field replaceable unit code.
+// senseLength is the length of fixed format sense data with nothing behind SENSE KEY SPECIFIC.
 const senseLength = 18
 
-// appendSense appends fixed format sense data (SPC-4 r37 §4.5.3), current error.
-func appendSense(dst []byte, s Sense) []byte {
+// Response codes of sense data, current errors (SPC-4 r37 §4.5.1).
+const (
+	senseFixed       = 0x70
+	senseDescriptors = 0x72
+)
+
+// appendSense appends sense data of a current error: in descriptor format (D_SENSE=1, DESC=1) or in fixed format.
+func appendSense(dst []byte, s Sense, descriptors bool) []byte {
+	if descriptors {
+		return appendDescriptorSense(dst, s)
+	}
 	var b [senseLength]byte
-	b[0] = 0x70
-	if s.HasInfo {
-		b[0] |= 0x80
-		binary.BigEndian.PutUint32(b[3:], s.Info)
+	b[0] = senseFixed
+	if s.HasInfo && s.Info <= math.MaxUint32 {
+		b[0] |= 0x80 // VALID
+		binary.BigEndian.PutUint32(b[3:], uint32(s.Info))
 	}
 	b[2] = byte(s.Key)
 	b[7] = senseLength - 8
+	binary.BigEndian.PutUint32(b[8:], s.Specific)
 	binary.BigEndian.PutUint16(b[12:], s.Code)
+	copy(b[15:], s.KeySpecific[:])
 	return append(dst, b[:]...)
+}
+
+// appendDescriptorSense appends descriptor format sense data (SPC-4 r37 §4.5.2), with the descriptors for information (00h),
+// command-specific information (01h) and sense key specific (02h).
+func appendDescriptorSense(dst []byte, s Sense) []byte {
+	start := len(dst)
+	dst = append(dst, senseDescriptors, byte(s.Key), byte(s.Code>>8), byte(s.Code), 0, 0, 0, 0)
+	if s.HasInfo {
+		dst = append(dst, 0x00, 0x0A, 0x80, 0)
+		dst = binary.BigEndian.AppendUint64(dst, s.Info)
+	}
+	if s.Specific != 0 {
+		dst = append(dst, 0x01, 0x0A, 0, 0)
+		dst = binary.BigEndian.AppendUint64(dst, uint64(s.Specific))
+	}
+	if s.KeySpecific[0]&0x80 != 0 {
+		dst = append(dst, 0x02, 0x06, 0, 0)
+		dst = append(dst, s.KeySpecific[:]...)
+		dst = append(dst, 0)
+	}
+	dst[start+7] = byte(len(dst) - start - 8)
+	return dst
 }
 
 // What commands are refused with. Shared: never modified.
@@ -79,7 +119,6 @@ var (
 	senseUnavailable     = &Sense{Key: NotReady, Code: 0x040C}
 	senseNeedsOperator   = &Sense{Key: NotReady, Code: 0x0403} // manual intervention required
 	senseTargetFailure   = &Sense{Key: HardwareError, Code: 0x4400}
-	senseUnrecoveredRead = &Sense{Key: MediumError, Code: 0x1100}
 )
 
 // statusError ends a command with a status that carries no sense data.
@@ -143,11 +182,7 @@ func outcomeOf(err error, aborted bool, perBlock block.Count) error {
 	return senseTargetFailure
 }
 
-// corruptSense names the first bad block if its address fits the 32 bits of the fixed format.
+// corruptSense names the first bad block.
 func corruptSense(e *block.CorruptError, perBlock block.Count) *Sense {
-	lba := uint64(e.Range.Start) / uint64(perBlock)
-	if lba > 0xFFFFFFFF {
-		return senseUnrecoveredRead
-	}
-	return &Sense{Key: MediumError, Code: 0x1100, Info: uint32(lba), HasInfo: true}
+	return &Sense{Key: MediumError, Code: 0x1100, Info: uint64(e.Range.Start) / uint64(perBlock), HasInfo: true}
 }

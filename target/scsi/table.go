@@ -52,7 +52,7 @@ func init() {
 	// Not a composite literal of the variable: REPORT SUPPORTED OPERATION CODES refers to the table it stands in.
 	table = []command{
 		{name: "TEST UNIT READY", opcode: 0x00, action: noAction, length: 6, usage: [16]byte{ff}, access: anyState, run: testUnitReady},
-		{name: "REQUEST SENSE", opcode: 0x03, action: noAction, length: 6, usage: [16]byte{ff, 0, 0, 0, ff}, access: anyState, ignoresAttention: true, run: requestSense},
+		{name: "REQUEST SENSE", opcode: 0x03, action: noAction, length: 6, usage: [16]byte{ff, 0x01, 0, 0, ff}, access: anyState, ignoresAttention: true, run: requestSense},
 		{name: "READ (6)", opcode: 0x08, action: noAction, length: 6, usage: [16]byte{ff, 0x1F, ff, ff, ff}, run: read},
 		{name: "WRITE (6)", opcode: 0x0A, action: noAction, length: 6, usage: [16]byte{ff, 0x1F, ff, ff, ff}, writes: true, dataOut: wholeTransfer, run: write},
 		{name: "INQUIRY", opcode: 0x12, action: noAction, length: 6, usage: [16]byte{ff, 0x01, ff, ff, ff}, access: anyState, ignoresAttention: true, run: inquiry},

@@ -183,7 +183,7 @@ func (u *Unit) dataOutLength(cdb *[16]byte) int64 {
 		return 0
 	}
 	n := cmd.dataOut(u, cdb)
-	if n > u.cfg.MaxTransferBytes || cmd.writes && u.cfg.WriteProtected {
+	if n > u.cfg.MaxTransferBytes || cmd.writes && u.writeProtected() {
 		return 0 // will be refused
 	}
 	return n

@@ -198,7 +198,7 @@ func firstDifference(a, b []byte) int {
 
 // miscompare is 0E/1D/00 with the byte offset of the first difference, which the transfer limit keeps within 32 bits.
 func miscompare(offset int64) error {
-	return &Sense{Key: Miscompare, Code: 0x1D00, Info: uint32(offset), HasInfo: true}
+	return &Sense{Key: Miscompare, Code: 0x1D00, Info: uint64(offset), HasInfo: true}
 }
 
 // compareLimit is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: what the field can hold and a transfer too.

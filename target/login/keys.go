@@ -1,7 +1,6 @@
 package login
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -97,7 +96,7 @@ func negotiateAuth(m *Machine, v string) (string, error) {
 	}
 	method := "None"
 	if m.auth != nil {
-		method = m.auth.Method()
+		method = "CHAP" // and nothing less, whatever else the initiator offers
 	}
 	if !slices.Contains(strings.Split(v, ","), method) {
 		return "", refuse(AuthenticationFailed, "the initiator offers AuthMethod=%s, %s is needed", v, method)
@@ -108,13 +107,13 @@ func negotiateAuth(m *Machine, v string) (string, error) {
 
 // names reads the keys that say who wants what.
 func (m *Machine) names(pairs []pdu.Pair) error {
-	if m.admitted {
+	if m.identified {
 		return nil
 	}
 	for _, p := range pairs {
 		switch p.Key {
 		case "InitiatorName", "TargetName":
-			name, err := foldName(p.Value)
+			name, err := ParseName(p.Value)
 			if err != nil {
 				return refuse(InitiatorError, "%s: %v", p.Key, err)
 			}
@@ -138,23 +137,6 @@ func (m *Machine) names(pairs []pdu.Pair) error {
 		m.params.Target = ""
 	}
 	return nil
-}
-
-// MaxNameBytes is the longest iSCSI name (RFC 7143 §4.2.7.1).
-const MaxNameBytes = 223
-
-// foldName returns an iSCSI name in the form it is compared in. Initiators name themselves with more freedom than the
-// RFC grants ("iqn." is not insisted on), but what could garble a log or a reservation's transport ID is refused.
-func foldName(v string) (string, error) {
-	if v == "" || len(v) > MaxNameBytes {
-		return "", fmt.Errorf("iSCSI name of %d bytes, use 1..%d", len(v), MaxNameBytes)
-	}
-	for i := range len(v) {
-		if c := v[i]; c <= ' ' || c == 0x7F || c == ',' {
-			return "", fmt.Errorf("byte %02Xh in an iSCSI name", c)
-		}
-	}
-	return strings.ToLower(v), nil
 }
 
 func digest(v string, accept bool, out *bool) (string, error) {

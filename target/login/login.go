@@ -1,14 +1,16 @@
 // Package login negotiates an iSCSI login from the target's side (RFC 7143 §6, §7 and §13).
 //
-// Invariant: full feature phase is reached only after every key has been negotiated by its own function, the portal has
-// admitted the initiator to the target, and authentication, where asked for, is done. What has not been negotiated has
-// the value the RFC gives it.
-// It does no I/O, starts no goroutine and keeps at most Config.MaxTextBytes: target/session moves the PDUs.
+// Invariant: full feature phase is reached only after every key has been negotiated by its own function, the initiator
+// has proved who it is where Config.Credentials asks for that (CHAP, in this order), and the portal has admitted it to
+// the target. What has not been negotiated has the value the RFC gives it.
+// It does no I/O, starts no goroutine and keeps at most Config.MaxTextBytes: target/session moves the PDUs. It neither logs
+// nor returns a secret, or anything computed from one.
 package login
 
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"sanctuary/target/pdu"
 )
@@ -41,7 +43,7 @@ const (
 // Refusal ends a login; the hooks of Config return it to choose the status, any other error becomes TargetError.
 type Refusal struct {
 	Status  Status
-	Address string // MovedTemporarily and MovedPermanently: where to go, host:port[,tag]
+	Address string // MovedTemporarily and MovedPermanently: where to go, host:port; IPv6 hosts in brackets
 	Reason  string // for our own log; the initiator sees only the status
 }
 
@@ -53,15 +55,6 @@ func refuse(s Status, format string, args ...any) error {
 	return &Refusal{Status: s, Reason: fmt.Sprintf(format, args...)}
 }
 
-// Authenticator proves who the initiator is within the security stage. One is used for one login.
-type Authenticator interface {
-	// Method is the AuthMethod value, for example "CHAP".
-	Method() string
-	// Step takes the security keys of one request that are not AuthMethod, and returns the answer to them. done means
-	// that the initiator has proved itself; an error refuses the login with AuthenticationFailed.
-	Step(keys []pdu.Pair) (answer []pdu.Pair, done bool, err error)
-}
-
 // Config is what this side offers and who decides. All lengths are in bytes.
 type Config struct {
 	Offer Params // the values we would like; see DefaultOffer
@@ -70,86 +63,21 @@ type Config struct {
 	GroupTag uint16
 	// MaxTextBytes bounds the text of one negotiation step over all its continuations; 0 means 16 KiB.
 	MaxTextBytes int
-	// Admit is called once, when the names are known. It returns a *Refusal (or redirects) or nil.
+	// Credentials is called once, when the names are known: what p.Initiator must prove before anything else happens. An
+	// error (a *Refusal chooses the status) refuses the login. It may be nil: nobody has to prove anything.
+	Credentials func(p *Params) (Credentials, error)
+	// Admit is called once, when the initiator has proved who it is. It returns a *Refusal (or redirects) or nil.
 	Admit func(p *Params) error
-	// Authenticate returns what must be passed before p may leave the security stage, nil for AuthMethod=None.
-	// It may be nil itself.
-	Authenticate func(p *Params) Authenticator
 	// Establish is called once, before the last response: session reinstatement happens here. It returns the TSIH of
 	// the session (never 0), or a *Refusal.
 	Establish func(p *Params) (tsih uint16, err error)
 }
 
-// Params is a session's parameters: asked for in Config.Offer, negotiated in Machine.Params.
-type Params struct {
-	Initiator      string // InitiatorName, in lower case (RFC 3722 folds it)
-	InitiatorAlias string
-	Target         string // TargetName in lower case, empty in a discovery session
-	Discovery      bool
-	ISID           [6]byte
-	TSIH           uint16
-	CID            uint16
-
-	HeaderDigest, DataDigest bool // CRC32C; in an offer: accepted if the initiator wants it
-	InitialR2T               bool
-	ImmediateData            bool
-	MaxRecvData              int // the longest data segment we take: 512..2^24-1
-	MaxSendData              int // the longest data segment the initiator takes (its MaxRecvDataSegmentLength)
-	MaxBurst                 int // 512..2^24-1
-	FirstBurst               int // 512..2^24-1
-	MaxOutstandingR2T        int // 1..65535
-	Time2Wait                int // seconds, 0..3600
-	Time2Retain              int // seconds, 0..3600
-	MaxConnections           int
-	ErrorRecoveryLevel       int
-}
-
-// DefaultOffer is what suits a storage network: one round trip less for writes up to FirstBurst, long bursts, no
-// connection or error recovery beyond a new login.
-func DefaultOffer() Params {
-	return Params{
-		HeaderDigest: true, DataDigest: true, InitialR2T: false, ImmediateData: true,
-		MaxRecvData: 256 << 10, MaxBurst: 1 << 20, FirstBurst: 256 << 10, MaxOutstandingR2T: 8,
-		Time2Wait: 0, Time2Retain: 0, MaxConnections: 1, ErrorRecoveryLevel: 0,
-	}
-}
-
-// defaults are the values of keys that were not negotiated (RFC 7143 §13).
-func defaults() Params {
-	return Params{
-		InitialR2T: true, ImmediateData: true, MaxRecvData: 8192, MaxSendData: 8192, MaxBurst: 262144, FirstBurst: 65536,
-		MaxOutstandingR2T: 1, Time2Wait: 2, Time2Retain: 20, MaxConnections: 1,
-	}
-}
-
-const defaultMaxText = 16 << 10
-
-// Validate names the field that is out of range.
-func (c *Config) Validate() error {
-	o := &c.Offer
-	for _, f := range []struct {
-		name          string
-		v, least, top int
-	}{
-		{"MaxRecvData", o.MaxRecvData, 512, pdu.MaxDataLength},
-		{"MaxBurst", o.MaxBurst, 512, pdu.MaxDataLength},
-		{"FirstBurst", o.FirstBurst, 512, o.MaxBurst},
-		{"MaxOutstandingR2T", o.MaxOutstandingR2T, 1, 65535},
-		{"Time2Wait", o.Time2Wait, 0, 3600},
-		{"Time2Retain", o.Time2Retain, 0, 3600},
-		{"MaxConnections", o.MaxConnections, 1, 1},
-		{"ErrorRecoveryLevel", o.ErrorRecoveryLevel, 0, 0},
-		{"GroupTag", int(c.GroupTag), 1, 65535},
-	} {
-		if f.v < f.least || f.v > f.top {
-			return fmt.Errorf("login: %s is %d, use %d..%d", f.name, f.v, f.least, f.top)
-		}
-	}
-	if c.Establish == nil || c.Admit == nil {
-		return errors.New("login: Admit and Establish are needed")
-	}
-	return nil
-}
+const (
+	defaultMaxText = 16 << 10
+	// maxRequests bounds a login. Initiators need 2 to 6; continuations count too.
+	maxRequests = 128
+)
 
 // Reply is the answer to one Login Request.
 type Reply struct {
@@ -163,16 +91,17 @@ type Machine struct {
 	cfg      Config
 	params   Params
 	stage    pdu.Stage
-	begun    bool // the first request has been seen
-	admitted bool
-	finished bool
-	tag      uint32
-	text     []byte            // gathered from requests with the C bit
-	seen     map[string]string // keys negotiated so far: none may be negotiated twice
-	declared bool              // our own MaxRecvDataSegmentLength has been sent
-	auth     Authenticator
-	authOn   bool // AuthMethod has been agreed on
-	authDone bool
+	requests int // seen so far
+	// identified: the names are known, and what must be proved. They do not change any more.
+	identified bool
+	admitted   bool
+	finished   bool
+	tag        uint32
+	text       []byte            // gathered from requests with the C bit
+	seen       map[string]string // keys negotiated so far: none may be negotiated twice
+	declared   bool              // our own MaxRecvDataSegmentLength has been sent
+	auth       *chap             // nil: nothing to prove
+	authOn     bool              // AuthMethod has been agreed on
 }
 
 // New returns a machine that waits for the first Login Request.
@@ -200,11 +129,15 @@ func (m *Machine) Step(h *pdu.Header, data []byte) (Reply, error) {
 		if !errors.As(err, &ref) {
 			ref = &Refusal{Status: TargetError, Reason: err.Error()}
 		}
+		if moved := ref.Status>>8 == 1; moved && ref.Address == "" {
+			ref = &Refusal{Status: ServiceUnavailable, Reason: ref.Reason + " (moved, but nobody knows where to)"}
+		} else if moved {
+			// RFC 7143 §13.8: without the portal group tag in a redirection.
+			address, _, _ := strings.Cut(ref.Address, ",")
+			r.Text = pdu.AppendText(nil, "TargetAddress", address)
+		}
 		r.Response.ISID = h.ISID()
 		r.Response.Status = uint16(ref.Status)
-		if ref.Address != "" {
-			r.Text = pdu.AppendText(nil, "TargetAddress", ref.Address)
-		}
 		return r, ref
 	}
 	r.Text = text
@@ -240,10 +173,16 @@ func (m *Machine) step(h *pdu.Header, data []byte) (text []byte, transit bool, e
 	if !h.Final() {
 		return text, false, nil
 	}
-	if m.stage == pdu.StageSecurity && !m.mayLeaveSecurity() {
+	if m.stage == pdu.StageSecurity && !m.proved() {
+		if !m.authOn {
+			return nil, false, refuse(AuthenticationFailed, "the initiator offers no AuthMethod, CHAP is needed")
+		}
 		return text, false, nil // the answer without T: the initiator goes on proving itself
 	}
 	if _, next := h.Stages(); next == pdu.StageFullFeature {
+		if err := m.admit(); err != nil {
+			return nil, false, err
+		}
 		if m.params.TSIH, err = m.cfg.Establish(&m.params); err != nil {
 			return nil, false, err
 		}
@@ -269,8 +208,10 @@ func (m *Machine) check(h *pdu.Header) error {
 	case h.Final() && (next <= current || next == 2):
 		return refuse(InitiatorError, "transition from stage %d to %d", current, next)
 	}
-	if !m.begun {
-		m.begun = true
+	if m.requests++; m.requests > maxRequests {
+		return refuse(InitiatorError, "more than %d login requests", maxRequests)
+	}
+	if m.requests == 1 {
 		m.stage, m.tag = current, h.Tag()
 		m.params.ISID, m.params.TSIH, m.params.CID = h.ISID(), h.TSIH(), h.CID()
 		if m.params.TSIH != 0 {
@@ -288,7 +229,8 @@ func (m *Machine) check(h *pdu.Header) error {
 	return nil
 }
 
-func (m *Machine) mayLeaveSecurity() bool { return m.auth == nil || m.authDone }
+// proved says whether the initiator is who it says it is, as far as anybody wants to know.
+func (m *Machine) proved() bool { return m.auth == nil || m.auth.stage == chapPassed }
 
 // negotiate answers the keys of one complete step.
 func (m *Machine) negotiate(pairs []pdu.Pair) ([]byte, error) {
@@ -297,19 +239,27 @@ func (m *Machine) negotiate(pairs []pdu.Pair) ([]byte, error) {
 	if err := m.names(pairs); err != nil {
 		return nil, err
 	}
-	if !m.admitted {
-		if err := m.admit(&answer); err != nil {
+	if err := m.identify(&answer); err != nil {
+		return nil, err
+	}
+	// Not with the request that ends the proof, unless that ends the login: if the initiator wants one of us as well, it
+	// gets it before it is sent elsewhere.
+	if m.proved() {
+		if err := m.admit(); err != nil {
 			return nil, err
 		}
 	}
 	for _, p := range pairs {
 		k, known := keys[p.Key]
 		switch {
-		case !known:
-			if m.auth != nil && m.authOn && m.stage == pdu.StageSecurity {
-				security = append(security, p)
-				continue
+		case m.auth != nil && isCHAPKey(p.Key):
+			if _, again := m.seen[p.Key]; again {
+				return nil, refuse(AuthenticationFailed, "%s twice", p.Key)
 			}
+			m.seen[p.Key] = ""
+			security = append(security, p)
+			continue
+		case !known:
 			if !isReply(p.Value) {
 				answer.add(p.Key, "NotUnderstood")
 			}
@@ -349,41 +299,64 @@ func (m *Machine) negotiate(pairs []pdu.Pair) ([]byte, error) {
 	return answer.text, nil
 }
 
+// authenticate takes the CHAP keys of one request.
 func (m *Machine) authenticate(keys []pdu.Pair, answer *answers) error {
-	out, done, err := m.auth.Step(keys)
+	if !m.authOn || m.stage != pdu.StageSecurity {
+		return refuse(AuthenticationFailed, "%s before AuthMethod was agreed on", keys[0].Key)
+	}
+	out, err := m.auth.step(keys)
 	if err != nil {
 		return refuse(AuthenticationFailed, "%v", err)
 	}
 	for _, p := range out {
 		answer.add(p.Key, p.Value)
 	}
-	m.authDone = done
+	if m.proved() {
+		m.params.User, m.params.Algorithm, m.params.Mutual = m.auth.credentials.User, m.auth.algorithm, m.auth.mutual
+	}
 	return nil
 }
 
-// admit runs once, on the first complete step, which must carry the names (RFC 7143 §6.3.1).
-func (m *Machine) admit(answer *answers) error {
+// identify runs once, on the first complete step, which must carry the names (RFC 7143 §6.3.1).
+func (m *Machine) identify(answer *answers) error {
 	p := &m.params
 	switch {
+	case m.identified:
+		return nil
 	case p.Initiator == "":
 		return refuse(MissingParameter, "no InitiatorName")
 	case !p.Discovery && p.Target == "":
 		return refuse(MissingParameter, "no TargetName in a normal session")
 	}
-	if err := m.cfg.Admit(p); err != nil {
-		return err
-	}
-	if m.cfg.Authenticate != nil {
-		m.auth = m.cfg.Authenticate(p)
+	m.identified = true
+	if m.cfg.Credentials != nil {
+		c, err := m.cfg.Credentials(p)
+		if err != nil {
+			return err
+		}
+		if c.User != "" {
+			if err := c.Validate(); err != nil {
+				return refuse(TargetError, "credentials of %s: %v", p.Initiator, err)
+			}
+			m.auth = &chap{credentials: c}
+		}
 	}
 	if m.auth != nil && m.stage != pdu.StageSecurity {
-		return refuse(AuthenticationFailed, "the initiator skipped the security stage")
+		return refuse(AuthenticationFailed, "the initiator skipped the security stage, CHAP is needed")
 	}
-	m.admitted = true
 	if !p.Discovery {
 		answer.add("TargetPortalGroupTag", fmt.Sprint(m.cfg.GroupTag))
 	}
 	return nil
+}
+
+// admit asks, once, whether the initiator may use the target.
+func (m *Machine) admit() error {
+	if m.admitted {
+		return nil
+	}
+	m.admitted = true
+	return m.cfg.Admit(&m.params)
 }
 
 // answers gathers the text of one response. A step has at most pdu.MaxKeys keys of at most pdu.MaxKeyBytes, and no answer

@@ -44,8 +44,37 @@ type command struct {
 	revoked atomic.Bool // a task management function wants it gone, if the Executor has not begun it
 	silent  bool        // it ended aborted, with no answer; set with Session.mu held
 
+	shared bool // others may hold on to it beyond its answer: it is not used again
+
 	manage func() scsi.FunctionResponse // not nil: a task management function
 	answer scsi.FunctionResponse
+}
+
+// blank returns an empty command, one that was used before if there is one. For the reader.
+func (s *Session) blank() *command {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := len(s.spares) - 1
+	if last < 0 {
+		return &command{}
+	}
+	c := s.spares[last]
+	s.spares[last] = nil
+	s.spares = s.spares[:last]
+	return c
+}
+
+// recycle keeps commands that have been answered for blank, as many as can be outstanding.
+func (s *Session) recycle(answered []*command) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range answered {
+		if c.shared || len(s.spares) >= s.cfg.Window {
+			continue
+		}
+		*c = command{}
+		s.spares = append(s.spares, c)
+	}
 }
 
 // refusal is a status the session gives by itself.
@@ -88,7 +117,8 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 		return protocolError("unsolicited data beyond the first burst of %d bytes", firstBurst)
 	}
 	s.stats.commands.Add(1)
-	c := &command{tag: h.Tag(), immediate: h.Immediate()}
+	c := s.blank()
+	c.tag, c.immediate = h.Tag(), h.Immediate()
 	c.task = scsi.Task{Nexus: s.cfg.Nexus, Tag: h.Tag(), LUN: h.LUN(), CDB: *h.CDB(), Buffers: s.memory, Revoked: &c.revoked}
 	if read {
 		c.task.ExpectedIn = edtl
@@ -213,7 +243,7 @@ func (s *Session) unsolicitedDone(c *command) {
 		s.mu.Unlock()
 	default:
 		s.mu.Lock()
-		c.phase = parked
+		c.phase, c.shared = parked, true
 		s.mu.Unlock()
 		s.memory.getLater(solicited, c.want, func(b []byte) { s.unpark(c, b) })
 	}

@@ -2,8 +2,9 @@ package session
 
 import (
 	"math"
+	"runtime"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -20,17 +21,25 @@ type item struct {
 	command  *command
 }
 
-// outbox is the writer's queue. The window bounds how many commands can be in it, and R2Ts are bounded per command; what
+// outbox is what waits to be sent. The window bounds how many commands can be in it, and R2Ts are bounded per command; what
 // the reader answers by itself is bounded by maxUnsentBytes, beyond which it stops reading.
+//
+// Whoever has set busy is the sender and alone touches the fields above mu. That is the writer, except for the answer
+// of a command that is alone: the worker sends it at once, because waking the writer would cost more than the answer.
 type outbox struct {
 	s      *Session
 	writer *pdu.Writer
-	statSN uint32 // of the next response; the writer's own
+	statSN uint32 // of the next response
 	sent   []*command
+	single [1]item // the batch of sendAlone
+
+	// since is when the system call under way began, in nanoseconds since epoch, 0 if there is none. The pinger looks: a
+	// deadline set anew for every call would cost as much as a small answer.
+	since atomic.Int64
 
 	mu      sync.Mutex
-	filled  *sync.Cond // on mu: there is something to send, or closed
-	drained *sync.Cond // on mu: unsent has become smaller, or broken
+	filled  *sync.Cond // on mu: there is something to send and nobody sends, or closed
+	drained *sync.Cond // on mu: unsent has become smaller, or everything is sent, or broken
 	queue   []item
 	spare   []item
 	unsent  int // bytes the reader itself has queued
@@ -48,11 +57,15 @@ func newOutbox(s *Session, w *pdu.Writer, statSN uint32) *outbox {
 // post queues an item. It never waits, and may be called with Session.mu held.
 func (o *outbox) post(it item) {
 	o.mu.Lock()
+	o.postLocked(it)
+	o.mu.Unlock()
+}
+
+func (o *outbox) postLocked(it item) {
 	o.queue = append(o.queue, it)
-	if len(o.queue) == 1 {
+	if len(o.queue) == 1 && !o.busy {
 		o.filled.Signal()
 	}
-	o.mu.Unlock()
 }
 
 // postFromReader queues an item and then waits while too much is unsent: an initiator that asks and does not listen is
@@ -61,12 +74,56 @@ func (o *outbox) postFromReader(it item) {
 	it.bytes = pdu.HeaderSize + len(it.data)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.queue = append(o.queue, it)
 	o.unsent += it.bytes
-	o.filled.Signal()
+	o.postLocked(it)
 	for o.unsent > maxUnsentBytes && !o.broken {
 		o.drained.Wait()
 	}
+}
+
+// takeOver makes the caller the sender if nobody is and nothing waits; sendAlone must follow. It never waits, and may be
+// called with Session.mu held.
+func (o *outbox) takeOver() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.busy || o.broken || len(o.queue) > 0 {
+		return false
+	}
+	o.busy = true
+	return true
+}
+
+// sendAlone sends one item, after takeOver.
+func (o *outbox) sendAlone(it item) {
+	finished := false
+	defer func() { // a panic goes on to whoever reports it
+		if !finished {
+			o.stepDown(0, true)
+		}
+	}()
+	o.single[0] = it
+	err := o.send(o.single[:])
+	o.single[0] = item{}
+	finished = true
+	o.stepDown(0, err != nil)
+	if err != nil {
+		o.s.Close(err)
+	}
+}
+
+// stepDown ends the caller's being the sender. freed is what it has sent of unsent.
+func (o *outbox) stepDown(freed int, broken bool) {
+	o.mu.Lock()
+	o.busy = false
+	o.broken = o.broken || broken
+	o.unsent -= freed
+	if freed > 0 || len(o.queue) == 0 || o.broken {
+		o.drained.Broadcast()
+	}
+	if len(o.queue) > 0 || o.broken || o.closed {
+		o.filled.Signal()
+	}
+	o.mu.Unlock()
 }
 
 // flush waits until everything queued has been written, or cannot be.
@@ -86,28 +143,35 @@ func (o *outbox) close() {
 	o.mu.Unlock()
 }
 
-// run sends until close, or until the connection breaks.
+// run is the writer: it sends until close, or until the connection breaks.
 func (o *outbox) run() {
+	sending := false
 	defer func() {
 		o.mu.Lock()
-		o.broken, o.busy = true, false
+		o.broken = true
+		if sending { // a panic
+			o.busy = false
+		}
 		o.drained.Broadcast()
 		o.mu.Unlock()
 	}()
 	for {
 		o.mu.Lock()
-		o.busy = false
-		o.drained.Broadcast()
-		for len(o.queue) == 0 && !o.closed {
+		for (len(o.queue) == 0 || o.busy) && !o.broken && (!o.closed || o.busy) {
 			o.filled.Wait()
 		}
-		if len(o.queue) == 0 {
+		if o.broken || len(o.queue) == 0 {
 			o.mu.Unlock()
 			return
 		}
+		o.busy, sending = true, true
+		o.mu.Unlock()
+		// Commands end in swarms, because they arrive so and are journalled so. Whoever is about to post does it now, and one
+		// system call takes all of it: on a machine with few processors that halves the cost of a command.
+		runtime.Gosched()
+		o.mu.Lock()
 		batch := o.queue
 		o.queue, o.spare = o.spare[:0], nil
-		o.busy = true
 		o.mu.Unlock()
 
 		err := o.send(batch)
@@ -118,13 +182,20 @@ func (o *outbox) run() {
 		clear(batch)
 		o.mu.Lock()
 		o.spare = batch[:0]
-		o.unsent -= freed
 		o.mu.Unlock()
+		sending = false
+		o.stepDown(freed, err != nil)
 		if err != nil {
 			o.s.Close(err)
 			return
 		}
 	}
+}
+
+// stuck says whether a system call has been waiting for the initiator to listen for longer than writeTimeout.
+func (o *outbox) stuck(now int64) bool {
+	since := o.since.Load()
+	return since != 0 && now-since > int64(writeTimeout)
 }
 
 // flushBytes is what one system call writes at most, more or less: enough to make the call cheap, not so much that the
@@ -165,10 +236,9 @@ func (o *outbox) send(batch []item) (err error) {
 }
 
 func (o *outbox) flushWriter() error {
-	if err := o.s.conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
-	}
+	o.since.Store(sinceEpoch())
 	err := o.writer.Flush()
+	o.since.Store(0)
 	o.giveBack()
 	return err
 }
@@ -243,15 +313,19 @@ func residuals(t *scsi.Task, sent int) (overflow, underflow bool, residual uint3
 	return false, false, 0
 }
 
-// giveBack returns the buffers of what has been written.
+// giveBack returns the buffers of what has been written, and the commands.
 func (o *outbox) giveBack() {
-	for i, c := range o.sent {
+	if len(o.sent) == 0 {
+		return
+	}
+	for _, c := range o.sent {
 		if c.task.DataIn != nil {
 			o.s.memory.put(dataIn, c.task.DataIn)
 			c.task.DataIn = nil
 		}
-		o.sent[i] = nil
 	}
+	o.s.recycle(o.sent)
+	clear(o.sent)
 	o.sent = o.sent[:0]
 }
 
@@ -266,8 +340,9 @@ func (o *outbox) giveBackRest(rest []item) {
 // drop returns the buffers of what was never sent, once nobody sends any more.
 func (o *outbox) drop() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.giveBackRest(o.queue)
-	o.giveBack()
+	rest := o.queue
 	o.queue = nil
+	o.mu.Unlock()
+	o.giveBackRest(rest)
+	o.giveBack()
 }

@@ -46,6 +46,8 @@ func (p *pinger) tick() {
 		p.asked = 0
 	}
 	switch {
+	case p.s.out.stuck(now):
+		p.s.Close(fmt.Errorf("%w: it has not read for %v", ErrSilent, writeTimeout))
 	case !p.s.listening.Load():
 		p.asked = 0
 		p.timer.Reset(p.s.cfg.Ping)

@@ -100,6 +100,7 @@ type Session struct {
 	immediate int                  // immediate commands at work
 	logout    *command             // answered once tasks is empty
 	closing   bool
+	spares    []*command // answered, to be used again
 
 	// The reader's own.
 	header  pdu.Header

@@ -64,8 +64,8 @@ func (s *Session) execute(c *command) {
 	s.finish(c)
 }
 
-// finish sends a command's answer. The answer is queued before the command is seen to have left, so that a task
-// management function that waited for it is answered after it.
+// finish sends a command's answer. The answer is queued, or nobody else can send any more, before the command is seen to
+// have left, so that a task management function that waited for it is answered after it.
 func (s *Session) finish(c *command) {
 	silent := c.manage == nil && c.task.Status == scsi.StatusTaskAborted
 	if silent && c.task.DataIn != nil {
@@ -73,22 +73,28 @@ func (s *Session) finish(c *command) {
 		c.task.DataIn = nil
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	delete(s.tasks, c.tag)
 	s.leave(c)
 	c.silent = silent
+	answer, alone := item{command: c}, false
 	switch {
 	case silent:
 		s.stats.aborted.Add(1)
 	case c.manage != nil:
-		var h pdu.Header
-		(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&h)
-		s.out.post(item{header: h, numbered: true})
+		answer = item{numbered: true}
+		(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&answer.header)
+		s.out.post(answer)
+	case len(s.tasks) == 0 && s.out.takeOver():
+		alone = true
 	default:
-		s.out.post(item{command: c})
+		s.out.post(answer)
 	}
 	s.changed.Broadcast()
 	s.finishLogout()
+	s.mu.Unlock()
+	if alone {
+		s.out.sendAlone(answer)
+	}
 }
 
 // taskRequest carries out a task management function (RFC 7143 §11.5). Commands that are not yet with the Executor are
@@ -122,6 +128,7 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 			continue
 		}
 		earlier = append(earlier, o)
+		o.shared = true
 		if o.task.LUN == lun || f >= scsi.TargetWarmReset {
 			// A worker may not have told the Executor of it yet. It must not begin after the function was carried out.
 			o.revoked.Store(true)

@@ -12,16 +12,24 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// BenchmarkWrite is a LUN on two data replicas and a witness in one process, over loopback: everything below the target.
+// BenchmarkWrite is a LUN on one data replica, or two and a witness, in one process, over loopback: everything below the target.
 func BenchmarkWrite(b *testing.B) {
-	for _, media := range []blockstore.Media{blockstore.MediaRAM, blockstore.MediaFile} {
+	for _, nodes := range [][]string{{"a"}, {"a", "b", "w"}} {
+		for _, media := range []blockstore.Media{blockstore.MediaRAM, blockstore.MediaFile} {
+			benchmarkWrite(b, media, nodes)
+		}
+	}
+}
+
+func benchmarkWrite(b *testing.B, media blockstore.Media, nodes []string) {
+	{
 		for _, w := range []struct{ bytes, depth int }{{4096, 1}, {4096, 32}, {1 << 20, 8}} {
-			b.Run(fmt.Sprintf("%s/%dK/depth%d", media, w.bytes>>10, w.depth), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/copies%d/%dK/depth%d", media, (len(nodes)+1)/2, w.bytes>>10, w.depth), func(b *testing.B) {
 				c := &cluster{}
 				if media == blockstore.MediaRAM {
 					c.limits = Limits{JournalKeepBytes: 64 << 20, CheckpointBytes: 32 << 20}
 				}
-				c = newClusterWith(b, c, media, "a", "b", "w")
+				c = newClusterWith(b, c, media, nodes...)
 				g := c.group(c.owner())
 				src := make([]byte, w.bytes)
 				for i := range src {

@@ -63,6 +63,22 @@ func (f *fakeNode) Propose(context.Context, []byte) ([]byte, error)      { retur
 func (f *fakeNode) MoveLUN(context.Context, string, string) error        { return nil }
 func (f *fakeNode) DeleteLUN(context.Context, string) error              { return os.Remove(f.file()) }
 
+func (f *fakeNode) Hosts(context.Context) ([]api.Host, error)                 { return nil, nil }
+func (f *fakeNode) SetHost(context.Context, string, api.HostSpec, bool) error { return nil }
+func (f *fakeNode) RemoveHost(context.Context, string, bool) error            { return nil }
+func (f *fakeNode) GrantLUN(context.Context, string, string, *uint16) error   { return nil }
+func (f *fakeNode) RevokeLUN(context.Context, string, string) error           { return nil }
+func (f *fakeNode) OpenLUN(context.Context, string, api.LUNOpen) error        { return nil }
+func (f *fakeNode) ChangeLUN(context.Context, string, api.LUNChange) error    { return nil }
+func (f *fakeNode) CloseSession(context.Context, string) error                { return nil }
+func (f *fakeNode) Reservations(context.Context, string) (api.Reservations, error) {
+	return api.Reservations{}, nil
+}
+
+func (f *fakeNode) PurgeReservations(context.Context, string, api.ReservationPurge) (int, error) {
+	return 0, nil
+}
+
 func (f *fakeNode) Health() api.NodeHealth {
 	return api.NodeHealth{Node: f.cfg.Node, Ready: true, PID: os.Getpid()}
 }

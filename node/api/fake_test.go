@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -37,6 +38,8 @@ type fakeNode struct {
 	requests int // HTTP requests that arrived, forwarded ones included
 	onCreate func(*fakeNode, api.LUN)
 	onMove   func(*fakeNode, string, string)
+	hosts    []api.Host
+	reserved api.Reservations
 }
 
 var _ api.Service = (*fakeNode)(nil)
@@ -152,6 +155,73 @@ func (f *fakeNode) MoveLUN(_ context.Context, ref, node string) error {
 		f.onMove(f, ref, node)
 	}
 	return f.fail
+}
+
+func (f *fakeNode) Hosts(context.Context) ([]api.Host, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.hosts), f.fail
+}
+
+func (f *fakeNode) Reservations(context.Context, string) (api.Reservations, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reserved, f.fail
+}
+
+func (f *fakeNode) CloseSession(_ context.Context, handle string) error {
+	f.note("close " + handle)
+	return f.fail
+}
+
+func (f *fakeNode) SetHost(_ context.Context, name string, spec api.HostSpec, create bool) error {
+	f.note(fmt.Sprintf("host %s %v create=%v", name, spec.Initiators, create))
+	h := api.Host{Name: name, Initiators: spec.Initiators, SinglePath: spec.SinglePath, LUNs: []api.HostLUN{}}
+	if spec.CHAP != nil {
+		f.note("secret " + spec.CHAP.Secret)
+		h.CHAP = &api.HostCHAP{User: spec.CHAP.User, MutualUser: spec.CHAP.MutualUser}
+	}
+	f.set(func() { f.hosts = append(f.hosts, h) })
+	return f.fail
+}
+
+func (f *fakeNode) RemoveHost(_ context.Context, name string, force bool) error {
+	f.note(fmt.Sprintf("remove host %s force=%v", name, force))
+	return f.fail
+}
+
+func (f *fakeNode) GrantLUN(_ context.Context, ref, host string, number *uint16) error {
+	n := "any"
+	if number != nil {
+		n = fmt.Sprint(*number)
+	}
+	f.note("grant " + ref + " to " + host + " as " + n)
+	return f.fail
+}
+
+func (f *fakeNode) RevokeLUN(_ context.Context, ref, host string) error {
+	f.note("revoke " + ref + " from " + host)
+	return f.fail
+}
+
+func (f *fakeNode) OpenLUN(_ context.Context, ref string, a api.LUNOpen) error {
+	f.note(fmt.Sprintf("open %s %v %v", ref, a.Open, a.SinglePath))
+	f.set(func() { f.luns[0].Access.Open = a.Open })
+	return f.fail
+}
+
+func (f *fakeNode) ChangeLUN(_ context.Context, ref string, c api.LUNChange) error {
+	f.note(fmt.Sprintf("change %s %v", ref, *c.NonOptimizedPaths))
+	return f.fail
+}
+
+func (f *fakeNode) PurgeReservations(_ context.Context, ref string, what api.ReservationPurge) (int, error) {
+	key := ""
+	if what.Key != nil {
+		key = fmt.Sprintf("%x", *what.Key)
+	}
+	f.note(fmt.Sprintf("purge %s key=%s initiator=%s all=%v", ref, key, what.Initiator, what.All))
+	return 1, f.fail
 }
 
 // cluster starts a server for each name; the first is everybody's leader.

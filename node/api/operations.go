@@ -79,12 +79,27 @@ func (q WaitQuery) duration(otherwise time.Duration) (time.Duration, error) {
 	return d, nil
 }
 
-func (s *Server) register() {
-	reads := func(id, path, summary, tag string) huma.Operation {
-		return huma.Operation{
-			OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{tag}, Errors: []int{http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable},
-		}
+// reads describes a request that changes nothing.
+func reads(id, path, summary, tag string) huma.Operation {
+	return huma.Operation{
+		OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{tag},
+		Errors: []int{http.StatusForbidden, http.StatusNotFound, http.StatusServiceUnavailable},
 	}
+}
+
+// changes describes a request that changes something; via passes it on to the node that can make the change.
+func changes(id, method, path, summary, tag string, status int, via func(huma.Context, func(huma.Context))) huma.Operation {
+	return huma.Operation{
+		OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag}, DefaultStatus: status,
+		Middlewares: huma.Middlewares{via}, MaxBodyBytes: maxBodyBytes,
+		Errors: []int{
+			http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity,
+			http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+		},
+	}
+}
+
+func (s *Server) register() {
 	huma.Register(s.api, reads("get-health", "/v1/health", "This process is running", "node"), s.getHealth)
 	huma.Register(s.api, reads("get-ready", "/v1/ready", "This node has started what it should (503 if not)", "node"), s.getReady)
 	huma.Register(s.api, reads("get-status", "/v1/status", "The whole cluster at a glance", "cluster"), s.getStatus)
@@ -94,16 +109,6 @@ func (s *Server) register() {
 	huma.Register(s.api, reads("list-luns", "/v1/luns", "All LUNs", "luns"), s.listLUNs)
 	huma.Register(s.api, reads("get-lun", "/v1/luns/{lun}", "One LUN, as its owner sees it", "luns"), s.getLUN)
 
-	changes := func(id, method, path, summary, tag string, status int, via func(huma.Context, func(huma.Context))) huma.Operation {
-		return huma.Operation{
-			OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag}, DefaultStatus: status,
-			Middlewares: huma.Middlewares{via}, MaxBodyBytes: maxBodyBytes,
-			Errors: []int{
-				http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity,
-				http.StatusServiceUnavailable, http.StatusGatewayTimeout,
-			},
-		}
-	}
 	create := changes("create-lun", http.MethodPost, "/v1/luns", "Create a LUN and wait until it is served", "luns", http.StatusCreated, s.toLeader)
 	create.Description = "201: served. 202: recorded, and not served yet when the wait was over; reason says what it waits for."
 	create.Responses = map[string]*huma.Response{"202": {
@@ -121,6 +126,9 @@ func (s *Server) register() {
 		http.StatusOK, s.toLeader), s.setSettings)
 	huma.Register(s.api, changes("propose", http.MethodPost, "/v1/internal/propose", "Pass a change of the catalog to its leader (between nodes)",
 		"internal", http.StatusOK, s.toLeader), s.propose)
+	s.registerAccess()
+	s.registerTargets()
+	s.registerReservations()
 }
 
 func (s *Server) getHealth(context.Context, *request) (*reply[NodeHealth], error) {
@@ -193,6 +201,9 @@ func (s *Server) settings(ctx context.Context) (*reply[Settings], error) {
 func (s *Server) setSettings(ctx context.Context, in *settingsRequest) (*reply[Settings], error) {
 	if len(in.Body.Settings) == 0 {
 		return nil, Invalid("Give at least one name and value.", "no setting to change")
+	}
+	if err := checkSettings(in.Body.Settings); err != nil {
+		return nil, err
 	}
 	if err := s.svc.SetSettings(ctx, in.Body.Settings); err != nil {
 		return nil, asProblem(err)

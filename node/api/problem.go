@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -58,12 +59,28 @@ func newError(status int, message string, errs ...error) huma.StatusError {
 		switch {
 		case err == nil:
 		case errors.As(err, &d):
-			p.Errors = append(p.Errors, d.ErrorDetail())
+			p.Errors = append(p.Errors, withoutSecrets(d.ErrorDetail()))
 		default:
 			p.Errors = append(p.Errors, &huma.ErrorDetail{Message: err.Error()})
 		}
 	}
 	return p.complete()
+}
+
+// withoutSecrets drops the value of a detail that may hold a secret: the whole body when it is no JSON or has an unknown
+// field, and whatever stands where credentials belong. An answer ends up in terminals and logs.
+func withoutSecrets(d *huma.ErrorDetail) *huma.ErrorDetail {
+	switch d.Value.(type) {
+	case nil, bool, int, int64, uint64, float64, json.Number:
+		if !strings.Contains(d.Location, "chap") {
+			return d
+		}
+	case string:
+		if d.Location != "body" && !strings.Contains(d.Location, "chap") {
+			return d
+		}
+	}
+	return &huma.ErrorDetail{Message: d.Message, Location: d.Location}
 }
 
 func codeOf(status int) Code {
@@ -121,7 +138,7 @@ func (p *Problem) ContentType(string) string { return "application/problem+json"
 func NotFound(format string, args ...any) *Problem {
 	return (&Problem{
 		Status: http.StatusNotFound, Code: CodeNotFound, Detail: fmt.Sprintf(format, args...),
-		Next: "List what there is: sanctuary lun list, sanctuary node list.",
+		Next: "List what there is: sanctuary lun list, sanctuary host list, sanctuary node list.",
 	}).complete()
 }
 

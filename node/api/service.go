@@ -33,13 +33,36 @@ type Service interface {
 	// adds alerts for absent nodes and LUNs that are not healthy.
 	Alerts(ctx context.Context) ([]Alert, error)
 
-	// The next four run on the catalog leader only; elsewhere they return NoLeader.
+	// Hosts returns all hosts by name, with their LUN maps by number. No secrets.
+	Hosts(ctx context.Context) ([]Host, error)
+	// Reservations returns what this node knows of a LUN's persistent reservations, or NotFound; Unavailable if it knows
+	// nothing of them. It must not block. Node, Host and LoggedIn of registrations, Unreachable and View are filled in by
+	// the API.
+	Reservations(ctx context.Context, ref string) (Reservations, error)
+
+	// CloseSession ends the session of this node with that handle (the part of its ID behind the dot), or returns NotFound.
+	CloseSession(ctx context.Context, handle string) error
+
+	// The next ones run on the catalog leader only; elsewhere they return NoLeader.
 
 	// CreateLUN places and records a LUN and returns it without waiting for it to be served. A spec whose ID exists with
 	// the same name and size is a repeated request and returns that LUN; a name in use is a Conflict.
 	CreateLUN(ctx context.Context, spec LUNSpec) (LUN, error)
 	// DeleteLUN removes the LUN and, on every node, its data. The API has checked for sessions.
 	DeleteLUN(ctx context.Context, ref string) error
+	// SetHost creates or replaces a host; secrets left empty stay as they are. create: a host of that name that is not the
+	// same one is a Conflict.
+	SetHost(ctx context.Context, name string, spec HostSpec, create bool) error
+	// RemoveHost forgets a host: a Conflict while LUNs are granted to it, unless force is set.
+	RemoveHost(ctx context.Context, name string, force bool) error
+	// GrantLUN lets a host use a LUN, under that number if it is not nil. Granting again what is granted changes nothing.
+	GrantLUN(ctx context.Context, ref, host string, number *uint16) error
+	// RevokeLUN takes a LUN from a host; its sessions with it are ended. Without a grant it changes nothing.
+	RevokeLUN(ctx context.Context, ref, host string) error
+	// OpenLUN says whether initiators without a grant may use a LUN.
+	OpenLUN(ctx context.Context, ref string, access LUNOpen) error
+	// ChangeLUN changes the attributes that are given.
+	ChangeLUN(ctx context.Context, ref string, change LUNChange) error
 	// SetSettings changes the settings given and leaves the others; an empty value means back to the default.
 	SetSettings(ctx context.Context, change map[string]string) error
 	// Propose applies one encoded change of the catalog for another node and returns the encoded result.
@@ -48,4 +71,7 @@ type Service interface {
 	// MoveLUN runs on the LUN's owner (elsewhere it returns NoOwner): it hands the ownership to a node with a replica in
 	// sync and records it as preferred. It may return before the new owner serves: the API waits.
 	MoveLUN(ctx context.Context, ref, node string) error
+	// PurgeReservations runs on the LUN's owner (elsewhere it returns NoOwner): it removes registrations for good, on all
+	// nodes, and returns how many. The initiators that lose one are told by unit attentions.
+	PurgeReservations(ctx context.Context, ref string, what ReservationPurge) (removed int, err error)
 }

@@ -55,6 +55,9 @@ type LUN struct {
 	Replicas     []Replica `json:"replicas" nullable:"false" doc:"Copies of the data, and the witness"`
 	Portals      []Portal  `json:"portals" nullable:"false" doc:"Addresses for initiators; use all of them (multipath)"`
 	View         View      `json:"view" doc:"Whose knowledge this is"`
+	Access       LUNAccess `json:"access" doc:"Who may use it"`
+	// NonOptimizedPaths: see LUNChange.
+	NonOptimizedPaths bool `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
 }
 
 // Served says whether initiators can read and write now.
@@ -108,6 +111,9 @@ type LUNSpec struct {
 	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"7" doc:"Copies of the data; 0 = 2 if there are two data nodes, otherwise 1"`
 	Nodes      []string `json:"nodes,omitempty" maxItems:"7" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
 	Preferred  string   `json:"preferred,omitempty" doc:"Node that should own it"`
+	Hosts      []string `json:"hosts,omitempty" maxItems:"256" doc:"Hosts that may use it"`
+	Open       bool     `json:"open,omitempty" doc:"Let anyone who reaches a portal use it. Without hosts and open nobody may, until it is granted"`
+	SinglePath bool     `json:"single_path,omitempty" doc:"While open: redirect initiators that belong to no host to the owner"`
 }
 
 // LUNList is what GET /v1/luns answers.
@@ -133,8 +139,17 @@ type Node struct {
 	APIAddress     string   `json:"api_address,omitempty" doc:"host:port of this API there"`
 	ISCSIAddresses []string `json:"iscsi_addresses,omitempty" doc:"host:port for initiators"`
 	PortGroup      uint16   `json:"port_group" doc:"ALUA target port group"`
-	Version        string   `json:"version,omitempty" doc:"Version of the program it runs"`
-	LUNsOwned      int      `json:"luns_owned" doc:"LUNs it serves now"`
+	// Portals are the catalog's; ISCSIAddresses are what gossip says now.
+	Portals   []NodePortal `json:"portals,omitempty" doc:"Portals as the node registered them when it started, with their groups"`
+	Version   string       `json:"version,omitempty" doc:"Version of the program it runs"`
+	LUNsOwned int          `json:"luns_owned" doc:"LUNs it serves now"`
+}
+
+// NodePortal is an address at which a node serves initiators.
+type NodePortal struct {
+	Address string `json:"address" doc:"host:port"`
+	Group   uint8  `json:"group" doc:"Portal group: position of its subnet in the setting portal_groups, 0 for none of them"`
+	Tag     uint16 `json:"tag" doc:"Target portal group tag, and relative target port identifier: unique in the cluster"`
 }
 
 // NodeList is what GET /v1/nodes answers.
@@ -144,6 +159,7 @@ type NodeList struct {
 
 // Session is one iSCSI session.
 type Session struct {
+	ID           string    `json:"id" doc:"Names it while it lasts: <node>.<session handle>" example:"alpha.17"`
 	Node         string    `json:"node" doc:"Node it is connected to"`
 	Initiator    string    `json:"initiator" doc:"Initiator name (IQN)"`
 	ISID         string    `json:"isid" doc:"Initiator session ID (12 hex digits)"`
@@ -155,6 +171,15 @@ type Session struct {
 	Commands     uint64    `json:"commands" doc:"SCSI commands received"`
 	ReadBytes    uint64    `json:"read_bytes"`
 	WrittenBytes uint64    `json:"written_bytes"`
+
+	Host        string          `json:"host,omitempty" doc:"Host the initiator belongs to"`
+	Alias       string          `json:"alias,omitempty" doc:"What the initiator calls itself"`
+	Local       string          `json:"local" doc:"host:port of the portal"`
+	PortalGroup uint16          `json:"portal_group" doc:"Target portal group tag of the portal: the relative target port of its reservations"`
+	CHAPUser    string          `json:"chap_user,omitempty" doc:"Name it has proven; empty: no proof was asked for"`
+	Algorithm   string          `json:"chap_algorithm,omitempty" doc:"CHAP algorithm used"`
+	Params      SessionParams   `json:"params" doc:"As negotiated"`
+	Counters    SessionCounters `json:"counters"`
 }
 
 // SessionList is what GET /v1/sessions answers.

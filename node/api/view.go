@@ -61,6 +61,7 @@ func (s *Server) seal(l LUN, now time.Time) LUN {
 	}
 	l.Replicas = orEmpty(l.Replicas)
 	l.Portals = orEmpty(l.Portals)
+	l.Access.Hosts = orEmpty(l.Access.Hosts)
 	return l
 }
 
@@ -285,6 +286,13 @@ func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, err
 		})
 	}
 	wg.Wait()
+	hosts, err := s.svc.Hosts(ctx)
+	if err != nil {
+		return SessionList{}, err
+	}
+	for i := range list.Sessions {
+		list.Sessions[i].Host = hostOf(hosts, list.Sessions[i].Initiator)
+	}
 	slices.Sort(list.Unreachable)
 	slices.SortStableFunc(list.Sessions, func(a, b Session) int {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.Initiator, b.Initiator), cmp.Compare(a.Node, b.Node))

@@ -13,15 +13,21 @@ import (
 	"time"
 
 	"sanctuary/target/login"
+	"sanctuary/target/pdu"
 	"sanctuary/target/session"
 )
 
 // Defaults of Config.
 const (
-	DefaultMaxConnections = 256
-	DefaultMaxBeforeLogin = 64
-	DefaultLoginTimeout   = 15 * time.Second
-	DefaultMemoryBytes    = 256 << 20
+	DefaultMaxConnections           = 1024
+	DefaultMaxPerAddress            = 256
+	DefaultMaxBeforeLogin           = 64
+	DefaultMaxBeforeLoginPerAddress = 32
+	DefaultMaxDiscovery             = 64
+	DefaultLoginTimeout             = 15 * time.Second
+	DefaultDiscoveryIdle            = time.Minute
+	DefaultFailureDelay             = time.Second
+	DefaultMemoryBytes              = 256 << 20
 )
 
 // Reasons a session can be ended for; Run of the session returns them.
@@ -29,6 +35,9 @@ var (
 	errClosed     = errors.New("the portal is closing")
 	errReinstated = errors.New("the initiator logged in again")
 	errGone       = errors.New("the target is no longer served here")
+	errRevoked    = errors.New("the initiator may no longer use the target")
+	errEnded      = errors.New("an operator ended the session")
+	errIdle       = errors.New("the discovery session has asked for nothing")
 )
 
 // Config is what a Portal is made of. Zero means the default where one is named.
@@ -42,14 +51,19 @@ type Config struct {
 	// Offer is what is asked for in negotiations; the zero value means login.DefaultOffer.
 	Offer login.Params
 
-	MaxConnections int           // connections at once, default 256; more are closed at once
-	MaxBeforeLogin int           // of these not yet logged in, default 64
-	LoginTimeout   time.Duration // from connecting to full feature phase, default 15 s
-	Window         int           // commands outstanding per session, 1..1024, default 128
-	MemoryBytes    int64         // budget for data buffers of all sessions, default 256 MiB, at least 1 MiB
-	Ping           time.Duration // silence after which an initiator is pinged, default 5 s
-	PingTimeout    time.Duration // silence after a ping that ends its session, default 5 s
-	Logger         *slog.Logger  // default: discard
+	// Connections at once: in all, default 1024, and from one address, default 256; and of these, not yet logged in, default
+	// 64 and 32. Whoever comes beyond is closed unheard.
+	MaxConnections, MaxPerAddress, MaxBeforeLogin, MaxBeforeLoginPerAddress int
+	MaxDiscovery                                                            int // discovery sessions at once, default 64
+
+	LoginTimeout  time.Duration // from connecting to full feature phase, default 15 s
+	DiscoveryIdle time.Duration // a discovery session that asks for nothing for so long is ended, default 1 min
+	FailureDelay  time.Duration // between refusing a wrong proof and closing the connection, default 1 s
+	Window        int           // commands outstanding per session, 1..1024, default 128
+	MemoryBytes   int64         // budget for data buffers of all sessions, default 256 MiB, at least 1 MiB
+	Ping          time.Duration // silence after which an initiator is pinged, default 5 s
+	PingTimeout   time.Duration // silence after a ping that ends its session, default 5 s
+	Logger        *slog.Logger  // default: discard
 }
 
 // Portal is the iSCSI service of one node: it takes connections from any number of listeners. Its methods may be called
@@ -61,15 +75,17 @@ type Portal struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
 	conns  sync.WaitGroup
+	door   *door
+	logins loginCounters
 
-	mu        sync.Mutex
-	open      map[net.Conn]struct{} // every connection
-	loggingIn int                   // of these, not yet in full feature phase
-	entries   map[uint16]*entry     // sessions by TSIH
-	byName    map[sessionName]*entry
-	nextTSIH  uint16
-	draining  bool
-	changed   chan struct{} // closed and replaced when an entry has gone
+	mu          sync.Mutex
+	open        map[net.Conn]struct{} // every connection
+	entries     map[uint16]*entry     // sessions by TSIH
+	byName      map[sessionName]*entry
+	discoveries int // entries that are discovery sessions
+	nextTSIH    uint16
+	draining    bool
+	changed     chan struct{} // closed and replaced when an entry has gone
 }
 
 // New returns a portal that serves nothing yet. The error names the field of cfg and the way out.
@@ -77,16 +93,21 @@ func New(cfg Config) (*Portal, error) {
 	if cfg.Offer == (login.Params{}) {
 		cfg.Offer = login.DefaultOffer()
 	}
-	orInt := func(v *int, d int) {
+	for v, d := range map[*int]int{
+		&cfg.MaxConnections: DefaultMaxConnections, &cfg.MaxPerAddress: DefaultMaxPerAddress,
+		&cfg.MaxBeforeLogin: DefaultMaxBeforeLogin, &cfg.MaxBeforeLoginPerAddress: DefaultMaxBeforeLoginPerAddress,
+		&cfg.MaxDiscovery: DefaultMaxDiscovery, &cfg.Window: session.DefaultWindow,
+	} {
 		if *v == 0 {
 			*v = d
 		}
 	}
-	orInt(&cfg.MaxConnections, DefaultMaxConnections)
-	orInt(&cfg.MaxBeforeLogin, DefaultMaxBeforeLogin)
-	orInt(&cfg.Window, session.DefaultWindow)
-	if cfg.LoginTimeout == 0 {
-		cfg.LoginTimeout = DefaultLoginTimeout
+	for v, d := range map[*time.Duration]time.Duration{
+		&cfg.LoginTimeout: DefaultLoginTimeout, &cfg.DiscoveryIdle: DefaultDiscoveryIdle, &cfg.FailureDelay: DefaultFailureDelay,
+	} {
+		if *v == 0 {
+			*v = d
+		}
 	}
 	if cfg.MemoryBytes == 0 {
 		cfg.MemoryBytes = DefaultMemoryBytes
@@ -101,20 +122,20 @@ func New(cfg Config) (*Portal, error) {
 		return nil, errors.New("portal: GroupOf is needed, use OneGroup for a node in one network")
 	case cfg.Window < 1 || cfg.Window > 1024:
 		return nil, fmt.Errorf("portal: Window is %d, use 1..1024", cfg.Window)
-	case cfg.MaxConnections < 1 || cfg.MaxBeforeLogin < 1:
-		return nil, errors.New("portal: MaxConnections and MaxBeforeLogin must be at least 1")
-	case cfg.LoginTimeout < 0 || cfg.Ping < 0 || cfg.PingTimeout < 0:
+	case min(cfg.MaxConnections, cfg.MaxPerAddress, cfg.MaxBeforeLogin, cfg.MaxBeforeLoginPerAddress, cfg.MaxDiscovery) < 1:
+		return nil, errors.New("portal: MaxConnections and the other limits must be at least 1")
+	case min(cfg.LoginTimeout, cfg.DiscoveryIdle, cfg.FailureDelay, cfg.Ping, cfg.PingTimeout) < 0:
 		return nil, errors.New("portal: a timeout is negative")
 	case cfg.MemoryBytes < 1<<20:
 		return nil, fmt.Errorf("portal: MemoryBytes is %d, use at least 1 MiB", cfg.MemoryBytes)
 	}
 	p := &Portal{
-		cfg: cfg, memory: session.NewMemory(cfg.MemoryBytes), log: cfg.Logger,
+		cfg: cfg, memory: session.NewMemory(cfg.MemoryBytes), log: cfg.Logger, door: newDoor(&cfg),
 		open: make(map[net.Conn]struct{}), entries: make(map[uint16]*entry), byName: make(map[sessionName]*entry),
 		changed: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
-	lc := p.loginConfig(nil, Group{Tag: 1, Port: 1}, nil)
+	lc := p.loginConfig(&arrival{group: Group{Tag: 1, Port: 1}})
 	if err := lc.Validate(); err != nil {
 		return nil, err
 	}
@@ -147,79 +168,101 @@ func (p *Portal) Serve(ctx context.Context, ln net.Listener) error {
 			}
 			continue
 		}
-		if why := p.register(conn); why != "" {
-			p.log.Warn("connection refused", "remote", conn.RemoteAddr(), "reason", why)
-			_ = conn.Close()
-			continue
+		if a := p.admit(conn); a != nil {
+			go p.serve(a)
 		}
-		go p.serve(conn)
 	}
 }
 
-// register counts a connection in, or says why not.
-func (p *Portal) register(conn net.Conn) (why string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.ctx.Err() != nil:
-		return "the portal is closing"
-	case len(p.open) >= p.cfg.MaxConnections:
-		return "too many connections"
-	case p.loggingIn >= p.cfg.MaxBeforeLogin:
-		return "too many connections that have not logged in"
+// arrival is a connection until its session begins.
+type arrival struct {
+	conn      net.Conn
+	address   netip.Addr // the initiator's
+	group     Group
+	deadline  time.Time // of the login
+	names     attempt   // once they are known
+	throttled bool      // refused because of earlier failures
+	entry     *entry    // once it is established
+}
+
+// admit counts a connection in, or closes it and returns nil.
+func (p *Portal) admit(conn net.Conn) *arrival {
+	address, err := addressOf(conn.RemoteAddr())
+	why := ""
+	if err != nil {
+		why = err.Error()
+	} else {
+		why = p.door.enter(address)
 	}
-	p.open[conn] = struct{}{}
-	p.loggingIn++
-	p.conns.Add(1)
-	return ""
+	if why == "" {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.ctx.Err() == nil {
+			p.open[conn] = struct{}{}
+			p.conns.Add(1)
+			return &arrival{conn: conn, address: address, names: attempt{address: address}}
+		}
+		p.door.leave(address, false)
+		why = errClosed.Error()
+	}
+	_ = conn.Close()
+	if ok, unsaid := p.door.mayLog(address); ok {
+		p.log.Warn("connection refused", "remote", conn.RemoteAddr(), "reason", why, "not_logged", unsaid)
+	}
+	return nil
 }
 
 // serve runs one connection from its first byte to its last task.
-func (p *Portal) serve(conn net.Conn) {
+func (p *Portal) serve(a *arrival) {
 	defer p.conns.Done()
-	var e *entry
-	loggedIn := false
+	conn, loggedIn := a.conn, false
 	defer func() {
 		if r := recover(); r != nil {
+			p.logins.panics.Add(1)
 			p.log.Error("a panic ended this connection only", "remote", conn.RemoteAddr(), "panic", r, "stack", string(debug.Stack()))
 		}
 		_ = conn.Close()
 		p.mu.Lock()
 		delete(p.open, conn)
-		if !loggedIn {
-			p.loggingIn--
-		}
 		p.mu.Unlock()
-		if e != nil {
-			p.end(e)
+		p.door.leave(a.address, loggedIn)
+		if a.entry != nil {
+			p.end(a.entry)
 		}
 	}()
-	_ = conn.SetDeadline(time.Now().Add(p.cfg.LoginTimeout))
-	group, err := p.groupOf(conn)
+	a.deadline = time.Now().Add(p.cfg.LoginTimeout)
+	_ = conn.SetDeadline(a.deadline)
+	hs, err := p.login(a)
 	if err != nil {
-		p.logLogin(conn, err)
-		return
-	}
-	hs, err := session.Accept(conn, p.loginConfig(conn, group, &e), uint32(p.cfg.Window))
-	if err != nil {
-		p.logLogin(conn, err)
+		p.loginFailed(a, err)
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	p.mu.Lock()
-	p.loggingIn--
+	p.door.loggedIn(a.address)
 	loggedIn = true
-	p.mu.Unlock()
+	p.logins.succeeded.Add(1)
 
 	log := p.log.With("initiator", hs.Params.Initiator, "target", hs.Params.Target, "remote", conn.RemoteAddr().String())
+	e, sendTargets := a.entry, p.sendTargets(conn, a.group, &hs.Params)
+	if hs.Params.Discovery {
+		idle := time.AfterFunc(p.cfg.DiscoveryIdle, func() { e.close(errIdle) })
+		defer idle.Stop()
+		list := sendTargets
+		sendTargets = func(value string) []pdu.Pair {
+			idle.Reset(p.cfg.DiscoveryIdle)
+			return list(value)
+		}
+	}
 	s := session.New(hs, session.Config{
-		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: p.sendTargets(conn, group, &hs.Params),
+		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: sendTargets,
 		Window: p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
 	})
 	if !e.begin(s, hs.Params) {
 		return // ended from outside while the login was being answered
 	}
 	log.Debug("session began")
+	// What has changed between Open and begin went unnoticed: Recheck did not see this session yet.
+	p.recheck(e)
 	err = s.Run(p.ctx)
 	switch {
 	case errors.Is(err, session.ErrLoggedOut), errors.Is(err, errClosed), errors.Is(err, io.EOF) && hs.Params.Discovery:
@@ -232,30 +275,6 @@ func (p *Portal) serve(conn net.Conn) {
 // OneGroup is Config.GroupOf for a node whose portals are all in one network, with tag as the relative target port too.
 func OneGroup(tag uint16) func(netip.Addr) Group {
 	return func(netip.Addr) Group { return Group{Tag: tag, Port: tag} }
-}
-
-func (p *Portal) groupOf(conn net.Conn) (Group, error) {
-	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	if err != nil {
-		return Group{}, fmt.Errorf("local address: %w", err)
-	}
-	g := p.cfg.GroupOf(local.Addr().Unmap().WithZone(""))
-	if g.Tag == 0 || g.Port == 0 {
-		return Group{}, fmt.Errorf("no portal group has the address %v", local.Addr())
-	}
-	return g, nil
-}
-
-func (p *Portal) logLogin(conn net.Conn, err error) {
-	var refused *login.Refusal
-	switch {
-	case errors.As(err, &refused):
-		p.log.Warn("login refused", "remote", conn.RemoteAddr(), "status", fmt.Sprintf("%04Xh", uint16(refused.Status)), "reason", refused.Reason)
-	case errors.Is(err, io.EOF): // a port probe, or an initiator that thought better of it
-		p.log.Debug("connection closed before login", "remote", conn.RemoteAddr())
-	default:
-		p.log.Info("login did not finish", "remote", conn.RemoteAddr(), "error", err)
-	}
 }
 
 // Close ends every session and connection and waits for them. The listeners of Serve are closed.

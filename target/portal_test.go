@@ -86,7 +86,11 @@ func (d directory) List(initiator string, _ uint16) []Listing {
 		return nil
 	}
 	return []Listing{
-		{Name: "iqn.test:a", Portals: []PortalAddress{{"0.0.0.0:3260", 1}, {"192.0.2.7:3260", 2}, {"[::]:3261", 3}, {":3262", 4}, {"nonsense", 5}}},
+		{Name: "iqn.test:a", Portals: []PortalAddress{
+			{"0.0.0.0:3260", 2}, {"192.0.2.7:3260", 7}, {"[::]:3261", 2}, {":3262", 2}, {"nonsense", 2}, {":0", 2}, {"0.0.0.0:3260", 7},
+			{"127.0.0.1:3260", 2}, {"a,b:3260", 7}, {"san.example:3260", 7}, {"[::ffff:192.0.2.8]:3260", 7},
+		}},
+		{Name: "iqn.test:unreachable", Portals: []PortalAddress{{"0.0.0.0:3260", 7}}},
 		{Name: "iqn.test:b", Portals: []PortalAddress{{"[2001:db8::1]:3260", 1}}},
 	}
 }
@@ -289,8 +293,8 @@ func (i *initiator) sendTargets(value string) string {
 
 func TestSendTargetsNamesOnlyWhatCanBeReached(t *testing.T) {
 	x := serve(t, nil)
-	a := "TargetName=iqn.test:a TargetAddress=127.0.0.1:3260,1 TargetAddress=192.0.2.7:3260,2 " +
-		"TargetAddress=127.0.0.1:3261,3 TargetAddress=127.0.0.1:3262,4 "
+	a := "TargetName=iqn.test:a TargetAddress=127.0.0.1:3260,2 TargetAddress=192.0.2.7:3260,7 " +
+		"TargetAddress=127.0.0.1:3261,2 TargetAddress=127.0.0.1:3262,2 TargetAddress=san.example:3260,7 TargetAddress=192.0.2.8:3260,7 "
 	b := "TargetName=iqn.test:b TargetAddress=[2001:db8::1]:3260,1 "
 	i := x.loggedIn("iqn.test:i", "", 1)
 	for value, want := range map[string]string{"All": a + b, "iqn.test:b": b, "iqn.test:c": ""} {

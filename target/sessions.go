@@ -6,13 +6,11 @@ import (
 	"errors"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"sanctuary/target/login"
-	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
 	"sanctuary/target/session"
 )
@@ -27,6 +25,7 @@ type sessionName struct {
 // entry is one session in the portal's books, from just before its last login response until it is detached.
 type entry struct {
 	name     sessionName
+	opening  Opening
 	tsih     uint16
 	conn     net.Conn
 	nexus    *scsi.Nexus
@@ -38,6 +37,7 @@ type entry struct {
 	session *session.Session // nil until full feature phase
 	params  login.Params
 	ended   error // why it was ended from outside
+	asked   bool  // to log out, by recheck
 }
 
 // begin says whether the session may run; it may not if it was ended meanwhile.
@@ -72,106 +72,13 @@ func (e *entry) running() *session.Session {
 	return e.session
 }
 
-// loginConfig is the rules for a login on conn, which becomes *out.
-func (p *Portal) loginConfig(conn net.Conn, group Group, out **entry) login.Config {
-	return login.Config{
-		Offer: p.cfg.Offer, GroupTag: group.Tag,
-		Admit: func(l *login.Params) error {
-			if l.Discovery {
-				return nil
-			}
-			_, err := p.openTarget(l, group)
-			return err
-		},
-		Establish: func(l *login.Params) (uint16, error) {
-			e, err := p.establish(conn, group, l)
-			if err != nil {
-				return 0, err
-			}
-			*out = e
-			return e.tsih, nil
-		},
-	}
-}
-
-func (p *Portal) openTarget(l *login.Params, group Group) (scsi.Executor, error) {
-	p.mu.Lock()
-	draining := p.draining
-	p.mu.Unlock()
-	if draining {
-		return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: "this node is being drained"}
-	}
-	x, err := p.cfg.Directory.Open(Opening{Initiator: l.Initiator, Target: l.Target, Group: group})
-	var refusal *login.Refusal
-	switch {
-	case err == nil:
-		return x, nil
-	case errors.As(err, &refusal): // the directory redirects
-		return nil, refusal
-	case errors.Is(err, ErrNoTarget):
-		return nil, &login.Refusal{Status: login.TargetNotFound, Reason: l.Target + ": " + err.Error()}
-	case errors.Is(err, ErrNotAllowed):
-		return nil, &login.Refusal{Status: login.NotAuthorized, Reason: l.Initiator + ": " + err.Error()}
-	}
-	return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: err.Error()}
-}
-
-// establish enters the session into the books. An older session of the same name is ended first, with all its tasks, so
-// that nothing it began can land after the new one's first command (session reinstatement, RFC 7143 §6.3.5).
-func (p *Portal) establish(conn net.Conn, group Group, l *login.Params) (*entry, error) {
-	e := &entry{
-		name: sessionName{l.Initiator, l.Target, l.ISID, group.Tag}, conn: conn, since: time.Now(), done: make(chan struct{}),
-	}
-	deadline := time.NewTimer(p.cfg.LoginTimeout)
-	defer deadline.Stop()
-	for {
-		p.mu.Lock()
-		old := p.byName[e.name]
-		if old == nil || l.Discovery {
-			err := p.enter(e, l.Discovery)
-			p.mu.Unlock()
-			if err != nil {
-				return nil, err
-			}
-			break
-		}
-		p.mu.Unlock()
-		p.log.Info("session reinstated: its tasks are ended before the login is answered",
-			"initiator", l.Initiator, "target", l.Target, "remote", conn.RemoteAddr().String())
-		old.close(errReinstated)
-		select {
-		case <-old.done:
-		case <-p.ctx.Done():
-			return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: errClosed.Error()}
-		case <-deadline.C:
-			return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: "the old session's tasks have not ended yet"}
-		}
-	}
-	if l.Discovery {
-		return e, nil
-	}
-	kept := false
-	defer func() {
-		if !kept { // also when the Directory panics: a name left in the books could never log in again
-			p.end(e)
-		}
-	}()
-	// Only now that CloseTarget can see the entry: a target deleted after this is closed by it.
-	x, err := p.openTarget(l, group)
-	if err != nil {
-		return nil, err
-	}
-	e.nexus = &scsi.Nexus{Initiator: l.Initiator, ISID: l.ISID, Port: group.Port}
-	e.executor = x
-	x.Attach(e.nexus)
-	kept = true
-	return e, nil
-}
-
 // enter gives e a TSIH; p.mu is held.
 func (p *Portal) enter(e *entry, discovery bool) error {
-	if len(p.entries) >= 65535 {
+	switch {
+	case len(p.entries) >= 65535:
 		return &login.Refusal{Status: login.OutOfResources, Reason: "no session handle left"}
+	case discovery && p.discoveries >= p.cfg.MaxDiscovery:
+		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions"}
 	}
 	for {
 		if p.nextTSIH++; p.nextTSIH == 0 { // 0 means "new session"
@@ -183,7 +90,9 @@ func (p *Portal) enter(e *entry, discovery bool) error {
 	}
 	e.tsih = p.nextTSIH
 	p.entries[e.tsih] = e
-	if !discovery {
+	if discovery {
+		p.discoveries++
+	} else {
 		p.byName[e.name] = e
 	}
 	return nil
@@ -194,6 +103,9 @@ func (p *Portal) end(e *entry) {
 	defer func() {
 		p.mu.Lock()
 		delete(p.entries, e.tsih)
+		if e.name.target == "" {
+			p.discoveries--
+		}
 		if p.byName[e.name] == e {
 			delete(p.byName, e.name)
 		}
@@ -213,31 +125,121 @@ type Session struct {
 	ISID      [6]byte       `json:"isid"`
 	TSIH      uint16        `json:"tsih"`
 	Target    string        `json:"target"` // empty: discovery
+	Group     Group         `json:"group"`  // portal group it came in by
 	Remote    string        `json:"remote"` // host:port
 	Local     string        `json:"local"`  // host:port
 	Since     time.Time     `json:"since"`
-	Params    login.Params  `json:"params"` // as negotiated
+	Params    login.Params  `json:"params"` // as negotiated; with the CHAP user and algorithm
 	Stats     session.Stats `json:"stats"`
+}
+
+func describe(e *entry, s *session.Session) Session {
+	return Session{
+		Initiator: e.params.Initiator, ISID: e.params.ISID, TSIH: e.tsih, Target: e.params.Target, Group: e.opening.Group,
+		Remote: e.conn.RemoteAddr().String(), Local: e.conn.LocalAddr().String(),
+		Since: e.since, Params: e.params, Stats: s.Stats(),
+	}
 }
 
 // Sessions returns every session in full feature phase, the oldest first.
 func (p *Portal) Sessions() []Session {
 	var list []Session
 	for _, e := range p.snapshot() {
-		s := e.running()
-		if s == nil {
-			continue
+		if s := e.running(); s != nil {
+			list = append(list, describe(e, s))
 		}
-		list = append(list, Session{
-			Initiator: e.params.Initiator, ISID: e.params.ISID, TSIH: e.tsih, Target: e.params.Target,
-			Remote: e.conn.RemoteAddr().String(), Local: e.conn.LocalAddr().String(),
-			Since: e.since, Params: e.params, Stats: s.Stats(),
-		})
 	}
 	slices.SortFunc(list, func(a, b Session) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.TSIH, b.TSIH))
 	})
 	return list
+}
+
+// AskForLogout asks the initiators of the sessions that filter picks to log out and come back, with a Time2Wait of 0, and
+// returns how many it asked. Those that have not left within that time are cut off. It does not wait.
+func (p *Portal) AskForLogout(filter func(Session) bool, within time.Duration) int {
+	asked := 0
+	for _, e := range p.snapshot() {
+		if s := e.running(); s != nil && filter(describe(e, s)) {
+			s.AskForLogout(within)
+			asked++
+		}
+	}
+	return asked
+}
+
+// CloseSession ends the session with that handle and says whether there was one. It does not wait for its tasks to end. Its
+// initiator may come back at once.
+func (p *Portal) CloseSession(tsih uint16) bool {
+	p.mu.Lock()
+	e := p.entries[tsih]
+	p.mu.Unlock()
+	if e == nil || e.running() == nil {
+		return false
+	}
+	e.close(errEnded)
+	return true
+}
+
+// Recheck asks the Directory about every session again, after what it says may have changed. Sessions that it no longer
+// opens are cut off; those that it sends elsewhere are asked to log out, and cut off if they do not. It waits until the tasks
+// of the former have ended, or ctx has. What has been proved stays proved: a new secret counts from the next login on.
+func (p *Portal) Recheck(ctx context.Context) error {
+	var ended []*entry
+	for _, e := range p.snapshot() {
+		if e.running() != nil && p.recheck(e) {
+			ended = append(ended, e)
+		}
+	}
+	for _, e := range ended {
+		select {
+		case <-e.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// moveWithin is how long the initiator of a session that belongs elsewhere has to log out.
+const moveWithin = 5 * time.Second
+
+// recheck ends a session if it may not go on, and says whether it did.
+func (p *Portal) recheck(e *entry) bool {
+	if e.executor == nil { // discovery
+		return false
+	}
+	x, err := p.cfg.Directory.Open(e.opening)
+	var refusal *login.Refusal
+	isRefusal := errors.As(err, &refusal)
+	cause := errRevoked
+	switch {
+	case err == nil && x == e.executor:
+		return false
+	case err == nil || errors.Is(err, ErrNoTarget):
+		cause = errGone
+	case errors.Is(err, ErrNotAllowed):
+	case !isRefusal || refusal.Status>>8 == 3:
+		return false // not now: no reason to end what works
+	case refusal.Status>>8 == 1:
+		if s := e.askedOnce(); s != nil {
+			s.AskForLogout(moveWithin)
+		}
+		return false
+	}
+	e.close(cause)
+	return true
+}
+
+// askedOnce returns the session the first time, nil after that.
+func (e *entry) askedOnce() *session.Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.asked || e.ended != nil {
+		return nil
+	}
+	e.asked = true
+	return e.session
 }
 
 // MemoryUsed returns the bytes of data buffers lent out at this moment.
@@ -316,46 +318,4 @@ func (p *Portal) endSessions(ctx context.Context, target string, ask func(*entry
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// sendTargets answers SendTargets for a session on conn (RFC 7143 appendix C): only targets the initiator may use, only
-// addresses it can connect to.
-func (p *Portal) sendTargets(conn net.Conn, group Group, l *login.Params) func(value string) []pdu.Pair {
-	return func(value string) []pdu.Pair {
-		if value == "" {
-			value = l.Target
-		}
-		var pairs []pdu.Pair
-		for _, t := range p.cfg.Directory.List(l.Initiator, group.Index) {
-			if value != "All" && !strings.EqualFold(value, t.Name) {
-				continue
-			}
-			pairs = append(pairs, pdu.Pair{Key: "TargetName", Value: t.Name})
-			for _, a := range t.Portals {
-				if address, ok := reachable(a.Address, conn.LocalAddr()); ok {
-					pairs = append(pairs, pdu.Pair{
-						Key: "TargetAddress", Value: address + "," + strconv.Itoa(int(a.GroupTag)),
-					})
-				}
-			}
-		}
-		return pairs
-	}
-}
-
-// reachable puts the address the initiator has connected to in the place of one that only means "all of mine".
-func reachable(address string, local net.Addr) (string, bool) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", false
-	}
-	ip := net.ParseIP(host)
-	if host != "" && (ip == nil || !ip.IsUnspecified()) {
-		return address, true
-	}
-	mine, _, err := net.SplitHostPort(local.String())
-	if err != nil {
-		return "", false
-	}
-	return net.JoinHostPort(mine, port), true
 }

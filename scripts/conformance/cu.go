@@ -2,15 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// resetTest is a test that resets the LUN: the one way to do so that libiscsi's tools offer.
-const resetTest = "iSCSITMF.LUNResetSimpleAsync"
+// The names the tool logs in with, first and second initiator: the LUN's access may depend on them.
+const (
+	firstInitiator  = "iqn.2026-11.local.check:conformance-1"
+	secondInitiator = "iqn.2026-11.local.check:conformance-2"
+)
 
 type verdict string
 
@@ -22,15 +27,12 @@ const (
 	faulty verdict = "tool"
 )
 
-// toolFaults are assertions of Debian's iscsi-test-cu 1.19.0 that are wrong, by test. A test that fails elsewhere has failed.
+// toolFaults are assertions of iscsi-test-cu 1.19.0 that no target can satisfy, by test. A test that fails elsewhere has
+// failed. The same test must pass, whole, where the assertion is right: see runApart.
 var toolFaults = map[string]struct{ assertion, why string }{
 	"GetLBAStatus.UnmapSingle": {
 		"test_get_lba_status_unmap_single.c:135",
-		"asks about LBA i+1 and wants a descriptor that begins at i+8; SBC-3 wants it to begin at the LBA asked about (right only where physical and logical blocks are of one size)",
-	},
-	"iSCSITMF.LUNResetSimpleAsync": {
-		"test_async_lu_reset_simple.c:157",
-		"asserts on a variable before anything has set it; only another test in the same process hides that (tgt fails it too)",
+		"asks about LBA i+1 and wants the first descriptor to begin at i+8, a physical block further; SBC-3 wants it to begin at the LBA asked about",
 	},
 }
 
@@ -39,7 +41,6 @@ type result struct {
 	name    string
 	verdict verdict
 	reason  string // one line; empty for a pass
-	took    time.Duration
 }
 
 func (r result) suite() string {
@@ -47,113 +48,243 @@ func (r result) suite() string {
 	return suite
 }
 
-// listTests asks iscsi-test-cu what it has. Family ALL holds every test once; the other families name them again.
-func listTests(ctx context.Context, match string) ([]string, error) {
+// suite is one suite of the tool with its tests, named SUITE.TEST, in the tool's order.
+type suite struct {
+	name  string
+	tests []string
+}
+
+// listSuites asks iscsi-test-cu what it has, by prefix of SUITE.TEST. Family ALL holds every test once; the other families
+// name them again.
+func listSuites(ctx context.Context, match string) ([]suite, error) {
 	out, err := exec.CommandContext(ctx, "iscsi-test-cu", "--list").Output()
 	if err != nil {
 		return nil, fmt.Errorf("iscsi-test-cu --list: %w (package libiscsi-bin: scripts/setup test)", err)
 	}
-	var tests []string
+	var suites []suite
 	for line := range strings.Lines(string(out)) {
 		name, ok := strings.CutPrefix(strings.TrimSpace(line), "ALL.")
-		if ok && strings.Contains(name, ".") && strings.HasPrefix(name, match) {
-			tests = append(tests, name)
+		in, _, isTest := strings.Cut(name, ".")
+		if !ok || !isTest || !strings.HasPrefix(name, match) {
+			continue
 		}
+		if n := len(suites); n == 0 || suites[n-1].name != in {
+			suites = append(suites, suite{name: in})
+		}
+		last := &suites[len(suites)-1]
+		last.tests = append(last.tests, name)
 	}
-	if len(tests) == 0 {
+	if len(suites) == 0 {
 		return nil, fmt.Errorf("iscsi-test-cu has no test that begins with %q", match)
 	}
-	return tests, nil
+	return suites, nil
 }
 
-// runTest runs one test with data loss allowed, over as many paths as there are URLs. A test that does not end in time, or ends without CUnit's summary, has failed.
-func runTest(ctx context.Context, urls []string, name string, timeout time.Duration) result {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	start := time.Now()
-	out, err := exec.CommandContext(ctx, "iscsi-test-cu", append([]string{"--dataloss", "--normal", "--test=ALL." + name}, urls...)...).CombinedOutput()
-	r := judge(name, string(out), len(urls))
-	if ctx.Err() != nil {
-		r = result{name: name, verdict: failed, reason: fmt.Sprintf("no end after %s", timeout)}
-	} else if err != nil && r.verdict != failed && r.verdict != faulty {
-		r = result{name: name, verdict: failed, reason: err.Error()}
-	}
-	r.took = time.Since(start)
-	return r
+// tool runs iscsi-test-cu, with data loss allowed and all that it has to say.
+type tool struct {
+	timeout time.Duration // longest one process may take
 }
 
 var (
-	// CUnit's summary: tests in total, run, passed, failed.
-	testsPattern = regexp.MustCompile(`(?m)^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)`)
-	skipPattern  = regexp.MustCompile(`\[SKIPPED\]\s*(.*)`)
-	failPattern  = regexp.MustCompile(`\[FAILED\]\s*(.*)`)
-	// an assertion that did not hold: its number, file and line, what it was
-	assertPattern = regexp.MustCompile(`(?m)^\s*\d+\. (\S+:\d+)\s+- (.*)`)
+	// errUnfinished: the process was stopped, or ended without CUnit's summary.
+	errUnfinished = errors.New("no summary")
+	// errCrashed: the process was ended by a signal that was not ours. Wraps into errUnfinished.
+	errCrashed = fmt.Errorf("the tool crashed: %w", errUnfinished)
 )
 
-// headline ends what the tool does before the test: it logs in, looks at the LUN, and clears reservations that others left.
-const headline = "cunit.sourceforge.net"
-
-// own returns what the test itself said. The tool reads reservation keys before each test, and when it has ended once more
-// on every path: on a target without reservations each prints a [SKIPPED] that says nothing of the test.
-func own(out string, paths int) string {
-	before, test, found := strings.Cut(out, headline)
-	if !found {
-		return out
+// run runs what selector names, FAMILY.SUITE or FAMILY.SUITE.TEST, over as many paths as there are URLs, in one process.
+func (t tool) run(ctx context.Context, urls []string, selector string) ([]outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	defer cancel()
+	args := append([]string{
+		"--dataloss", "--Verbose-scsi", "--initiator-name=" + firstInitiator, "--initiator-name-2=" + secondInitiator,
+		"--test=" + selector,
+	}, urls...)
+	out, err := exec.CommandContext(ctx, "iscsi-test-cu", args...).CombinedOutput()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("no end after %s: %w", t.timeout, errUnfinished)
 	}
-	housekeeping := skipPattern.FindString(before)
-	for range paths {
-		if at := strings.LastIndex(test, housekeeping); housekeeping != "" && at >= 0 {
-			test = test[:at] + test[at+len(housekeeping):]
-		}
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && !exit.Exited():
+		return nil, fmt.Errorf("%w, %w, after: %s", errCrashed, err, lastLine(string(out)))
+	case err != nil && exit == nil:
+		return nil, fmt.Errorf("%w (%w)", err, errUnfinished)
 	}
-	return test
+	outcomes, err := parse(string(out)) // the exit status is the number of failures
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", err, errUnfinished)
+	}
+	return outcomes, nil
 }
 
-// judge reads one test's output. [FAILED] alone is no verdict: tests print it for answers that they then accept. CUnit's own count is.
-// A test that skips any of its parts counts as skipped: it has not shown all that its name says.
-func judge(name, out string, paths int) result {
-	out = own(out, paths)
-	r := result{name: name, verdict: failed}
-	m := testsPattern.FindStringSubmatch(out)
+// suite runs a suite in one process. If that does not end, each test in a process of its own says which it was.
+func (t tool) suite(ctx context.Context, urls []string, s suite) []result {
+	outcomes, err := t.run(ctx, urls, "ALL."+s.name)
+	if err == nil {
+		return judgeAll(s, outcomes)
+	}
+	results := t.apart(ctx, urls, s)
+	for _, r := range results {
+		if r.verdict == failed {
+			return results
+		}
+	}
+	for i := range results {
+		results[i].verdict, results[i].reason = failed, "passes alone; in one process: "+err.Error()
+	}
+	return results
+}
+
+// apart runs every test of a suite in a process of its own.
+func (t tool) apart(ctx context.Context, urls []string, s suite) []result {
+	var results []result
+	for _, name := range s.tests {
+		one := suite{name: s.name, tests: []string{name}}
+		outcomes, err := t.run(ctx, urls, "ALL."+name)
+		if err != nil {
+			results = append(results, result{name: name, verdict: failed, reason: err.Error()})
+			continue
+		}
+		results = append(results, judgeAll(one, outcomes)...)
+	}
+	return results
+}
+
+// outcome is what one test of a process said.
+type outcome struct {
+	name    string // SUITE.TEST
+	passed  bool
+	skips   []string // what it said it left out
+	fails   []string // what it complained of; without meaning if it passed: tests complain of answers that they then accept
+	asserts []assertion
+}
+
+// assertion is one that did not hold.
+type assertion struct {
+	place string // file:line
+	text  string
+}
+
+var (
+	suitePattern = regexp.MustCompile(`^Suite: (\S+)`)
+	testPattern  = regexp.MustCompile(`^  Test: (\S+) \.\.\.(.*)`)
+	// CUnit's summary: tests in total, run, passed, failed.
+	summaryPattern = regexp.MustCompile(`^\s*tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)`)
+	skipPattern    = regexp.MustCompile(`^\s*\[SKIPPED\]\s*(.*)`)
+	failPattern    = regexp.MustCompile(`^\s*\[FAILED\]\s*(.*)`)
+	assertPattern  = regexp.MustCompile(`^\s*\d+\. (\S+:\d+)\s+- (.*)`)
+)
+
+// parse reads the output of one process in CUnit's verbose mode. What the tool says outside of tests, while it looks at the
+// LUN and clears reservations, is not a test's. Without a summary, or if the summary counts otherwise, there is an error.
+func parse(out string) ([]outcome, error) {
+	var all []outcome
+	var in string
+	open := false // a test has begun and not ended
+	ran, good, summary := 0, 0, false
+	for line := range strings.Lines(out) {
+		line = strings.TrimRight(line, "\r\n")
+		if m := suitePattern.FindStringSubmatch(line); m != nil {
+			in, open = m[1], false
+			continue
+		}
+		if m := testPattern.FindStringSubmatch(line); m != nil {
+			all, open = append(all, outcome{name: in + "." + m[1]}), true
+			line = m[2]
+		}
+		if m := summaryPattern.FindStringSubmatch(line); m != nil {
+			ran, _ = strconv.Atoi(m[2]) // digits
+			good, _ = strconv.Atoi(m[3])
+			summary = true
+		}
+		if len(all) == 0 {
+			continue
+		}
+		last := &all[len(all)-1]
+		switch {
+		case !open:
+			if m := assertPattern.FindStringSubmatch(line); m != nil {
+				// behind the last one, on the same line, the tool goes on to clear reservations
+				text, _, _ := strings.Cut(m[2], "    ")
+				last.asserts = append(last.asserts, assertion{m[1], text})
+			}
+		case strings.HasPrefix(line, "passed"):
+			last.passed, open = true, false
+		case strings.HasPrefix(line, "FAILED"):
+			open = false
+		default:
+			if m := skipPattern.FindStringSubmatch(line); m != nil {
+				last.skips = append(last.skips, m[1])
+			}
+			if m := failPattern.FindStringSubmatch(line); m != nil {
+				last.fails = append(last.fails, m[1])
+			}
+		}
+	}
+	if !summary {
+		return nil, fmt.Errorf("ended without a summary: %s", lastLine(out))
+	}
+	for _, o := range all {
+		if o.passed {
+			good--
+		}
+	}
+	if ran != len(all) || good != 0 {
+		return nil, fmt.Errorf("CUnit counts %d tests, their lines were %d; passed by count less by line: %d", ran, len(all), good)
+	}
+	return all, nil
+}
+
+// judgeAll returns one result for every test of s, in order.
+func judgeAll(s suite, outcomes []outcome) []result {
+	byName := map[string]outcome{}
+	for _, o := range outcomes {
+		byName[o.name] = o
+	}
+	var results []result
+	for _, name := range s.tests {
+		o, ran := byName[name]
+		if !ran {
+			results = append(results, result{name: name, verdict: failed, reason: "did not run"})
+			continue
+		}
+		results = append(results, judge(o))
+	}
+	return results
+}
+
+// judge turns what a test said into a verdict. One that skips any of its parts counts as skipped: it has not shown all that
+// its name says.
+func judge(o outcome) result {
+	r := result{name: o.name, verdict: passed}
 	switch {
-	case m == nil:
-		r.reason = "ended without a summary: " + lastLine(out)
-	case m[4] != "0":
-		if fault, known := toolFaults[name]; known && onlyAt(fault.assertion, out) {
+	case !o.passed:
+		r.verdict, r.reason = failed, "an assertion did not hold"
+		if fault, known := toolFaults[o.name]; known && onlyAt(fault.assertion, o.asserts) {
 			r.verdict, r.reason = faulty, fault.why
 			break
 		}
-		r.reason = firstMatch(failPattern, out, "")
-		if r.reason == "" {
-			r.reason = firstMatch(assertPattern, out, "an assertion did not hold")
+		if len(o.asserts) > 0 {
+			r.reason = o.asserts[0].place + " " + o.asserts[0].text
 		}
-	case m[2] == "0":
-		r.reason = "did not run"
-	case skipPattern.MatchString(out):
-		r.verdict, r.reason = skipped, firstMatch(skipPattern, out, "")
-	default:
-		r.verdict = passed
+		if len(o.fails) > 0 {
+			r.reason += "; " + o.fails[0]
+		}
+	case len(o.skips) > 0:
+		r.verdict, r.reason = skipped, o.skips[0]
 	}
 	return r
 }
 
-// onlyAt says whether every assertion that did not hold is the one at place, file:line.
-func onlyAt(place, out string) bool {
-	all := assertPattern.FindAllStringSubmatch(out, -1)
-	for _, m := range all {
-		if m[1] != place {
+// onlyAt says whether there are assertions that did not hold, all of them at place, file:line.
+func onlyAt(place string, asserts []assertion) bool {
+	for _, a := range asserts {
+		if a.place != place {
 			return false
 		}
 	}
-	return len(all) > 0
-}
-
-func firstMatch(p *regexp.Regexp, out, otherwise string) string {
-	if m := p.FindStringSubmatch(out); m != nil {
-		return strings.TrimSpace(strings.Join(m[1:], " "))
-	}
-	return otherwise
+	return len(asserts) > 0
 }
 
 func lastLine(out string) string {

@@ -1,8 +1,9 @@
-// Command conformance runs iscsi-test-cu against a LUN, one process for each test, and writes what passed, failed and was
-// skipped into docs/CONFORMANCE.md. It fails when a test named in must-pass.txt does not pass any more.
+// Command conformance runs iscsi-test-cu against a LUN, one process for each suite, and beside it against tgt, and writes
+// what passed, failed and was skipped into docs/CONFORMANCE.md. It fails when a test fails, when one skips that is not named
+// in expected-skips.txt, and when one named there does not skip any more.
 //
-// One process a test: a test that hangs or leaves its session in a mess is that test's failure and no other's. Run it from
-// the root of the repository: make conformance.
+// Then it runs the suites that may be interrupted (moved-suites.txt) while the LUN is handed from node to node, where nothing
+// may fail either. Run it from the root of the repository: make conformance.
 package main
 
 import (
@@ -12,50 +13,45 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strings"
+	"slices"
 	"syscall"
 	"time"
 
 	"sanctuary/scripts/mdblock"
-	"sanctuary/scripts/rig"
 )
 
 const (
-	mustPass = "scripts/conformance/must-pass.txt"
-	preamble = `# Conformance
-
-What [libiscsi](https://github.com/sahlberg/libiscsi)'s ` + "`iscsi-test-cu`" + ` says about a replicated LUN: two data nodes and a witness on loopback,
-every test in a process of its own through the owner's portal. *Skip* is the test's own verdict: it found the feature absent
-and reported as absent, or skipped a part of itself. *Tool* counts tests of which only an assertion failed that no target can satisfy; it is named below.
-MultipathIO runs over two sessions through the owner's portal, for the other portals are standby and move no data. The table is made by ` + "`make conformance`" + `, which fails when a test of
-` + "[must-pass.txt](../scripts/conformance/must-pass.txt)" + ` does not pass.
-`
-	startTimeout = 2 * time.Minute
-	lunBytes     = 1 << 30
+	expectedSkips = "scripts/conformance/expected-skips.txt"
+	movedSuites   = "scripts/conformance/moved-suites.txt"
 )
 
 type options struct {
-	target  string        // "sanctuary", "tgt", or an iscsi:// URL of a LUN that may be overwritten
-	binary  string        // path of the sanctuary binary
-	media   string        // "ram" or "file"
-	nodes   int           // of the demo cluster
-	match   string        // only suites whose name begins so; empty: all, and the report is written
-	timeout time.Duration // for one test
-	report  string        // file to update after a run of everything against sanctuary; empty: none
-	update  bool          // add what passes to the must-pass list
+	target    string        // "sanctuary", "tgt", or an iscsi:// URL of a LUN that may be overwritten
+	reference bool          // run tgt too
+	binary    string        // path of the sanctuary binary
+	media     string        // "ram" or "file"
+	nodes     int           // of the demo cluster
+	match     string        // only tests whose name begins so; empty: all, and the report is written
+	alone     bool          // one process for each test instead of each suite
+	timeout   time.Duration // for one process
+	moves     int           // how often the LUN is moved; 0: not at all
+	every     time.Duration // time before each move
+	report    string        // file to update after a run of everything against sanctuary; empty: none
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.target, "target", "sanctuary", "what to test: sanctuary, tgt, or the iscsi:// URL of a LUN that may be overwritten")
+	flag.BoolVar(&o.reference, "reference", true, "run tgt too, when sanctuary is tested; its failures are shown and judge nothing")
 	flag.StringVar(&o.binary, "binary", "bin/sanctuary", "the binary to start")
 	flag.StringVar(&o.media, "media", "ram", "medium of the LUN: ram or file")
 	flag.IntVar(&o.nodes, "nodes", 3, "nodes of the cluster: 1 or 3")
-	flag.StringVar(&o.match, "match", "", "only tests whose name begins so, such as Read10; the report is left alone")
-	flag.DurationVar(&o.timeout, "timeout", time.Minute, "longest a single test may take")
+	flag.StringVar(&o.match, "match", "", "only tests whose name begins so, such as Read10; nothing is moved and the report is left alone")
+	flag.BoolVar(&o.alone, "alone", false, "run each test in a process of its own: slower, and no test can disturb the next")
+	flag.DurationVar(&o.timeout, "timeout", time.Minute, "longest a process, one suite, may take")
+	flag.IntVar(&o.moves, "moves", 6, "how often the LUN is moved under the suites that may be interrupted; 0 for not at all")
+	flag.DurationVar(&o.every, "every", 10*time.Second, "time between two moves")
 	flag.StringVar(&o.report, "report", "docs/CONFORMANCE.md", "file to update when every test was run against sanctuary, or empty for none")
-	flag.BoolVar(&o.update, "update", false, "add every test that passes to "+mustPass)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -66,127 +62,128 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options) (err error) {
-	required, err := readList(mustPass)
+func run(ctx context.Context, o options) error {
+	suites, err := listSuites(ctx, o.match)
 	if err != nil {
 		return err
 	}
-	tests, err := listTests(ctx, o.match)
+	expected, err := readNotes(expectedSkips)
 	if err != nil {
 		return err
 	}
-	target, err := startTarget(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, target.stop()) }()
-
-	var results []result
-	for _, name := range tests {
-		r := runTest(ctx, target.paths(name), name, o.timeout)
-		if moved := r.verdict == failed && target.follow(ctx); moved && ctx.Err() == nil {
-			fmt.Printf("%-4s %-45s %6.2fs the LUN has moved, once more: %s\n", "", r.name, r.took.Seconds(), r.reason)
-			r = runTest(ctx, target.paths(name), name, o.timeout)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		results = append(results, r)
-		fmt.Printf("%-4s %-45s %6.2fs %s\n", r.verdict, r.name, r.took.Seconds(), r.reason)
-		if r.verdict == failed {
-			if !target.alive() {
-				return fmt.Errorf("the target ended during %s", name)
-			}
-			// A test that ended in the middle may have left a reservation: a LUN reset takes it away.
-			_ = runTest(ctx, []string{target.url}, resetTest, o.timeout)
-		}
-	}
-	fmt.Print(total(results))
-	if o.report != "" && o.match == "" && o.target == "sanctuary" {
-		if err := mdblock.Replace(o.report, "iscsi-test-cu", preamble, table(results, o)); err != nil {
+	whole := o.match == ""
+	ours := o.target == "sanctuary"
+	var interruptible []suite
+	if whole {
+		if interruptible, err = readSuites(movedSuites, suites); err != nil {
 			return err
 		}
 	}
-	if o.update {
-		if err := writeList(mustPass, required, results); err != nil {
+	r, err := examine(ctx, o, suites, expected, interruptible)
+	if err != nil {
+		return err
+	}
+	if ours && whole && o.reference {
+		ref := o
+		ref.target = "tgt"
+		fmt.Println("tgt, the reference:")
+		of, err := examine(ctx, ref, suites, nil, nil)
+		if err != nil {
+			return fmt.Errorf("tgt: %w", err)
+		}
+		r.reference, r.referenceProtected = of.results, of.protected
+	}
+	fmt.Printf("%s: %s\n", r.subject, count(r.results))
+	if len(r.reference) > 0 {
+		fmt.Printf("tgt: %s\n", count(r.reference))
+	}
+	if o.report != "" && whole && ours {
+		if err := mdblock.Replace(o.report, "iscsi-test-cu", "# Conformance\n\n", r.table()); err != nil {
 			return err
 		}
 	}
-	return regressions(required, results)
+	if o.target == "tgt" {
+		return nil
+	}
+	errs := []error{gate(r.results, expected, whole), gate(r.protected, nil, false), gate(r.aligned, nil, false)}
+	if r.moved != nil {
+		fmt.Println("moved:", r.moved)
+		errs = append(errs, r.moved.err())
+	}
+	return errors.Join(errs...)
 }
 
-// subject is what is tested.
-type subject struct {
-	url   string // of the portal through which the LUN is served
-	alive func() bool
-	stop  func() error
-	// serving says where the LUN is served now; nil if there is but one portal.
-	serving func(ctx context.Context) (string, error)
+// examine starts one target and runs everything on it that it can be put to.
+func examine(ctx context.Context, o options, suites []suite, expected map[string]string, interruptible []suite) (r report, err error) {
+	s, err := start(ctx, o.target, o)
+	if err != nil {
+		return report{}, err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	r.subject = s.name
+	t := tool{timeout: o.timeout}
+	if s.admin != nil {
+		if err := checkShape(ctx, s.url); err != nil {
+			return r, err
+		}
+	}
+	for _, one := range suites {
+		results, err := runSuite(ctx, t, s, one, o.alone)
+		if err != nil {
+			return r, err
+		}
+		r.results = append(r.results, results...)
+	}
+	if r.protected, err = runProtected(ctx, t, s, suites); err != nil {
+		return r, err
+	}
+	if r.aligned, err = runAligned(ctx, t, s, suites); err != nil {
+		return r, err
+	}
+	if s.admin != nil && o.moves > 0 && o.nodes > 1 && len(interruptible) > 0 {
+		c, err := runMoved(ctx, t, s, interruptible, expected, o.moves, o.every)
+		if err != nil {
+			return r, err
+		}
+		r.moved = &c
+	}
+	return r, nil
 }
 
-// paths returns the URLs a test is run on. Two sessions are two paths: the portals of the other nodes are standby.
-func (s *subject) paths(test string) []string {
-	if strings.HasPrefix(test, "MultipathIO.") {
-		return []string{s.url, s.url}
+// runSuite runs a suite, and again if it failed because the LUN is served elsewhere now. What it says is printed.
+func runSuite(ctx context.Context, t tool, s *subject, one suite, alone bool) ([]result, error) {
+	results, err := attempt(ctx, t, s, one, alone)
+	if err == nil && count(results).fail > 0 && ctx.Err() == nil {
+		// A test that ended in the middle may have left a reservation: a LUN reset takes it away.
+		_ = t.reset(ctx, s.url)
+		if s.follow(ctx) {
+			fmt.Printf("     %-45s the LUN has moved, once more\n", one.name)
+			results, err = attempt(ctx, t, s, one, alone)
+		}
 	}
-	return []string{s.url}
-}
-
-// follow looks where the LUN is served after a test has failed, and says whether it has moved: on a machine so busy that
-// nodes do not hear each other for a while, ownership moves, and the portal tested is a standby one.
-func (s *subject) follow(ctx context.Context) bool {
-	if s.serving == nil {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	url, err := s.serving(ctx)
-	if err != nil || url == s.url {
-		return false
-	}
-	s.url = url
-	return true
-}
-
-// startTarget starts what is to be tested, unless it runs already.
-func startTarget(ctx context.Context, o options) (*subject, error) {
-	if strings.HasPrefix(o.target, "iscsi://") {
-		return &subject{url: o.target, alive: func() bool { return true }, stop: func() error { return nil }}, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	dir, err := os.MkdirTemp("", "cu")
 	if err != nil {
 		return nil, err
 	}
-	var target *rig.Target
-	switch o.target {
-	case "tgt":
-		target, err = rig.StartTgt(ctx, dir, dir, lunBytes)
-	case "sanctuary":
-		target, err = rig.StartDemo(ctx, rig.Demo{Binary: o.binary, Dir: dir, Media: o.media, SizeBytes: lunBytes, Nodes: o.nodes})
-	default:
-		err = fmt.Errorf("unknown target %q: sanctuary, tgt, or iscsi://host:port/iqn/lun", o.target)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
 	}
-	if err != nil {
-		keepLog(dir)
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	show(results, "")
+	if !s.alive() {
+		return nil, fmt.Errorf("the target ended during %s", one.name)
 	}
-	s := &subject{alive: target.Alive, serving: target.Serving}
-	s.stop = func() error { return errors.Join(target.Stop(), os.RemoveAll(dir)) }
-	if s.url, err = target.Serving(ctx); err != nil {
-		keepLog(dir)
-		return nil, errors.Join(err, s.stop())
-	}
-	return s, nil
+	return results, nil
 }
 
-// keepLog shows what the target had to say before its folder goes.
-func keepLog(dir string) {
-	logs, _ := filepath.Glob(filepath.Join(dir, "*.log")) // the pattern is valid
-	for _, name := range logs {
-		if text, err := os.ReadFile(name); err == nil {
-			fmt.Fprintf(os.Stderr, "%s:\n%s\n", filepath.Base(name), text)
-		}
+// attempt runs a suite, with what its process cannot show put in its place.
+func attempt(ctx context.Context, t tool, s *subject, one suite, alone bool) ([]result, error) {
+	var results []result
+	if alone {
+		results = t.apart(ctx, s.paths(one.name), one)
+	} else {
+		results = t.suite(ctx, s.paths(one.name), one)
 	}
+	if slices.Contains(one.tests, resetTest) {
+		overlay(results, []result{t.reset(ctx, s.url)})
+	}
+	return results, nil
 }

@@ -1,11 +1,7 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"slices"
 	"strings"
 )
 
@@ -24,95 +20,106 @@ func (c *counts) add(v verdict) {
 	}
 }
 
-func total(results []result) string {
-	var c counts
+func count(results []result) (c counts) {
 	for _, r := range results {
 		c.add(r.verdict)
 	}
-	return fmt.Sprintf("%d tests: %d pass, %d fail, %d fail by the tool's own fault, %d skip\n", len(results), c.pass, c.fail, c.tool, c.skip)
+	return c
 }
 
-// table is the report: counts by suite, then every failure with its reason.
-func table(results []result, o options) string {
+func (c counts) String() string {
+	return fmt.Sprintf("%d tests: %d pass, %d fail, %d fail by the tool's own fault, %d skip", c.pass+c.fail+c.tool+c.skip, c.pass, c.fail, c.tool, c.skip)
+}
+
+// report is everything one run has found.
+type report struct {
+	subject   string // what was tested
+	results   []result
+	protected []result // of the suite that needs a write-protected LUN
+	aligned   []result // of the suites run on the LUN with logical blocks as long as physical ones
+	moved     *campaign
+	// of tgt; empty: not run
+	reference, referenceProtected []result
+}
+
+// table is the report: counts by suite, ours and the reference's, then every test that did not pass, with its reason.
+func (r report) table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d-node cluster, %s LUN. %s\n| suite | pass | fail | tool | skip |\n|---|--:|--:|--:|--:|\n", o.nodes, o.media, total(results))
-	var order []string
-	suites := map[string]*counts{}
-	for _, r := range results {
-		if suites[r.suite()] == nil {
-			suites[r.suite()] = &counts{}
-			order = append(order, r.suite())
-		}
-		suites[r.suite()].add(r.verdict)
+	fmt.Fprintf(&b, "%s: %s.\n", r.subject, count(r.results))
+	if len(r.reference) > 0 {
+		fmt.Fprintf(&b, "tgt, the reference: %s.\n", count(r.reference))
 	}
-	for _, s := range order {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d |\n", s, suites[s].pass, suites[s].fail, suites[s].tool, suites[s].skip)
-	}
-	for _, list := range []struct {
-		title string
-		v     verdict
-	}{{"Failed", failed}, {"Failed by the tool's own fault", faulty}, {"Skipped", skipped}} {
-		fmt.Fprintf(&b, "\n%s:\n\n", list.title)
-		none := true
-		for _, r := range results {
-			if r.verdict == list.v {
-				fmt.Fprintf(&b, "- %s: %s\n", r.name, escape(r.reason))
-				none = false
-			}
+	if len(r.protected) > 0 {
+		fmt.Fprintf(&b, "%s on the same LUN, write-protected (SWP): %s", r.protected[0].suite(), count(r.protected))
+		if len(r.referenceProtected) > 0 {
+			fmt.Fprintf(&b, "; tgt: %s", count(r.referenceProtected))
 		}
-		if none {
-			b.WriteString("- none\n")
+		b.WriteString(".\n")
+	}
+	if len(r.aligned) > 0 {
+		fmt.Fprintf(&b, "%s on a LUN with logical blocks as long as physical ones (4Kn): %s.\n", r.aligned[0].suite(), count(r.aligned))
+	}
+	if r.moved != nil {
+		fmt.Fprintf(&b, "Moved: %s.\n", r.moved)
+	}
+	b.WriteString("\n| suite | pass | fail | tool | skip | tgt: pass | fail | skip |\n|---|--:|--:|--:|--:|--:|--:|--:|\n")
+	ours, theirs := bySuite(r.results), bySuite(r.reference)
+	seen := ""
+	for _, one := range r.results {
+		s := one.suite()
+		if s == seen {
+			continue
+		}
+		seen = s
+		o := ours[s]
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |", s, cell(o.pass), cell(o.fail), cell(o.tool), cell(o.skip))
+		if t, ok := theirs[s]; ok {
+			fmt.Fprintf(&b, " %s | %s | %s |\n", cell(t.pass), cell(t.fail+t.tool), cell(t.skip))
+		} else {
+			b.WriteString(" | | |\n")
 		}
 	}
+	list(&b, "Failed", r.results, failed)
+	list(&b, "Failed by the tool's own fault", r.results, faulty)
+	list(&b, "Skipped", r.results, skipped)
+	list(&b, "Failed on tgt", r.reference, failed)
 	return b.String()
+}
+
+// cell leaves zeros out: what is not there should not be looked at.
+func cell(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
+func bySuite(results []result) map[string]counts {
+	all := map[string]counts{}
+	for _, r := range results {
+		c := all[r.suite()]
+		c.add(r.verdict)
+		all[r.suite()] = c
+	}
+	return all
+}
+
+// list writes the tests of one verdict, or nothing if there are none.
+func list(b *strings.Builder, title string, results []result, v verdict) {
+	first := true
+	for _, r := range results {
+		if r.verdict != v {
+			continue
+		}
+		if first {
+			fmt.Fprintf(b, "\n%s:\n\n", title)
+			first = false
+		}
+		fmt.Fprintf(b, "- %s: %s\n", r.name, escape(r.reason))
+	}
 }
 
 // escape keeps a tool's text from being read as markup.
 func escape(s string) string {
 	return strings.NewReplacer("|", `\|`, "<", "&lt;", "_", `\_`, "*", `\*`).Replace(s)
-}
-
-// regressions is an error that names every required test that was run and did not pass.
-func regressions(required []string, results []result) error {
-	var errs []error
-	for _, r := range results {
-		if r.verdict != passed && r.verdict != faulty && slices.Contains(required, r.name) {
-			errs = append(errs, fmt.Errorf("%s passed before and now: %s, %s", r.name, r.verdict, r.reason))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// readList reads test names, one a line; # begins a comment. A missing file is an empty list.
-func readList(file string) ([]string, error) {
-	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for line := range strings.Lines(string(text)) {
-		name, _, _ := strings.Cut(line, "#")
-		if name = strings.TrimSpace(name); name != "" {
-			names = append(names, name)
-		}
-	}
-	return names, nil
-}
-
-// writeList adds what passed, or failed by the tool's own fault alone, to the list. It takes nothing away: a test leaves the list by hand, with a reason in the commit.
-func writeList(file string, required []string, results []result) error {
-	names := slices.Clone(required)
-	for _, r := range results {
-		if r.verdict == passed || r.verdict == faulty {
-			names = append(names, r.name)
-		}
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
-	text := "# Tests of iscsi-test-cu that must pass (make conformance). One that no longer can leaves by hand, with the reason.\n" +
-		strings.Join(names, "\n") + "\n"
-	return os.WriteFile(file, []byte(text), 0o644)
 }

@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,9 +12,10 @@ import (
 
 // capture is what one checkpoint writes: the volume between two entries.
 type capture struct {
-	record appliedRecord
-	chunks []capturedChunk
-	freed  []uint32
+	record   appliedRecord
+	geometry block.Geometry
+	chunks   []capturedChunk
+	freed    []uint32
 }
 
 type capturedChunk struct {
@@ -61,12 +63,13 @@ func (v *Volume) clean() bool {
 // applyMu held, so nobody else changes the map.
 func (v *Volume) capture() *capture {
 	c := &capture{
-		record: appliedRecord{applied: v.applied.Load(), floor: v.floor.Load(), inconsistent: v.inconsistent.Load(), state: *v.state.Load()},
-		freed:  v.freed,
+		record:   appliedRecord{applied: v.applied.Load(), floor: v.floor.Load(), inconsistent: v.inconsistent.Load(), state: *v.state.Load()},
+		geometry: v.Geometry(),
+		freed:    v.freed,
 	}
 	v.freed = nil
 	for _, number := range v.dirtyPages {
-		page := v.m.pages[number].Load()
+		page, _ := v.m.find(number * pageChunks)
 		for at := range uint32(pageChunks) {
 			if page.dirty[at/64]>>(at%64)&1 == 0 {
 				continue
@@ -142,7 +145,14 @@ func (v *Volume) put(tx MetadataTx, c *capture) error {
 			return err
 		}
 	}
-	key := volumeKey(keyApplied, v.number)
+	// With the capacity it was applied under: the log's OpGrow is behind the applied index now.
+	key := volumeKey(keyVolume, v.number)
+	if header := encodeVolume(key, c.geometry); !bytes.Equal(header, tx.Get(key)) {
+		if err := tx.Put(key, header); err != nil {
+			return err
+		}
+	}
+	key = volumeKey(keyApplied, v.number)
 	return tx.Put(key, c.record.encode(key))
 }
 
@@ -154,7 +164,8 @@ func (p *Pool) loadVolume(id string) (*Volume, error) {
 			return err
 		}
 		key := volumeKey(keyVolume, v.number)
-		if v.geometry, err = decodeVolume(key, tx.Get(key)); err != nil {
+		g, err := decodeVolume(key, tx.Get(key))
+		if err != nil {
 			return err
 		}
 		key = volumeKey(keyApplied, v.number)
@@ -162,7 +173,8 @@ func (p *Pool) loadVolume(id string) (*Volume, error) {
 		if err != nil {
 			return err
 		}
-		v.m = newChunkMap(v.geometry.Capacity)
+		v.m, v.blockBytes = newChunkMap(g.Capacity), g.LogicalBlockBytes
+		v.capacity.Store(uint64(g.Capacity))
 		v.applied.Store(r.applied)
 		v.durable.Store(r.applied)
 		v.floor.Store(r.floor)
@@ -179,7 +191,7 @@ func (p *Pool) loadVolume(id string) (*Volume, error) {
 func (v *Volume) loadMap(tx MetadataTx) error {
 	allocated, sums := 0, 0
 	err := tx.Scan(volumeKey(keyMap, v.number), func(key, value []byte) error {
-		chunk, err := decodeChunkKey(key, v.m.chunks)
+		chunk, err := decodeChunkKey(key, v.m.chunks.Load())
 		if err != nil {
 			return err
 		}
@@ -200,7 +212,7 @@ func (v *Volume) loadMap(tx MetadataTx) error {
 		return err
 	}
 	err = tx.Scan(volumeKey(keySums, v.number), func(key, value []byte) error {
-		chunk, err := decodeChunkKey(key, v.m.chunks)
+		chunk, err := decodeChunkKey(key, v.m.chunks.Load())
 		if err != nil {
 			return err
 		}

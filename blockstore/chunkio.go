@@ -114,7 +114,7 @@ var oneBlock = sync.Pool{New: func() any { return new([block.Size]byte) }}
 // Errors: block.ErrOutOfRange; *block.CorruptError for the first block that does not match its checksum; ErrInconsistent;
 // block.ErrClosed; block.ErrFailed. dst is zeroed then, so that nothing unverified can get out.
 func (v *Volume) ReadAt(r block.Range, dst []byte) error {
-	if err := r.Check(v.geometry.Capacity); err != nil {
+	if err := r.Check(v.capacityNow()); err != nil {
 		return err
 	}
 	if int64(len(dst)) != r.Bytes() {
@@ -182,7 +182,7 @@ const maxAllocatedSteps = 4096
 //
 // Errors: block.ErrOutOfRange; ErrInconsistent; block.ErrClosed; block.ErrFailed.
 func (v *Volume) Allocated(r block.Range) (allocated bool, n block.Count, err error) {
-	if err := r.Check(v.geometry.Capacity); err != nil {
+	if err := r.Check(v.capacityNow()); err != nil {
 		return false, 0, err
 	}
 	if r.Count == 0 {

@@ -41,26 +41,44 @@ func (s *stripe) wait() {
 
 // chunkMap finds the chunks of one volume.
 type chunkMap struct {
-	chunks  uint32
-	pages   []atomic.Pointer[mapPage]
+	chunks atomic.Uint32
+	// pages is replaced by a longer one when the volume grows. Whoever still holds the old one misses at most what is
+	// written after that, as if it had read before.
+	pages   atomic.Pointer[[]atomic.Pointer[mapPage]]
 	stripes [stripes]stripe
 }
 
 func newChunkMap(capacity block.Count) *chunkMap {
+	m := &chunkMap{}
+	m.pages.Store(&[]atomic.Pointer[mapPage]{})
+	m.grow(capacity)
+	return m
+}
+
+// grow makes room for the chunks of a larger volume. It is called by the one goroutine that changes the map.
+func (m *chunkMap) grow(capacity block.Count) {
 	chunks := (capacity.Bytes() + block.ChunkSize - 1) / block.ChunkSize
-	return &chunkMap{chunks: uint32(chunks), pages: make([]atomic.Pointer[mapPage], (chunks+pageChunks-1)/pageChunks)}
+	old := *m.pages.Load()
+	if n := int((chunks + pageChunks - 1) / pageChunks); n > len(old) {
+		pages := make([]atomic.Pointer[mapPage], n)
+		for i := range old {
+			pages[i].Store(old[i].Load())
+		}
+		m.pages.Store(&pages)
+	}
+	m.chunks.Store(uint32(chunks))
 }
 
 func (m *chunkMap) lockOf(chunk uint32) *stripe { return &m.stripes[chunk%stripes] }
 
 // find returns the page of a chunk, which may be nil, and the chunk's place in it.
 func (m *chunkMap) find(chunk uint32) (*mapPage, uint32) {
-	return m.pages[chunk/pageChunks].Load(), chunk % pageChunks
+	return (*m.pages.Load())[chunk/pageChunks].Load(), chunk % pageChunks
 }
 
 // make is find for the one goroutine that changes the map.
 func (m *chunkMap) make(chunk uint32) (*mapPage, uint32) {
-	at := &m.pages[chunk/pageChunks]
+	at := &(*m.pages.Load())[chunk/pageChunks]
 	page := at.Load()
 	if page == nil {
 		page = new(mapPage)

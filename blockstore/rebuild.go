@@ -21,10 +21,11 @@ func (v *Volume) Changed(since uint64, fn func(r block.Range) error) error {
 		return fmt.Errorf("volume %s: %w", v.id, ErrInconsistent)
 	}
 	everything := since < v.floor.Load()
-	for chunk := uint32(0); chunk < v.m.chunks; {
+	chunks := v.m.chunks.Load()
+	for chunk := uint32(0); chunk < chunks; {
 		page, at := v.m.find(chunk)
 		if page == nil {
-			n := min(pageChunks-at, v.m.chunks-chunk)
+			n := min(pageChunks-at, chunks-chunk)
 			if everything {
 				if err := fn(v.chunkRange(chunk, n)); err != nil {
 					return err
@@ -60,11 +61,11 @@ func (v *Volume) lastIndex(chunk uint32) (uint64, error) {
 
 func (v *Volume) chunkRange(chunk, n uint32) block.Range {
 	start := int64(chunk) * block.ChunkSize
-	return block.BytesRange(start, min(int64(n)*block.ChunkSize, v.geometry.Capacity.Bytes()-start))
+	return block.BytesRange(start, min(int64(n)*block.ChunkSize, v.capacityNow().Bytes()-start))
 }
 
 // Chunks returns the number of chunks of the volume; the last one may be cut off by its end.
-func (v *Volume) Chunks() uint32 { return v.m.chunks }
+func (v *Volume) Chunks() uint32 { return v.m.chunks.Load() }
 
 // ChunkInfo is what the map knows about a chunk.
 type ChunkInfo struct {
@@ -78,8 +79,8 @@ type ChunkInfo struct {
 // works during an import. The medium may hold something else: after a crash, until the log is replayed, and when it has
 // rotted; CheckChunk tells.
 func (v *Volume) ChunkInfo(chunk uint32, info *ChunkInfo) error {
-	if chunk >= v.m.chunks {
-		return fmt.Errorf("chunk %d of %d: %w", chunk, v.m.chunks, block.ErrOutOfRange)
+	if chunk >= v.m.chunks.Load() {
+		return fmt.Errorf("chunk %d: %w", chunk, block.ErrOutOfRange)
 	}
 	lock := v.m.lockOf(chunk)
 	lock.RLock()
@@ -112,8 +113,8 @@ func (v *Volume) infoLocked(chunk uint32, info *ChunkInfo) {
 // bitmap. The receiver of a rebuild that cannot replay its log to the end must treat them as different from the source's.
 // The chunk cannot be written meanwhile.
 func (v *Volume) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error) {
-	if chunk >= v.m.chunks {
-		return 0, fmt.Errorf("chunk %d of %d: %w", chunk, v.m.chunks, block.ErrOutOfRange)
+	if chunk >= v.m.chunks.Load() {
+		return 0, fmt.Errorf("chunk %d: %w", chunk, block.ErrOutOfRange)
 	}
 	buf := oneBlock.Get().(*[block.Size]byte)
 	defer oneBlock.Put(buf)

@@ -12,11 +12,13 @@ import (
 // Volume is one LUN's storage in a pool. Apply and Import are called by one goroutine in the order of the log; everything
 // else may be called beside them and concurrently.
 type Volume struct {
-	pool     *Pool
-	id       string
-	number   uint32
-	geometry block.Geometry
-	m        *chunkMap
+	pool   *Pool
+	id     string
+	number uint32
+	m      *chunkMap
+
+	blockBytes int           // LOGICAL BLOCK LENGTH
+	capacity   atomic.Uint64 // block.Count; only grows
 
 	applied atomic.Uint64
 	durable atomic.Uint64
@@ -46,8 +48,12 @@ var ErrInconsistent = fmt.Errorf("the volume is in the middle of a rebuild: %w",
 // ID returns the volume's name in the pool.
 func (v *Volume) ID() string { return v.id }
 
-// Geometry returns the size given to Create.
-func (v *Volume) Geometry() block.Geometry { return v.geometry }
+// Geometry returns the size given to Create, or to the newest applied OpGrow.
+func (v *Volume) Geometry() block.Geometry {
+	return block.Geometry{Capacity: v.capacityNow(), LogicalBlockBytes: v.blockBytes}
+}
+
+func (v *Volume) capacityNow() block.Count { return block.Count(v.capacity.Load()) }
 
 // Applied returns the index of the newest entry whose effect can be read.
 func (v *Volume) Applied() uint64 { return v.applied.Load() }
@@ -77,7 +83,7 @@ type VolumeUsage struct {
 // Usage returns what the volume takes.
 func (v *Volume) Usage() VolumeUsage {
 	return VolumeUsage{
-		LogicalBytes:   v.geometry.Capacity.Bytes(),
+		LogicalBytes:   v.capacityNow().Bytes(),
 		AllocatedBytes: v.allocatedChunks.Load() * block.ChunkSize,
 		StoredBytes:    v.storedBlocks.Load() * block.Size,
 	}
@@ -128,7 +134,7 @@ func (v *Volume) usable() error {
 // change checks everything that can be refused, then does it. index 0 leaves the last-modified indexes as they are.
 func (v *Volume) change(index uint64, ops []block.Op) error {
 	for i := range ops {
-		if err := ops[i].Check(v.geometry.Capacity); err != nil {
+		if err := ops[i].Check(v.capacityNow()); err != nil {
 			return fmt.Errorf("volume %s: entry %d, op %d: %w", v.id, index, i, err)
 		}
 	}
@@ -187,7 +193,7 @@ func (v *Volume) newChunksAtMost(ops []block.Op) (n int, exact bool) {
 func (v *Volume) newChunks(ops []block.Op) (n int) {
 	valid := map[uint32]uint64{}
 	for i := range ops {
-		if ops[i].Kind == block.OpState {
+		if ops[i].Kind == block.OpState || ops[i].Kind == block.OpGrow {
 			continue
 		}
 		for r := ops[i].Range; r.Count > 0; {
@@ -220,6 +226,13 @@ func (v *Volume) run(index uint64, op *block.Op) error {
 	if op.Kind == block.OpState {
 		if old := v.state.Load(); old.Version == op.StateVersion {
 			v.state.Store(&block.State{Version: old.Version + 1, Blob: append([]byte(nil), op.Data...)})
+		}
+		return nil
+	}
+	if op.Kind == block.OpGrow {
+		if op.Range.Count > v.capacityNow() {
+			v.m.grow(op.Range.Count)
+			v.capacity.Store(uint64(op.Range.Count)) // last: whoever sees the capacity finds its chunks
 		}
 		return nil
 	}

@@ -17,8 +17,32 @@ import (
 // The methods here are what target/scsi asks of a Backend. Each takes the tenure once, at the start: its term is the fence
 // of whatever the command proposes (rule F). What changes anything also brings the fence of the moment it was accepted.
 
-// Geometry returns the LUN's size.
-func (g *Group) Geometry() block.Geometry { return g.cfg.Geometry }
+// Geometry returns the LUN's size, as far as this replica has applied its growth.
+func (g *Group) Geometry() block.Geometry {
+	if g.cfg.Store == nil {
+		return g.cfg.Geometry // a witness does not look into entries
+	}
+	return g.cfg.Store.Geometry()
+}
+
+func (g *Group) capacity() block.Count { return g.Geometry().Capacity }
+
+// Grow makes the LUN that large unless it is already; it never shrinks. The growth is a log entry, so that every replica has
+// it before the first write to what was added. Errors: block.ErrNotOwner, or an invalid size.
+func (g *Group) Grow(ctx context.Context, capacity block.Count) error {
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	want := block.Geometry{Capacity: capacity, LogicalBlockBytes: g.cfg.Geometry.LogicalBlockBytes}
+	if err := want.Validate(); err != nil {
+		return err
+	}
+	if capacity <= g.capacity() {
+		return nil
+	}
+	return g.proposeSurely(ctx, t, []block.Op{{Kind: block.OpGrow, Range: block.Range{Count: capacity}}})
+}
 
 // owned returns the current tenure, or the error that says why there is none.
 func (g *Group) owned() (*tenure, error) {

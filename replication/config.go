@@ -17,6 +17,7 @@ import (
 // Store is a replica's data: one volume of a pool. Apply is called by one goroutine, in index order; everything else
 // concurrently with it.
 type Store interface {
+	Geometry() block.Geometry // grows with block.OpGrow
 	// Apply makes the operations of one log entry take effect. An index at or below Applied is a no-op, so that replay is
 	// safe. No durability is asked for: the journal has the entry.
 	Apply(index uint64, ops []block.Op) error
@@ -101,7 +102,7 @@ type Config struct {
 	Bootstrap []Member
 	// First says that this replica has never been started: an empty log is no loss.
 	First    bool
-	Geometry block.Geometry
+	Geometry block.Geometry  // what the LUN was made with, or has grown to
 	Store    Store           // nil for a witness; stays the caller's
 	Journal  journal.Journal // becomes the Group's
 	Timing   Timing

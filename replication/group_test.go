@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -237,4 +238,58 @@ func TestTransferMovesTheLUNWithoutLoss(t *testing.T) {
 		}
 		cancel()
 	}
+}
+
+// A LUN grows while it is used; a copy that was away meanwhile learns of it from the log or from a rebuild.
+func TestGrowthReachesEveryCopy(t *testing.T) {
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}
+	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 0, 1); err != nil {
+		t.Fatal(err)
+	}
+	before := c.geometry.Capacity
+	grow := func(to block.Count) {
+		t.Helper()
+		if err := c.group(c.owner()).Grow(ctx, to); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.write(ctx, int(to/block.SectorsPerBlock)-1, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	same := func(to block.Count) {
+		t.Helper()
+		eventually(t, "both copies have grown and are in sync", func() bool {
+			return c.group("a").Geometry().Capacity == to && c.group("b").Geometry().Capacity == to &&
+				c.group(c.owner()).Status().Health == HealthHealthy
+		})
+	}
+	g := c.group(c.owner())
+	if err := g.Write(ctx, g.Fence(), block.Range{Start: block.Sector(before), Count: 8}, tagged(0, 1)); !errors.Is(err, block.ErrOutOfRange) {
+		t.Fatalf("a write beyond the end: %v", err)
+	}
+	grow(2 * before)
+	same(2 * before)
+	if err := g.Grow(ctx, before); err != nil || g.Geometry().Capacity != 2*before {
+		t.Fatalf("growing to less: %v, and has %d", err, g.Geometry().Capacity)
+	}
+	if err := g.Grow(ctx, block.MaxVolumeBytes); err == nil {
+		t.Fatal("more than 16 TiB")
+	}
+	away := map[string]string{"a": "b", "b": "a"}[c.owner()]
+	c.stop(away)
+	grow(3 * before)
+	owner := c.owner()
+	eventually(t, "the log begins after the growth", func() bool {
+		if err := c.write(ctx, 1, 2); err != nil {
+			t.Fatal(err)
+		}
+		first, _ := c.group(owner).cfg.Journal.FirstIndex()
+		return first > 500
+	})
+	c.start(away, false)
+	same(3 * before)
+	compareCopies(t, c, "a", "b")
 }

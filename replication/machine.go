@@ -61,7 +61,7 @@ func (m *machine) apply(l *raft.Log) error {
 	if err != nil {
 		return err
 	}
-	if err := e.Verify(m.g.cfg.Geometry.Capacity); err != nil {
+	if err := e.Verify(m.g.capacity()); err != nil {
 		return err
 	}
 	if e.Fence != l.Term {

@@ -91,7 +91,7 @@ func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, wh
 		return w, nil
 	}
 	for i := range ops { // what a replica cannot apply would take every one of them out
-		if err := ops[i].Check(p.g.cfg.Geometry.Capacity); err != nil {
+		if err := ops[i].Check(p.g.capacity()); err != nil {
 			return w, err
 		}
 	}

@@ -77,6 +77,8 @@ type rebuildPin struct {
 	Configuration      []byte      `json:"configuration"` // Raft's encoding
 	ConfigurationIndex uint64      `json:"configuration_index"`
 	State              block.State `json:"state"`
+	// Capacity is at least what the volume had at Index. One that has grown since is no harm: growing again does nothing.
+	Capacity block.Count `json:"capacity"`
 }
 
 // orderedGroup finds the group an order is for; asOwner: the order is addressed to the owner, not to the receiver.
@@ -202,6 +204,11 @@ func (g *Group) rebuildOnce(owner string) (copied int64, err error) {
 	}
 	if err := store.BeginImport(g.ctx); err != nil {
 		return 0, err
+	}
+	if pin.Capacity > 0 { // owners of older versions do not tell, and their LUNs do not grow
+		if err := store.Import([]block.Op{{Kind: block.OpGrow, Range: block.Range{Count: pin.Capacity}}}); err != nil {
+			return 0, err
+		}
 	}
 	for next := uint32(0); ; {
 		req := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(nil, since), next)

@@ -99,7 +99,7 @@ func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte,
 		}
 		pin.Term = l.Term
 	}
-	pin.State = g.cfg.Store.State()
+	pin.State, pin.Capacity = g.cfg.Store.State(), g.capacity()
 	return json.Marshal(pin)
 }
 
@@ -179,7 +179,7 @@ func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte
 	sums, data := out[:4*n], out[4*n:]
 	for i := range n {
 		r := block.Range{Start: block.Sector(binary.LittleEndian.Uint64(req[4+8*i:])), Count: block.SectorsPerBlock}
-		if err := r.Check(g.cfg.Geometry.Capacity); err != nil {
+		if err := r.Check(g.capacity()); err != nil {
 			return nil, err
 		}
 		dst := data[i*block.Size : (i+1)*block.Size]

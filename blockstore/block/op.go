@@ -18,6 +18,9 @@ const (
 	OpFill OpKind = 3
 	// OpState replaces the LUN's State if its version is StateVersion, else changes nothing. Range is empty.
 	OpState OpKind = 4
+	// OpGrow makes the volume Range.Count sectors large unless it is that large already; Range.Start is 0. What is added
+	// reads as zeros. A volume never shrinks.
+	OpGrow OpKind = 5
 )
 
 // Op is one absolute change to a volume: applying it twice gives the same result, and nothing in it depends on what was
@@ -53,6 +56,12 @@ func (o Op) Check(capacity Count) error {
 	}
 	if !o.Range.Aligned() {
 		return fmt.Errorf("range %v is not aligned to blocks", o.Range)
+	}
+	if o.Kind == OpGrow {
+		if o.Range.Start != 0 || o.Range.Count > MaxVolumeBytes/SectorSize || len(o.Data)+len(o.Sums) > 0 {
+			return fmt.Errorf("growth to %v: at most 16 TiB, from sector 0, without data", o.Range)
+		}
+		return nil
 	}
 	if err := o.Range.Check(capacity); err != nil {
 		return err

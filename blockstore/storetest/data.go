@@ -291,3 +291,73 @@ func testAllocations(t *testing.T, m Medium) {
 		t.Errorf("%v allocations per entry and reads, want none", got)
 	}
 }
+
+// testGrow makes a volume larger, over the border of a page of the map, while it is read, and crashes before and after the
+// checkpoint that covers it.
+func testGrow(t *testing.T, m Medium) {
+	machine := m.New(t, 16*chunk)
+	p := open(t, machine)
+	v, model := create(t, p, "v"), NewModel(geometry)
+	step(t, v, model, model.Write(0, 200))
+	_, err := v.Checkpoint(t.Context())
+	must(t, err)
+	done := make(chan struct{})
+	var readers sync.WaitGroup
+	readers.Go(func() {
+		for {
+			n := int(v.Geometry().Capacity / block.SectorsPerBlock) // whatever it is, it can be read
+			if err := v.ReadAt(blocks(n-1, 1), make([]byte, block.Size)); err != nil {
+				t.Errorf("last block of %d: %v", n, err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	})
+	const page = 1024 * block.BlocksPerChunk
+	for _, n := range []int{1, block.BlocksPerChunk, page, 3 * page} {
+		step(t, v, model, model.Grow(n))
+		step(t, v, model, model.Write(model.Blocks()-2, 2))
+		if v.Geometry() != model.Geometry {
+			t.Fatalf("geometry %v, want %v", v.Geometry(), model.Geometry)
+		}
+	}
+	step(t, v, model, block.Op{Kind: block.OpGrow, Range: block.Range{Count: geometry.Capacity}}) // smaller: nothing
+	close(done)
+	readers.Wait()
+	verify := func(v *blockstore.Volume) {
+		t.Helper()
+		if v.Geometry() != model.Geometry {
+			t.Errorf("geometry %v, want %v", v.Geometry(), model.Geometry)
+		}
+		buf := make([]byte, block.Size)
+		for _, n := range []int{0, 199, 200, model.Blocks() - 2, model.Blocks() - 1} {
+			must(t, v.ReadAt(blocks(n, 1), buf))
+			if !bytes.Equal(buf, model.Block(uint64(n))) {
+				t.Errorf("block %d begins with %x", n, buf[:8])
+			}
+		}
+	}
+	verify(v)
+	if !m.Lasts {
+		return
+	}
+	for _, checkpointed := range []bool{false, true} {
+		if checkpointed {
+			_, err := v.Checkpoint(t.Context())
+			must(t, err)
+		}
+		machine.Crash(1)
+		p = open(t, machine)
+		v, err = p.Open("v")
+		must(t, err)
+		if want := model.Geometry; checkpointed && v.Geometry() != want {
+			t.Errorf("after the checkpoint and a crash: geometry %v, want %v", v.Geometry(), want)
+		}
+		must(t, model.Replay(v))
+		verify(v)
+	}
+}

@@ -93,12 +93,20 @@ func (m *Model) SetState(version uint64, blob string) block.Op {
 	return block.Op{Kind: block.OpState, StateVersion: version, Data: []byte(blob)}
 }
 
+// Grow returns an OpGrow by n blocks; it stands alone in its entry.
+func (m *Model) Grow(n int) block.Op {
+	return block.Op{Kind: block.OpGrow, Range: blocks(0, m.Blocks()+n)}
+}
+
 func blocks(first, n int) block.Range {
 	return block.BytesRange(int64(first)*block.Size, int64(n)*block.Size)
 }
 
 // Random returns a random entry of one to three ops.
 func (m *Model) Random(rnd *rand.Rand) []block.Op {
+	if rnd.IntN(24) == 0 && m.Blocks() < maxRandomBlocks {
+		return []block.Op{m.Grow(rnd.IntN(2 * block.BlocksPerChunk))}
+	}
 	var ops []block.Op
 	for range 1 + rnd.IntN(3) {
 		first := rnd.IntN(m.Blocks())
@@ -121,6 +129,9 @@ func (m *Model) Random(rnd *rand.Rand) []block.Op {
 	return ops
 }
 
+// maxRandomBlocks keeps volumes that grow at random small enough to be compared over and over.
+const maxRandomBlocks = 8 * block.BlocksPerChunk
+
 // Commit adds an entry to the journal and applies it to the model.
 func (m *Model) Commit(index uint64, ops []block.Op) {
 	m.Journal = append(m.Journal, Entry{index, ops})
@@ -135,6 +146,9 @@ func (m *Model) Commit(index uint64, ops []block.Op) {
 			case block.OpZero:
 				delete(m.blocks, first+i)
 			}
+		}
+		if op.Kind == block.OpGrow {
+			m.Geometry.Capacity = max(m.Geometry.Capacity, op.Range.Count)
 		}
 		if op.Kind == block.OpState && op.StateVersion == m.state.Version {
 			m.state = block.State{Version: m.state.Version + 1, Blob: op.Data}
@@ -168,6 +182,9 @@ func (m *Model) Compare(v *blockstore.Volume) error {
 
 // CompareBlocks compares the contents alone.
 func (m *Model) CompareBlocks(v *blockstore.Volume) error {
+	if v.Geometry() != m.Geometry {
+		return fmt.Errorf("geometry %v, want %v", v.Geometry(), m.Geometry)
+	}
 	buf := make([]byte, m.Geometry.Capacity.Bytes())
 	if err := v.ReadAt(block.Range{Count: m.Geometry.Capacity}, buf); err != nil {
 		return err
@@ -216,7 +233,10 @@ func (m *Model) CompareOrCorrupt(v *blockstore.Volume) error {
 		}
 	}
 	buf, zeros := make([]byte, block.Size), make([]byte, block.Size)
-	for n := range uint64(m.Blocks()) {
+	if v.Geometry().Capacity > m.Geometry.Capacity {
+		return fmt.Errorf("geometry %v, at most %v was ever asked for", v.Geometry(), m.Geometry)
+	}
+	for n := range uint64(v.Geometry().Capacity / block.SectorsPerBlock) { // growth may be ahead of it in the log
 		err := v.ReadAt(blocks(int(n), 1), buf)
 		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
 			continue

@@ -48,6 +48,7 @@ func Run(t *testing.T, m Medium) {
 		{"ChunkInfoTellsWhatDiffers", testChunkInfo},
 		{"ImportIsAllOrNothing", testImport},
 		{"AllocatedIsBounded", testAllocatedIsBounded},
+		{"GrowsUnderReaders", testGrow},
 		{"Catalogue", testCatalogue},
 		{"SteadyStateAllocatesNothing", testAllocations},
 		{"ClosedRefusesEverything", testClosed},
@@ -124,7 +125,9 @@ func testBadInput(t *testing.T, m Medium) {
 	huge := block.Op{Kind: block.OpZero, Range: block.Range{Start: ^block.Sector(7), Count: 16}}
 	for name, bad := range map[string]block.Op{
 		"beyond the end": beyond, "misaligned": misaligned, "short": short, "no sums": noSums, "fill": fill, "huge": huge,
-		"unknown kind": {Kind: 99}, "no kind": {}, "large state": {Kind: block.OpState, Data: make([]byte, block.MaxStateBytes+1)},
+		"unknown kind": {Kind: 99}, "no kind": {}, "growth from elsewhere": {Kind: block.OpGrow, Range: block.Range{Start: 8, Count: 1 << 20}},
+		"growth beyond 16 TiB": {Kind: block.OpGrow, Range: block.Range{Count: block.MaxVolumeBytes/block.SectorSize + 8}},
+		"large state":          {Kind: block.OpState, Data: make([]byte, block.MaxStateBytes+1)},
 	} {
 		if err := v.Apply(2, []block.Op{good, bad}); err == nil {
 			t.Errorf("%s: no error", name)

@@ -54,6 +54,20 @@ func (g *Group) takeRoom(ops []block.Op) (release func(), err error) {
 	}, nil
 }
 
+// Available returns how much can still be allocated for the LUN, in bytes: the least over the replicas in sync as the owner
+// last heard, or what this one has elsewhere.
+func (g *Group) Available() int64 {
+	free := g.cfg.Store.FreeBytes()
+	if g.tenure.Load() != nil {
+		g.space.mu.Lock()
+		defer g.space.mu.Unlock()
+		for _, f := range g.space.peers {
+			free = min(free, f)
+		}
+	}
+	return max(free, 0)
+}
+
 // askRoom asks the replicas in sync how much room they have. One that does not answer is left out: it will be found lost
 // by other means.
 func (g *Group) askRoom(ctx context.Context) {

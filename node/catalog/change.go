@@ -170,7 +170,7 @@ func newChange(kind string) Change {
 	for _, c := range []Change{
 		&RegisterNode{}, &RemoveNode{}, &CreateLUN{}, &DeleteLUN{}, &ReplicaStarted{}, &ReplaceReplica{},
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
-		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{},
+		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{}, &ResizeLUN{},
 	} {
 		if c.kind() == kind {
 			return c

@@ -234,7 +234,11 @@ func (s *Session) unsolicitedDone(c *command) {
 	switch {
 	case c.arrived == c.want:
 		s.mu.Lock()
-		s.start(c)
+		if s.suits(c) {
+			c.phase, s.inline.next = started, c
+		} else {
+			s.start(c)
+		}
 		s.mu.Unlock()
 	case c.bufferKind == solicited && c.buffer != nil:
 		s.mu.Lock()

@@ -69,6 +69,8 @@ func Accept(conn net.Conn, cfg login.Config, window uint32) (*Handshake, error) 
 type liveReader struct {
 	r    io.Reader
 	last atomic.Int64 // nanoseconds since epoch
+
+	before func() // unless nil, called before each Read, which may wait
 }
 
 var epoch = time.Now()
@@ -76,6 +78,9 @@ var epoch = time.Now()
 func sinceEpoch() int64 { return int64(time.Since(epoch)) }
 
 func (l *liveReader) Read(p []byte) (int, error) {
+	if l.before != nil {
+		l.before()
+	}
 	n, err := l.r.Read(p)
 	l.last.Store(sinceEpoch())
 	return n, err

@@ -57,6 +57,7 @@ const (
 // account is one session's part of a Memory. It implements scsi.Buffers for Data-In.
 type account struct {
 	m      *Memory
+	short  func()       // unless nil, called before get waits: whoever can give something back does it now
 	bytes  [kinds]int64 // guarded by m.mu
 	closed bool         // guarded by m.mu: everything is granted, because the session only wants to end
 }
@@ -134,6 +135,9 @@ func (a *account) getLater(k kind, n int, grant func([]byte)) {
 func (a *account) get(k kind, n int) []byte {
 	if b := a.tryGet(k, n); b != nil {
 		return b
+	}
+	if a.short != nil {
+		a.short()
 	}
 	ready := make(chan []byte, 1)
 	a.getLater(k, n, func(b []byte) { ready <- b })

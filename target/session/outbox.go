@@ -24,14 +24,13 @@ type item struct {
 // outbox is what waits to be sent. The window bounds how many commands can be in it, and R2Ts are bounded per command; what
 // the reader answers by itself is bounded by maxUnsentBytes, beyond which it stops reading.
 //
-// Whoever has set busy is the sender and alone touches the fields above mu. That is the writer, except for the answer
-// of a command that is alone: the worker sends it at once, because waking the writer would cost more than the answer.
+// Whoever has set busy is the sender and alone touches the fields above mu. That is the writer, except when the last command
+// at work ends: whoever executed it sends at once, because waking the writer would cost more than the answer.
 type outbox struct {
 	s      *Session
 	writer *pdu.Writer
 	statSN uint32 // of the next response
 	sent   []*command
-	single [1]item // the batch of sendAlone
 
 	// since is when the system call under way began, in nanoseconds since epoch, 0 if there is none. The pinger looks: a
 	// deadline set anew for every call would cost as much as a small answer.
@@ -44,6 +43,7 @@ type outbox struct {
 	spare   []item
 	unsent  int // bytes the reader itself has queued
 	busy    bool
+	held    bool // there is something to send and nobody has been told
 	closed  bool // no more is wanted
 	broken  bool // nobody sends any more
 }
@@ -63,7 +63,8 @@ func (o *outbox) post(it item) {
 
 func (o *outbox) postLocked(it item) {
 	o.queue = append(o.queue, it)
-	if len(o.queue) == 1 && !o.busy {
+	if (len(o.queue) == 1 || o.held) && !o.busy {
+		o.held = false
 		o.filled.Signal()
 	}
 }
@@ -81,31 +82,55 @@ func (o *outbox) postFromReader(it item) {
 	}
 }
 
-// takeOver makes the caller the sender if nobody is and nothing waits; sendAlone must follow. It never waits, and may be
-// called with Session.mu held.
-func (o *outbox) takeOver() bool {
+// hold queues an item that may wait until takeOver or wake, or until something else is sent.
+func (o *outbox) hold(it item) {
+	o.mu.Lock()
+	o.queue = append(o.queue, it)
+	o.held = o.held || len(o.queue) == 1 && !o.busy
+	o.mu.Unlock()
+}
+
+// wake has sent what is held.
+func (o *outbox) wake() {
+	o.mu.Lock()
+	if o.held {
+		o.held = false
+		o.filled.Signal()
+	}
+	o.mu.Unlock()
+}
+
+// takeOver queues an item and makes the caller the sender if nobody is; sendTaken must follow then. It never waits, and may
+// be called with Session.mu held.
+func (o *outbox) takeOver(it item) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.busy || o.broken || len(o.queue) > 0 {
-		return false
+	o.queue = append(o.queue, it)
+	if o.busy || o.broken {
+		return false // the sender looks again, or drop does
 	}
-	o.busy = true
+	o.busy, o.held = true, false
 	return true
 }
 
-// sendAlone sends one item, after takeOver.
-func (o *outbox) sendAlone(it item) {
-	finished := false
-	defer func() { // a panic goes on to whoever reports it
-		if !finished {
-			o.stepDown(0, true)
-		}
-	}()
-	o.single[0] = it
-	err := o.send(o.single[:])
-	o.single[0] = item{}
-	finished = true
-	o.stepDown(0, err != nil)
+// sendTaken sends everything queued, after takeOver. An error ends the session.
+func (o *outbox) sendTaken() {
+	freed, broken := 0, true
+	defer func() { o.stepDown(freed, broken) }() // also of a panic, which goes on to whoever reports it
+	o.mu.Lock()
+	batch := o.queue
+	o.queue, o.spare = o.spare[:0], nil
+	o.held = false
+	o.mu.Unlock()
+	err := o.send(batch)
+	for i := range batch {
+		freed += batch[i].bytes
+	}
+	clear(batch)
+	o.mu.Lock()
+	o.spare = batch[:0]
+	o.mu.Unlock()
+	broken = err != nil
 	if err != nil {
 		o.s.Close(err)
 	}
@@ -145,13 +170,9 @@ func (o *outbox) close() {
 
 // run is the writer: it sends until close, or until the connection breaks.
 func (o *outbox) run() {
-	sending := false
 	defer func() {
 		o.mu.Lock()
 		o.broken = true
-		if sending { // a panic
-			o.busy = false
-		}
 		o.drained.Broadcast()
 		o.mu.Unlock()
 	}()
@@ -164,31 +185,12 @@ func (o *outbox) run() {
 			o.mu.Unlock()
 			return
 		}
-		o.busy, sending = true, true
+		o.busy = true
 		o.mu.Unlock()
 		// Commands end in swarms, because they arrive so and are journalled so. Whoever is about to post does it now, and one
 		// system call takes all of it: on a machine with few processors that halves the cost of a command.
 		runtime.Gosched()
-		o.mu.Lock()
-		batch := o.queue
-		o.queue, o.spare = o.spare[:0], nil
-		o.mu.Unlock()
-
-		err := o.send(batch)
-		freed := 0
-		for i := range batch {
-			freed += batch[i].bytes
-		}
-		clear(batch)
-		o.mu.Lock()
-		o.spare = batch[:0]
-		o.mu.Unlock()
-		sending = false
-		o.stepDown(freed, err != nil)
-		if err != nil {
-			o.s.Close(err)
-			return
-		}
+		o.sendTaken()
 	}
 }
 

@@ -102,6 +102,9 @@ type Session struct {
 	closing   bool
 	spares    []*command // answered, to be used again
 
+	inline  inliner
+	readEnd chan error // what the last reader returns
+
 	// The reader's own.
 	header  pdu.Header
 	scratch []byte
@@ -131,6 +134,7 @@ func New(hs *Handshake, cfg Config) *Session {
 		tasks:     make(map[uint32]*command),
 		transfers: make(map[uint32]*transfer),
 		orphans:   make(map[uint32]struct{}),
+		readEnd:   make(chan error, 1),
 		log:       cfg.Logger,
 	}
 	s.changed = sync.NewCond(&s.mu)
@@ -141,6 +145,7 @@ func New(hs *Handshake, cfg Config) *Session {
 	s.reader.HeaderDigest, s.reader.DataDigest = p.HeaderDigest, p.DataDigest
 	hs.writer.HeaderDigest, hs.writer.DataDigest = p.HeaderDigest, p.DataDigest
 	s.out = newOutbox(s, hs.writer, hs.statSN)
+	s.memory.short = s.out.wake
 	return s
 }
 
@@ -164,7 +169,12 @@ func (s *Session) Run(ctx context.Context) error {
 		defer s.recoverPanic("writer")
 		s.out.run()
 	}()
-	err := s.read()
+	s.inline.timer = time.AfterFunc(time.Hour, s.watch)
+	s.inline.timer.Stop()
+	s.live.before = s.sendHeld
+	go s.readOn()
+	err := <-s.readEnd
+	s.inline.timer.Stop()
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the initiator closed the connection: %w", err)
 	}
@@ -208,23 +218,37 @@ func (s *Session) recoverPanic(who string) {
 	}
 }
 
-// read takes in PDUs until the stream ends or breaks.
-func (s *Session) read() (err error) {
+// readOn takes in PDUs until the stream ends or breaks, which Run is told, or until another goroutine has become the reader.
+func (s *Session) readOn() {
+	reader := true
+	var err error
 	defer func() {
-		if r := recover(); r != nil {
+		r := recover()
+		if r != nil {
 			s.log.Error("a panic ended this session only; its commands were not answered", "in", "reader", "panic", r, "stack", string(debug.Stack()))
 			err = fmt.Errorf("%w: panic in the reader: %v", ErrPanic, r)
 		}
+		if reader {
+			s.readEnd <- err
+			return
+		}
+		s.workers.Done() // as a worker it ended; see watch
 	}()
 	for {
 		s.listening.Store(true)
-		if err := s.reader.ReadHeader(&s.header); err != nil {
-			return err
+		if err = s.reader.ReadHeader(&s.header); err != nil {
+			return
 		}
 		s.listening.Store(false)
 		s.stats.pdusIn.Add(1)
-		if err := s.dispatch(&s.header); err != nil {
-			return err
+		if err = s.dispatch(&s.header); err != nil {
+			return
+		}
+		if c := s.inline.next; c != nil {
+			s.inline.next = nil
+			if reader = s.executeInline(c); !reader {
+				return
+			}
 		}
 	}
 }

@@ -3,7 +3,7 @@ package session
 import "sync/atomic"
 
 type counters struct {
-	commands, bytesIn, bytesOut, r2ts, rejects, ignored, crowded, aborted, pdusIn, pdusOut atomic.Uint64
+	commands, bytesIn, bytesOut, r2ts, rejects, ignored, crowded, aborted, relieved, pdusIn, pdusOut atomic.Uint64
 }
 
 // Stats is what a session has done so far.

@@ -25,7 +25,9 @@ func (s *Session) start(c *command) {
 func (s *Session) work() {
 	defer s.workers.Done()
 	for c := range s.ready {
-		s.execute(c)
+		if s.carryOut(c) {
+			s.finish(c, false)
+		}
 		s.mu.Lock()
 		// Counted as idle from here on; start counts it out when it has queued the next command for it.
 		s.idle++
@@ -33,68 +35,11 @@ func (s *Session) work() {
 	}
 }
 
-func (s *Session) execute(c *command) {
-	done := false
-	defer func() {
-		if !done { // a panic: the command has no answer, but others must not wait for it
-			s.memory.put(c.bufferKind, c.buffer)
-			s.mu.Lock()
-			delete(s.tasks, c.tag)
-			s.leave(c)
-			s.changed.Broadcast()
-			s.mu.Unlock()
-		}
-	}()
-	defer s.recoverPanic("worker")
-	switch {
-	case c.manage != nil:
-		c.answer = c.manage()
-	case c.refused != nil:
-		c.task.Status, c.task.Sense = c.refused.status, c.refused.sense
-	default:
-		c.task.DataOut = c.buffer[:c.want]
-		s.cfg.Executor.Execute(s.ctx, &c.task)
-		c.task.DataOut = nil
-	}
-	if c.buffer != nil {
-		s.memory.put(c.bufferKind, c.buffer)
-		c.buffer = nil
-	}
-	done = true
-	s.finish(c)
-}
-
-// finish sends a command's answer. The answer is queued, or nobody else can send any more, before the command is seen to
-// have left, so that a task management function that waited for it is answered after it.
-func (s *Session) finish(c *command) {
-	silent := c.manage == nil && c.task.Status == scsi.StatusTaskAborted
-	if silent && c.task.DataIn != nil {
-		s.memory.put(dataIn, c.task.DataIn)
-		c.task.DataIn = nil
-	}
-	s.mu.Lock()
-	delete(s.tasks, c.tag)
-	s.leave(c)
-	c.silent = silent
-	answer, alone := item{command: c}, false
-	switch {
-	case silent:
-		s.stats.aborted.Add(1)
-	case c.manage != nil:
-		answer = item{numbered: true}
-		(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&answer.header)
-		s.out.post(answer)
-	case len(s.tasks) == 0 && s.out.takeOver():
-		alone = true
-	default:
-		s.out.post(answer)
-	}
-	s.changed.Broadcast()
-	s.finishLogout()
-	s.mu.Unlock()
-	if alone {
-		s.out.sendAlone(answer)
-	}
+// managed is the answer to a task management function.
+func managed(c *command) item {
+	it := item{numbered: true}
+	(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&it.header)
+	return it
 }
 
 // taskRequest carries out a task management function (RFC 7143 §11.5). Commands that are not yet with the Executor are

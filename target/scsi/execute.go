@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
 )
 
 // request is a Task while it runs.
@@ -19,6 +20,16 @@ type request struct {
 	access Access
 	geo    block.Geometry
 
+	// known is the state allowed was derived from; nil until then.
+	known   *standing
+	allowed reserve.Classes
+
+	accepted  time.Time // when the command arrived
+	operation uint64    // stands for what the command changes, wherever it is carried out (Unit.change); 0 until needed
+	remote    bool      // another node asked for it: it has told the unit attentions, and does the waiting
+	// unsure: the owner may still be at it, for all that is known here. Set before done is closed.
+	unsure bool
+
 	// Guarded by Nexus.units.mu.
 	next, prev *request
 	cancel     context.CancelFunc
@@ -29,8 +40,11 @@ type request struct {
 // Execute implements Executor.
 func (t *Target) Execute(ctx context.Context, task *Task) {
 	task.Status, task.Sense, task.DataIn, task.TransferIn, task.TransferOut = StatusGood, nil, nil, 0, 0
-	r := &request{Task: task, target: t, set: t.units.Load(), cmd: find(&task.CDB)}
+	r := &request{Task: task, target: t, set: t.units.Load(), cmd: find(&task.CDB), accepted: task.Accepted}
 	r.unit = r.set.lookup(task.LUN)
+	if r.accepted.IsZero() {
+		r.accepted = time.Now()
+	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	defer r.cancel()
 	if !r.begin() {
@@ -44,11 +58,17 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 		err = r.run()
 	}
 	aborted := r.end()
-	perBlock := block.Count(1)
-	if r.geo.LogicalBlockBytes != 0 {
-		perBlock = r.perBlock()
+	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
+	r.conclude(outcome, aborted)
+	r.Nexus.units.stats.count(task, outcome)
+}
+
+// blockSectors is perBlock, also before the geometry is known.
+func (r *request) blockSectors() block.Count {
+	if r.geo.LogicalBlockBytes == 0 {
+		return 1
 	}
-	r.conclude(outcomeOf(err, aborted || ctx.Err() != nil && err != nil, perBlock), aborted)
+	return r.perBlock()
 }
 
 // conclude writes the outcome into the Task. Data that goes with no GOOD is given back.
@@ -69,10 +89,33 @@ func (r *request) conclude(outcome error, aborted bool) {
 	case errors.As(outcome, &status):
 		r.Status = Status(status)
 	}
+	r.giveBack()
+	r.TransferIn = 0
+}
+
+// giveBack returns the Data-In buffer, if there is one.
+func (r *request) giveBack() {
 	if r.DataIn != nil {
 		r.Buffers.Put(r.DataIn)
+		r.DataIn = nil
 	}
-	r.DataIn, r.TransferIn = nil, 0
+}
+
+// present is the unit as it is now, for a nexus to compare with what it has been told.
+func (r *request) present() lunView {
+	return lunView{
+		unit: r.unit, generation: r.access.Generation, capacity: r.geo.Capacity, known: r.unit.standing(),
+		crossings: r.unit.space.look(r.unit),
+	}
+}
+
+// name is the nexus the command came through.
+func (r *request) name() reserve.Nexus {
+	n := r.Nexus.units.name
+	if n.Port == 0 {
+		n.Port = r.access.LocalPort
+	}
+	return n
 }
 
 // run checks and carries out a command for a unit that exists.
@@ -81,11 +124,13 @@ func (r *request) run() error {
 	r.access = u.cfg.Access()
 	r.geo = u.cfg.Backend.Geometry()
 	// SPC-4 r37 §5.17: INQUIRY, REPORT LUNS and REQUEST SENSE are carried out although a unit attention is pending.
-	if r.cmd == nil || !r.cmd.ignoresAttention {
-		now := lunView{unit: u, generation: r.access.Generation, capacity: r.geo.Capacity, resets: u.resets.Load()}
-		if s := r.Nexus.units.attend(now, r.set.version); s != nil {
+	if !r.remote && (r.cmd == nil || !r.cmd.ignoresAttention) {
+		now := r.present()
+		s, allowed := r.Nexus.units.attend(now, r.set.version)
+		if s != nil {
 			return s
 		}
+		r.known, r.allowed = now.known, allowed
 	}
 	if r.cmd == nil {
 		return senseInvalidOpcode
@@ -96,7 +141,62 @@ func (r *request) run() error {
 	if r.cmd.writes && u.writeProtected() {
 		return senseWriteProtected
 	}
+	if r.remote {
+		return r.attempt()
+	}
 	return r.runHeld()
+}
+
+// permitted refuses a command that the unit's reservations, as this node knows them, do not allow.
+func (r *request) permitted() error {
+	if r.cmd.class == reserve.Describes {
+		return nil
+	}
+	now := r.unit.standing()
+	if now.err != nil {
+		return senseTargetFailure
+	}
+	if now != r.known {
+		r.known, r.allowed = now, now.state.reservations.Allowed(r.name())
+	}
+	if r.allowed.Allow(r.cmd.class) {
+		return nil
+	}
+	if r.unit.releaseOrphan(r.ctx, r.Fence, now) {
+		return r.permitted()
+	}
+	return statusError(StatusReservationConflict)
+}
+
+// mayUse is permitted for another unit that a command reaches (EXTENDED COPY).
+func (r *request) mayUse(u *Unit, class reserve.Class) error {
+	now := u.standing()
+	switch {
+	case now.err != nil:
+		return senseTargetFailure
+	case !now.state.reservations.Allowed(r.name()).Allow(class):
+		return statusError(StatusReservationConflict)
+	case class == reserve.Changes && u.writeProtected():
+		return senseWriteProtected
+	}
+	return nil
+}
+
+// attempt carries the command out once, here or by asking the owner. What the reservations allow is looked at every time, and
+// by the owner if it is asked, because it knows the newest.
+func (r *request) attempt() error {
+	r.access = r.unit.cfg.Access()
+	if err := r.accessible(); err != nil {
+		return err
+	}
+	r.TransferIn, r.TransferOut = 0, 0
+	if r.forwards() {
+		return r.forward()
+	}
+	if err := r.permitted(); err != nil {
+		return err
+	}
+	return r.cmd.run(r)
 }
 
 // runHeld runs the command when the LUN's access state allows it, and again as long as the Backend says that it
@@ -109,26 +209,22 @@ func (r *request) runHeld() error {
 			// Before Access is read: a change in between closes this channel.
 			changed = r.unit.cfg.AccessChanged()
 		}
-		r.access = r.unit.cfg.Access()
-		err := r.accessible()
-		if err == nil {
-			r.TransferIn, r.TransferOut = 0, 0
-			err = r.cmd.run(r)
-		}
+		err := r.attempt()
 		if !r.worthWaiting(err) {
-			if r.cmd.access == activeOnly {
+			if r.cmd.access.needsOwner() {
 				r.unit.ready() // or another node is known to be
 			}
 			return err
 		}
-		if r.DataIn != nil {
-			r.Buffers.Put(r.DataIn)
-			r.DataIn = nil
-		}
+		r.giveBack()
 		now := time.Now()
 		if deadline.IsZero() {
 			deadline = now.Add(r.unit.cfg.HoldFor)
 			r.unit.unready(now)
+		}
+		if errors.Is(err, errAskAgain) {
+			// It may have been done. To find out is worth more patience than to do it.
+			deadline = now.Add(max(0, min(unsureFor-now.Sub(r.accepted), r.unit.cfg.HoldFor)))
 		}
 		if !now.Before(deadline) {
 			// Not "standby", even if this node is: nobody is known to be active, it would send the initiator in circles.
@@ -144,11 +240,19 @@ func (r *request) runHeld() error {
 // only describes the unit is answered in every state, so that a host started during a failover finds its disks).
 func (r *request) accessible() error {
 	state := r.access.LocalState()
-	if state == ActiveOptimized || r.cmd.access == anyState || r.cmd.access == standbyToo && state == Standby {
+	switch {
+	case state == ActiveOptimized, r.cmd.access == anyState, r.cmd.access == standbyToo && (state == Standby || state == ActiveNonOptimized):
+		return nil
+	case r.remote:
+		return block.ErrNotOwner // whoever asked looks for the owner again
+	case r.cmd.access == throughOwner && r.unit.cfg.AskOwner != nil, r.cmd.access == activeOnly && state == ActiveNonOptimized && r.unit.cfg.AskOwner != nil:
+		if !r.access.owned() {
+			return senseTransition
+		}
 		return nil
 	}
 	switch state {
-	case Standby:
+	case Standby, ActiveNonOptimized:
 		return senseStandby
 	case Transitioning:
 		return senseTransition
@@ -156,17 +260,35 @@ func (r *request) accessible() error {
 	return senseUnavailable
 }
 
+// owned says whether any node is known to own the LUN.
+func (a *Access) owned() bool {
+	for _, g := range a.Groups {
+		if g.State == ActiveOptimized {
+			return true
+		}
+	}
+	return false
+}
+
+// forwards says whether the command is for the owner, and this node is not it.
+func (r *request) forwards() bool {
+	return r.cmd.access.needsOwner() && !r.remote && r.access.LocalState() != ActiveOptimized
+}
+
 // worthWaiting says whether the command did nothing for want of an owner or a quorum, and none is known elsewhere.
 func (r *request) worthWaiting(err error) bool {
-	if err == nil || r.cmd.access != activeOnly {
+	if err == nil || !r.cmd.access.needsOwner() {
 		return false
 	}
 	switch {
 	case errors.Is(err, senseTransition), errors.Is(err, block.ErrUnavailable), errors.Is(err, block.ErrClosed):
 		return true
 	case errors.Is(err, senseStandby), errors.Is(err, block.ErrNotOwner):
-		// Another node's group is active: the initiator is to go there at once.
 		access := r.unit.cfg.Access()
+		if r.unit.cfg.AskOwner != nil && (r.cmd.access == throughOwner || access.LocalState() == ActiveNonOptimized) {
+			return true // the owner will be asked
+		}
+		// Another node's group is active: the initiator is to go there at once.
 		for _, g := range access.Groups {
 			if g.ID != access.Local && g.State == ActiveOptimized {
 				return false
@@ -192,14 +314,18 @@ func (r *request) wait(changed <-chan struct{}, limit time.Duration) error {
 	return nil
 }
 
-// begin enters the request into its nexus' list of tasks; false if the nexus is gone or the task has been revoked. Manage
-// looks through the list after the task was revoked, with the mutex that is held here: either it finds the request, or the
-// request finds itself revoked. One for a LUN that does not exist is answered in any case: no function is carried out there.
+// begin enters the request into its nexus' list of tasks; false if the nexus is gone, the task has been revoked or its LUN taken
+// away. Manage looks through the list after the task was revoked, with the mutex that is held here: either it finds the request,
+// or the request finds itself revoked. So does Remove after it has changed the LUNs. A command for a LUN that does not exist is
+// answered in any case: no function is carried out there.
 func (r *request) begin() bool {
 	n := &r.Nexus.units
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.attached || r.unit != nil && r.Revoked != nil && r.Revoked.Load() {
+		return false
+	}
+	if set := r.target.units.Load(); set != r.set && r.unit != nil && set.lookup(r.LUN) != r.unit {
 		return false
 	}
 	r.next = n.first

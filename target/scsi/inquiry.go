@@ -43,7 +43,7 @@ func (r *request) runWithoutUnit() error {
 
 func testUnitReady(r *request) error {
 	switch r.access.LocalState() {
-	case ActiveOptimized:
+	case ActiveOptimized, ActiveNonOptimized:
 		return nil
 	case Standby:
 		return senseStandby
@@ -56,8 +56,7 @@ func testUnitReady(r *request) error {
 // requestSense returns and clears the next unit attention; nothing else is ever pending, sense data travels with the status.
 // DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
-	now := lunView{unit: r.unit, generation: r.access.Generation, capacity: r.geo.Capacity, resets: r.unit.resets.Load()}
-	s := r.Nexus.units.attend(now, r.set.version)
+	s, _ := r.Nexus.units.attend(r.present(), r.set.version)
 	if s == nil {
 		s = &Sense{Key: NoSense}
 	}
@@ -78,7 +77,11 @@ func inquiry(r *request) error {
 		if r.CDB[2] != 0 {
 			return senseInvalidField
 		}
-		return r.reply(standardInquiry(r.unit.cfg.Identity, 0), allocation)
+		b := standardInquiry(r.unit.cfg.Identity, 0)
+		if r.unit.cfg.SetPreferred != nil {
+			b[5] |= 0x20 // TPGS=11b: explicit too
+		}
+		return r.reply(b, allocation)
 	}
 	i := slices.IndexFunc(vitalPages, func(p vitalPage) bool { return p.code == r.CDB[2] })
 	if i < 0 {
@@ -97,7 +100,7 @@ func standardInquiry(id Identity, peripheral byte) []byte {
 	b[2] = 0x06         // VERSION: SPC-4
 	b[3] = 0x10 | 0x02  // HISUP, response data format
 	b[4] = byte(96 - 5) // ADDITIONAL LENGTH
-	b[5] = 0x10         // TPGS=01b: implicit asymmetric access
+	b[5] = 0x10 | 0x08  // TPGS=01b: implicit asymmetric access; 3PC
 	b[6] = 0x10         // MULTIP
 	b[7] = 0x02         // CMDQUE
 	pad(b[8:16], id.Vendor)
@@ -136,6 +139,7 @@ func init() {
 		{0x80, func(dst []byte, r *request) []byte { return append(dst, r.unit.cfg.Identity.Serial...) }},
 		{0x83, appendIdentification},
 		{0x86, appendExtendedInquiry},
+		{0x8F, appendThirdPartyCopy},
 		{0xB0, appendBlockLimits},
 		{0xB1, appendCharacteristics},
 		{0xB2, appendProvisioning},
@@ -188,10 +192,13 @@ func appendIdentification(dst []byte, r *request) []byte {
 	return dst
 }
 
-// appendExtendedInquiry is VPD page 86h: simple task attributes, no protection, no volatile cache, no grouping.
+// appendExtendedInquiry is VPD page 86h: simple task attributes, no protection, no volatile cache, no grouping. LUICLR: a change of
+// the LUNs is reported once per nexus, not by every LUN.
 func appendExtendedInquiry(dst []byte, _ *request) []byte {
 	var b [64]byte
 	b[5] = 0x01 // SIMPSUP
+	b[7] = 0x01 // LUICLR
+	b[13] = maxSenseLength
 	return append(dst, b[4:]...)
 }
 
@@ -223,9 +230,13 @@ func appendCharacteristics(dst []byte, _ *request) []byte {
 	return append(dst, b[4:]...)
 }
 
-// appendProvisioning is VPD page B2h: LBPU, LBPWS, LBPWS10, LBPRZ; thin; no threshold sets.
-func appendProvisioning(dst []byte, _ *request) []byte {
-	return append(dst, 0, 0x80|0x40|0x20|0x04, 0x02, 0)
+// appendProvisioning is VPD page B2h: LBPU, LBPWS, LBPWS10, LBPRZ; thin; THRESHOLD EXPONENT if there are thresholds.
+func appendProvisioning(dst []byte, r *request) []byte {
+	exponent := byte(0)
+	if r.unit.cfg.Space != nil {
+		exponent = thresholdExponent(r.geo.LogicalBlockBytes)
+	}
+	return append(dst, exponent, 0x80|0x40|0x20|0x04, 0x02, 0)
 }
 
 // reportLUNs lists the LUNs (SPC-4 r37 §6.33). There are no well known logical units, so SELECT REPORT 01h lists none.

@@ -2,11 +2,22 @@ package scsi
 
 import (
 	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
 )
 
+// manageFor bounds how long a function that needs the owner is tried for, if the LUN has none. Initiators wait for longer, and
+// what could not be carried out is refused, after which they end the session.
+const manageFor = 5 * time.Second
+
 // Manage implements Executor. FUNCTION COMPLETE means that no response will be sent for the tasks concerned and that none of
-// them can take effect any more: a write that had reached the Backend was waited for. If ctx ends first the answer is
-// FUNCTION REJECTED, and the tasks are aborted all the same.
+// them can take effect any more, on any node: a write that had reached the Backend was waited for, a command that another node
+// carries out has ended there. If ctx ends first the answer is FUNCTION REJECTED, and the tasks are aborted all the same.
 func (t *Target) Manage(ctx context.Context, f Function, nexus *Nexus, lun uint64, tag uint32) FunctionResponse {
 	set := t.units.Load()
 	u := set.lookup(lun)
@@ -30,42 +41,21 @@ func (t *Target) Manage(ctx context.Context, f Function, nexus *Nexus, lun uint6
 		return FunctionComplete
 	case AbortTaskSet:
 		return response(t.abort(ctx, func(n *Nexus, r *request) bool { return n == nexus && r.unit == u }))
-	case ClearTaskSet:
-		return response(t.abort(ctx, func(n *Nexus, r *request) bool {
-			if r.unit != u {
-				return false
-			}
-			if n != nexus {
-				n.units.post(u, attendCleared) // TAS=0: they hear of it this way only
-			}
-			return true
-		}))
-	case LogicalUnitReset:
-		return t.reset(ctx, u)
+	case ClearTaskSet, LogicalUnitReset:
+		return response(u.manage(ctx, f, nexus.units.name))
 	case TargetWarmReset, TargetColdReset:
 		// A cold reset also ends the sessions; the transport does that.
-		units := make([]*Unit, 0, len(set.byLUN))
+		errs := make(chan error, len(set.byLUN))
 		for _, unit := range set.byLUN {
-			units = append(units, unit)
+			go func() { errs <- unit.manage(ctx, f, nexus.units.name) }()
 		}
-		return t.reset(ctx, units...)
+		var all error
+		for range set.byLUN {
+			all = errors.Join(all, <-errs)
+		}
+		return response(all)
 	}
 	return FunctionNotSupported
-}
-
-// reset aborts every task of the units and owes every nexus unit attention 29/03, also the one that asked (SAM-5 §6.3.3).
-func (t *Target) reset(ctx context.Context, units ...*Unit) FunctionResponse {
-	for _, u := range units {
-		u.resets.Add(1)
-	}
-	return response(t.abort(ctx, func(_ *Nexus, r *request) bool {
-		for _, u := range units {
-			if r.unit == u {
-				return true
-			}
-		}
-		return false
-	}))
 }
 
 func response(err error) FunctionResponse {
@@ -75,33 +65,148 @@ func response(err error) FunctionResponse {
 	return FunctionComplete
 }
 
-// abort marks the running tasks that match, cancels them and waits until all have ended or ctx has. match is called with
-// the nexus' mutex held.
+// manage carries out a function that concerns the whole unit: on the owner, where all tasks are that move data, and then here.
+func (u *Unit) manage(ctx context.Context, f Function, from reserve.Nexus) error {
+	accepted, fence, operation := time.Now(), u.cfg.Backend.Fence(), rand.Uint64()
+	err := u.onOwner(ctx, manageFor, func(ctx context.Context) error {
+		access := u.cfg.Access()
+		if access.LocalState() == ActiveOptimized {
+			return u.manageHere(ctx, f, operation, fence, from)
+		}
+		p, err := u.ask(ctx, &ask{kind: askManage, operation: operation, nexus: from, fence: fence, function: f}, accepted)
+		switch {
+		case err != nil:
+			return err
+		case p.verdict == nothingDone, p.verdict == tooLate && time.Since(accepted) < askFor/2:
+			return block.ErrUnavailable
+		case p.verdict == unresolved:
+			return errAskAgain
+		case p.verdict != answered || p.response != FunctionComplete:
+			return errRefused
+		}
+		u.catchUp(ctx, p.version)
+		return nil
+	})
+	return errors.Join(err, await(ctx, u.doom(func(n *Nexus, r *request) bool {
+		if r.unit == u && f == ClearTaskSet && !n.named(from) {
+			n.units.post(u, attendCleared) // the owner did not know of this one
+		}
+		return r.unit == u
+	})))
+}
+
+var (
+	errRefused = errors.New("the owner could not carry it out")
+	errUnsure  = errors.New("a task may not have ended on the owner")
+)
+
+// onOwner tries until it is done, refused, or limit has passed. What is tried must be the same however often it is done.
+func (u *Unit) onOwner(ctx context.Context, limit time.Duration, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := try(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		for _, again := range []error{block.ErrUnavailable, block.ErrNotOwner, block.ErrUnknown, block.ErrClosed} {
+			if errors.Is(err, again) {
+				err = nil
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if !pause(ctx, accessPoll) {
+			return block.ErrUnavailable
+		}
+	}
+}
+
+// manageHere carries out the function on the owner.
+func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fence block.Fence, from reserve.Nexus) error {
+	var others []uint64
+	// At once: tasks that wait for a quorum would otherwise keep the function waiting that is to end them.
+	doomed := u.doom(func(n *Nexus, r *request) bool {
+		if r.unit == u && f == ClearTaskSet && !n.named(from) {
+			others = append(others, n.units.id)
+		}
+		return r.unit == u
+	})
+	_, err := u.change(ctx, fence, operation, func(s *unitState) (bool, error) {
+		switch f {
+		case ClearTaskSet:
+			// TAS=0: whose tasks were ended hears of it this way only.
+			slices.Sort(others)
+			s.raise(codeCleared, toOnly, slices.Compact(others)...)
+			return len(others) > 0, nil
+		case LogicalUnitReset:
+			// SAM-5 §6.3.3: every nexus is told, also the one that asked.
+			s.raise(codeUnitReset, toAllBut)
+		default:
+			s.raise(codeTargetReset, toAllBut)
+		}
+		s.mode = s.mode.reset()
+		s.reservations = s.reservations.Drop().Table
+		return true, nil
+	})
+	return errors.Join(err, await(ctx, append(doomed, u.doom(func(_ *Nexus, r *request) bool { return r.unit == u })...)))
+}
+
+// doom marks the unit's running tasks on this node that match, in whatever target, and cancels them. match is called with the
+// nexus' mutex held.
+func (u *Unit) doom(match func(*Nexus, *request) bool) []*request {
+	var all []*request
+	for _, t := range u.targets() {
+		all = append(all, t.mark(match, true)...)
+	}
+	return all
+}
+
+// abort marks the running tasks of the target that match, cancels them and waits until all have ended or ctx has. match is
+// called with the nexus' mutex held.
 func (t *Target) abort(ctx context.Context, match func(*Nexus, *request) bool) error {
-	var waits []<-chan struct{}
+	return await(ctx, t.mark(match, true))
+}
+
+// mark returns the running tasks that match, each with a done channel, aborted and cancelled if cancel is set.
+func (t *Target) mark(match func(*Nexus, *request) bool, cancel bool) []*request {
+	var found []*request
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	for n := range t.nexuses {
 		n.units.mu.Lock()
 		for r := n.units.first; r != nil; r = r.next {
 			if !match(n, r) {
 				continue
 			}
-			r.aborted = true
-			r.cancel()
+			if cancel {
+				r.aborted = true
+				r.cancel()
+			}
 			if r.done == nil {
 				r.done = make(chan struct{})
 			}
-			waits = append(waits, r.done)
+			found = append(found, r)
 		}
 		n.units.mu.Unlock()
 	}
-	t.mu.Unlock()
-	for _, done := range waits {
+	return found
+}
+
+// await waits until the tasks have ended or ctx has, and says whether all have ended for certain.
+func await(ctx context.Context, tasks []*request) error {
+	var err error
+	for _, r := range tasks {
 		select {
-		case <-done:
+		case <-r.done:
+			if r.unsure {
+				err = errUnsure
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return nil
+	return err
 }

@@ -152,7 +152,7 @@ func TestManageAnswers(t *testing.T) {
 }
 
 func (g *rig) clearReset() {
-	g.want(g.run(g.nexus, tur, 0, nil), "06/29/03")
+	g.want(g.run(g.nexus, tur, 0, nil), "06/29/02")
 	g.want(g.run(g.nexus, tur, 0, nil), "good")
 }
 

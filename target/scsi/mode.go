@@ -5,19 +5,70 @@ import (
 	"slices"
 )
 
-// modePage is a mode page with its current and default values, which are the same: none can be changed.
+// modePage is a mode page, or a subpage of one.
 type modePage struct {
-	code byte
-	body []byte // behind the two byte header
+	code, subpage byte
+	// body returns what follows the header of two bytes, of four for a subpage. It may be changed by the caller.
+	body func(u *Unit, v modeValues) []byte
+	// changeable has a bit set for every bit of the body that MODE SELECT can change; nil: none.
+	changeable []byte
+	// take puts the changeable fields of a body into v; nil if there are none.
+	take func(u *Unit, v *modeValues, body []byte)
+}
+
+// fixedPage returns the body of a page in which nothing can be changed.
+func fixedPage(body []byte) func(*Unit, modeValues) []byte {
+	return func(*Unit, modeValues) []byte { return slices.Clone(body) }
 }
 
 // modePages is in ascending order, as page 3Fh returns them (SPC-4 r37 §7.5, SBC-3 r36 §6.5).
 var modePages = []modePage{
-	{0x01, make([]byte, 0x0A)},            // read-write error recovery
-	{0x02, make([]byte, 0x0E)},            // disconnect-reconnect
-	{0x08, make([]byte, 0x12)},            // caching: WCE=0, what is acknowledged is durable
-	{0x0A, []byte{0, 0x10, 9: 0}},         // control: D_SENSE=0, QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering), TAS=0
-	{0x1C, []byte{0x08 /*DEXCPT*/, 9: 0}}, // informational exceptions: none are reported
+	{code: 0x01, body: recoveryPage, changeable: []byte{5: 0x80, 9: 0}, take: takeRecoveryPage}, // read-write error recovery
+	{code: 0x02, body: fixedPage(make([]byte, 0x0E))},                                           // disconnect-reconnect
+	{code: 0x08, body: fixedPage(make([]byte, 0x12))},                                           // caching: WCE=0, what is acknowledged is durable
+	{code: 0x0A, body: controlPage, changeable: []byte{0x04, 2: 0x08, 9: 0}, take: takeControlPage},
+	{code: 0x0A, subpage: 0x01, body: fixedPage([]byte{0x01 /*IALUAE: access changes by itself*/, 27: 0})}, // control extension
+	{code: 0x1C, body: fixedPage([]byte{0x08 /*DEXCPT*/, 9: 0})},                                           // informational exceptions: none are reported
+	{code: 0x1C, subpage: 0x02, body: provisioningPage, changeable: provisioningMask, take: takeProvisioningPage},
+}
+
+// recoveryPage: LBPERE says whether thresholds of the logical block provisioning page are reported. Everything is read and
+// written as well as can be whatever the rest may say.
+func recoveryPage(_ *Unit, v modeValues) []byte {
+	return []byte{5: bit(7, !v.quietSpace), 9: 0}
+}
+
+func takeRecoveryPage(_ *Unit, v *modeValues, body []byte) { v.quietSpace = body[5]&0x80 == 0 }
+
+// controlPage: QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering), TAS=0, one task set for all nexuses.
+func controlPage(_ *Unit, v modeValues) []byte {
+	return []byte{bit(2, v.descriptorSense), 0x10, bit(3, v.writeProtected), 9: 0}
+}
+
+func takeControlPage(_ *Unit, v *modeValues, body []byte) {
+	v.descriptorSense, v.writeProtected = body[0]&0x04 != 0, body[2]&0x08 != 0
+}
+
+// appendPage appends the page with its header. PS=1: whatever can be changed can be saved.
+func (p *modePage) appendPage(dst, body []byte) []byte {
+	saveable := bit(7, p.changeable != nil)
+	if p.subpage == 0 {
+		dst = append(dst, saveable|p.code, byte(len(body)))
+	} else {
+		dst = append(dst, saveable|0x40|p.code, p.subpage, byte(len(body)>>8), byte(len(body)))
+	}
+	return append(dst, body...)
+}
+
+// modePagesNoSpace is modePages for a unit without UnitConfig.Space: nothing about thresholds.
+var modePagesNoSpace = append([]modePage{{code: 0x01, body: fixedPage(make([]byte, 0x0A))}}, modePages[1:len(modePages)-1]...)
+
+// modePages returns the pages that the unit has, in ascending order.
+func (u *Unit) modePages() []modePage {
+	if u.cfg.Space == nil {
+		return modePagesNoSpace
+	}
+	return modePages
 }
 
 func modeSense6(r *request) error { return r.modeSense(4, int(r.CDB[4]), false) }
@@ -25,38 +76,56 @@ func modeSense10(r *request) error {
 	return r.modeSense(8, int(binary.BigEndian.Uint16(r.CDB[7:])), r.CDB[1]&0x10 != 0)
 }
 
+// Page control of MODE SENSE.
+const (
+	currentValues = iota
+	changeableValues
+	defaultValues
+	savedValues
+)
+
 // modeSense returns a header of headerLen bytes (4 or 8), a block descriptor unless DBD=1, and pages.
 func (r *request) modeSense(headerLen, allocation int, longLBA bool) error {
 	control, code, subpage := r.CDB[2]>>6, r.CDB[2]&0x3F, r.CDB[3]
-	switch {
-	case control == 3:
-		return senseSavedPages
-	case subpage != 0 && subpage != 0xFF:
-		return senseInvalidField
+	known := r.unit.standing()
+	if known.err != nil {
+		return senseTargetFailure
 	}
-	b := make([]byte, headerLen, 128)
+	values := modeValues{} // the defaults
+	switch control {
+	case currentValues:
+		values = known.state.mode.current
+	case savedValues:
+		values = known.state.mode.saved
+	}
+	b := make([]byte, headerLen, 256)
 	if r.CDB[1]&0x08 == 0 {
 		b = r.appendBlockDescriptor(b, longLBA)
 	}
 	descriptorLen := len(b) - headerLen
-	found := code == 0x3F
-	for _, p := range modePages {
-		if code != 0x3F && code != p.code {
+	pages := r.unit.modePages()
+	found := false
+	for i := range pages {
+		p := &pages[i]
+		if code != 0x3F && code != p.code || subpage != 0xFF && subpage != p.subpage {
 			continue
 		}
-		found = true
-		b = append(b, p.code, byte(len(p.body)))
-		if control == 1 { // changeable values: none
-			b = append(b, make([]byte, len(p.body))...)
-		} else {
-			b = append(b, p.body...)
+		if code == 0x3F && subpage != 0 && subpage != 0xFF {
+			continue // all pages go with subpage 00h or FFh only
 		}
+		found = true
+		body := p.body(r.unit, values)
+		if control == changeableValues {
+			clear(body)
+			copy(body, p.changeable)
+		}
+		b = p.appendPage(b, body)
 	}
 	if !found {
 		return senseInvalidField
 	}
 	device := byte(0x10) // DPOFUA
-	if r.unit.cfg.WriteProtected {
+	if r.unit.writeProtected() {
 		device |= 0x80
 	}
 	if headerLen == 4 {
@@ -149,25 +218,4 @@ func reportTaskManagement(r *request) error {
 	}
 	b[3] = 0x0C // REPD: without the timeouts that follow
 	return r.reply(b[:], allocation32(r.CDB[6:]))
-}
-
-// implicitTransitionSeconds is how long an initiator should wait for a transition to end.
-const implicitTransitionSeconds = 10
-
-// reportTargetPortGroups is SPC-4 r37 §6.37, with the extended header if asked for.
-func reportTargetPortGroups(r *request) error {
-	b := make([]byte, 4, 64)
-	if r.CDB[1]>>5 == 1 {
-		b = append(b, 0x10, implicitTransitionSeconds, 0, 0)
-	}
-	for _, g := range r.access.Groups {
-		ports := g.Ports[:min(len(g.Ports), 255)]
-		// Supported: transitioning, unavailable, standby, active/optimized.
-		b = append(b, byte(g.State)&0x0F, 0x80|0x08|0x04|0x01, byte(g.ID>>8), byte(g.ID), 0, 0x02 /* changed implicitly */, 0, byte(len(ports)))
-		for _, p := range ports {
-			b = append(b, 0, 0, byte(p>>8), byte(p))
-		}
-	}
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	return r.reply(b, allocation32(r.CDB[6:]))
 }

@@ -14,7 +14,9 @@ type modeParameters struct {
 }
 
 // reset returns the parameters after a logical unit reset: what was not saved is forgotten (SPC-4 r37 §7.5.1, SAM-5 §6.3.3).
-func (p modeParameters) reset() modeParameters { return modeParameters{current: p.saved, saved: p.saved} }
+func (p modeParameters) reset() modeParameters {
+	return modeParameters{current: p.saved, saved: p.saved}
+}
 
 // modeValues are the values of all fields that can be changed, at their default if zero.
 type modeValues struct {
@@ -106,9 +108,6 @@ func bit(n uint, on bool) byte {
 	}
 	return 0
 }
-
-// modes returns the current values of the mode parameters as this node knows them.
-func (u *Unit) modes() modeValues { return modeValues{} }
 
 // descriptorSense says whether sense data of the unit is in descriptor format.
 func (u *Unit) descriptorSense() bool { return u.modes().descriptorSense }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"sanctuary/blockstore/block"
 )
@@ -52,8 +53,18 @@ func NewTarget(cfg TargetConfig) *Target {
 	return t
 }
 
-// Add makes u the LUN of that number. Every nexus gets unit attention 3F/0E. A unit belongs to one target only.
+// Add makes u the LUN of that number. Every nexus gets unit attention 3F/0E. A unit may be a LUN of several targets.
 func (t *Target) Add(lun uint16, u *Unit) error {
+	// Before a command can find it: what ends the tasks of a unit must find them all.
+	u.join(t)
+	err := t.add(lun, u)
+	if err != nil {
+		u.part(t)
+	}
+	return err
+}
+
+func (t *Target) add(lun uint16, u *Unit) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	set := t.units.Load()
@@ -88,11 +99,19 @@ func (t *Target) Remove(ctx context.Context, lun uint16) error {
 	t.units.Store(next)
 	t.mu.Unlock()
 
-	err := t.abort(ctx, func(_ *Nexus, r *request) bool { return r.unit == u })
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for n := range t.nexuses {
-		n.units.forget(u)
+	gone := !slices.Contains(slices.Collect(maps.Values(next.byLUN)), u)
+	err := t.abort(ctx, func(_ *Nexus, r *request) bool {
+		return r.unit == u && (gone || set.lookup(r.LUN) == u && next.lookup(r.LUN) == nil)
+	})
+	if err == nil {
+		u.part(t) // otherwise it stays found, for the tasks that have not ended yet
+	}
+	if gone {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for n := range t.nexuses {
+			n.units.forget(u)
+		}
 	}
 	return err
 }
@@ -144,6 +163,7 @@ func EncodeLUN(lun uint16) uint64 {
 
 // Attach makes n known. It must come before the first Execute of the nexus.
 func (t *Target) Attach(n *Nexus) {
+	n.introduce()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.nexuses[n] = struct{}{}
@@ -162,9 +182,46 @@ func (t *Target) Detach(n *Nexus) {
 	// Without a time limit: the caller may only go on (answer a login that reinstates the session) when nothing of the old
 	// session can land any more.
 	_ = t.abort(context.Background(), func(of *Nexus, _ *request) bool { return of == n })
+	t.releaseSession(n)
+	t.discard(n)
+}
+
+// releaseFor bounds how long the end of a session waits for its RESERVE to be released. A LUN that has no owner for longer
+// keeps it, until a reset of the LUN, an operator, or the node that had the session releases it (Unit.releaseOrphan).
+const releaseFor = 2 * time.Second
+
+// releaseSession releases what a nexus that is lost holds by RESERVE (SPC-2 r20 §5.5.1). Persistent reservations stay.
+func (t *Target) releaseSession(n *Nexus) {
+	for _, u := range t.units.Load().byLUN {
+		known := u.standing()
+		l := known.state.reservations.Legacy()
+		if l == nil || l.Session != n.units.session {
+			continue
+		}
+		if _, err := u.purge(context.Background(), releaseFor, Purge{What: purgeSession}, l.By, l.Session); err != nil {
+			u.cfg.Log.Warn("a session has ended and its RESERVE could not be released: other initiators get RESERVATION CONFLICT until they reset the LUN, or until the reservation is purged",
+				"lun", u.cfg.Identity.Name, "initiator", n.Initiator, "error", err)
+		}
+	}
+}
+
+// discard forgets a nexus that has no tasks.
+func (t *Target) discard(n *Nexus) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.nexuses, n)
+}
+
+// hasSession says whether a nexus of that session is attached.
+func (t *Target) hasSession(session uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for n := range t.nexuses {
+		if n.units.session == session {
+			return true
+		}
+	}
+	return false
 }
 
 // Accept implements Executor.

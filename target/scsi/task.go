@@ -3,6 +3,7 @@ package scsi
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"sanctuary/blockstore/block"
 )
@@ -40,6 +41,7 @@ type Task struct {
 	ExpectedOut int      // bytes the initiator said it would send (EDTL of a write), 0 if none
 	Buffers     Buffers
 	Fence       block.Fence // what Accept returned when the command arrived
+	Accepted    time.Time   // when that was; zero: when Execute began
 	// Revoked, unless nil, may be set before Manage is called for a task that Execute may not have been told of yet: a task
 	// whose Execute begins later then ends in TASK ABORTED and does nothing, as one that Manage had found.
 	Revoked *atomic.Bool

@@ -8,6 +8,11 @@ package scsi
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,11 +63,14 @@ type AccessState uint8
 
 // The states used here. A port group in Standby moves no data but answers INQUIRY, REPORT LUNS, TEST UNIT READY,
 // REPORT TARGET PORT GROUPS and their like.
+//
+// A group in ActiveNonOptimized moves data by asking the owner for each command (UnitConfig.AskOwner).
 const (
-	ActiveOptimized AccessState = 0x0
-	Standby         AccessState = 0x2
-	Unavailable     AccessState = 0x3
-	Transitioning   AccessState = 0xF
+	ActiveOptimized    AccessState = 0x0
+	ActiveNonOptimized AccessState = 0x1
+	Standby            AccessState = 0x2
+	Unavailable        AccessState = 0x3
+	Transitioning      AccessState = 0xF
 )
 
 // PortGroup is one target port group: all portals of one node.
@@ -70,6 +78,8 @@ type PortGroup struct {
 	ID    uint16 // 1..65535, one per node, unique in the cluster
 	State AccessState
 	Ports []uint16 // relative target port identifiers, unique in the cluster
+	// Preferred marks the group of the node that is to own the LUN when it can (PREF).
+	Preferred bool
 }
 
 // Access is a LUN's asymmetric access as this node sees it at one moment.
@@ -119,8 +129,20 @@ type UnitConfig struct {
 	// BusyFor is how long a LUN without owner or quorum answers BUSY after the hold, before it turns to 02/04/0A; 0 means
 	// DefaultBusy. See Unit.notReady.
 	BusyFor time.Duration
+	// Space says how much room there is for the LUN, as far as this node knows. It must be quick and must not block. Without it
+	// no thresholds are offered (LOG SENSE, mode page 1Ch/02h, unit attention 38/07).
+	Space func() Space
 	// WriteProtected refuses everything that changes the medium with 07/27/00.
 	WriteProtected bool
+	// AskOwner carries a request to ServePeer of the same LUN's unit on the node that owns it, and brings back the answer.
+	// Errors: block.ErrUnavailable if nothing was done, block.ErrUnknown if it may have been done. Without it, a node that does
+	// not own the LUN answers nothing that only the owner can.
+	AskOwner func(ctx context.Context, request []byte) ([]byte, error)
+	// SetPreferred moves the LUN to the node of a port group for SET TARGET PORT GROUPS, and returns when it is there or will
+	// not go. Its error is the initiator's to hear as a refusal (05/67/0A). Without it, access changes only implicitly.
+	SetPreferred func(ctx context.Context, portGroup uint16) error
+	// Log takes what an operator has to know; nil is slog.Default().
+	Log *slog.Logger
 	// MaxTransferBytes is the most one command may read, write or verify, at most and by default DefaultMaxTransfer;
 	// a multiple of 4096. It bounds the memory of one command.
 	MaxTransferBytes int64
@@ -143,7 +165,19 @@ const (
 // Unit is a logical unit. Create with NewUnit, then Target.Add.
 type Unit struct {
 	cfg    UnitConfig
-	resets atomic.Uint64 // how many logical unit resets there were
+	known  atomic.Pointer[standing]
+	ticket atomic.Pointer[heldTicket] // the newest the owner has given
+	chosen atomic.Uint64              // Access.Generation that SET TARGET PORT GROUPS brought about
+	peers  peerWork
+	// process and made are what tickets count from.
+	process uint64
+	made    time.Time
+
+	// mu guards in. Taken before no other mutex.
+	mu     sync.Mutex
+	in     map[*Target]int // the targets it is in, and as how many LUNs
+	copies copySlots
+	space  spaceWatch
 	// outage is when a command first found neither owner nor quorum; nil when the last one to look found them.
 	outage atomic.Pointer[time.Time]
 }
@@ -194,13 +228,44 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 	if cfg.MaxTransferBytes == 0 {
 		cfg.MaxTransferBytes = DefaultMaxTransfer
 	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
 	if cfg.HoldFor == 0 {
 		cfg.HoldFor = DefaultHold
 	}
 	if cfg.BusyFor == 0 {
 		cfg.BusyFor = DefaultBusy
 	}
-	return &Unit{cfg: cfg}, nil
+	u := &Unit{cfg: cfg, process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
+	u.peers.target = NewTarget(TargetConfig{})
+	u.peers.running, u.peers.refused = map[uint64]*request{}, map[uint64]time.Time{}
+	if err := u.peers.target.Add(0, u); err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// join notes that u is about to be a LUN of t, part that it is one less.
+func (u *Unit) join(t *Target) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.in[t]++
+}
+
+func (u *Unit) part(t *Target) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.in[t]--; u.in[t] <= 0 {
+		delete(u.in, t)
+	}
+}
+
+// targets returns the targets the unit is in, also the one for commands of other nodes.
+func (u *Unit) targets() []*Target {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Collect(maps.Keys(u.in))
 }
 
 // Identity returns what NewUnit was given.

@@ -1,0 +1,242 @@
+package scsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
+)
+
+// peerWork is what a unit carries out for other nodes while it is on the owner.
+//
+// A command another node asks for runs like any other, as the task of a nexus of its own within a target that no initiator can
+// log in to: so whatever ends tasks of the unit ends these too.
+type peerWork struct {
+	target *Target
+
+	mu      sync.Mutex
+	running map[uint64]*request // by operation
+	// refused holds operations that were cancelled before they arrived, until they would be too late anyway.
+	refused map[uint64]time.Time
+	// since: asks whose ticket is older are refused, because refused could not remember them all.
+	since uint64
+}
+
+// Limits of the work for other nodes.
+const (
+	maxPeerTasks   = 1024 // at once; beyond it nothing is done, and the other node asks again
+	maxPeerRefused = 4096
+)
+
+// now returns a ticket for this moment.
+func (u *Unit) now() ticket { return ticket{u.process, uint64(time.Since(u.made))} }
+
+// ServePeer answers what another node's unit of the same LUN asked with UnitConfig.AskOwner. node names it, for messages.
+// Errors: block.ErrNotOwner or block.ErrUnavailable if nothing was done; any other means that the request cannot be read.
+// ctx should end when the other node can no longer receive the answer: a command that is not yet done is then aborted.
+func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]byte, error) {
+	a, err := decodeAsk(request)
+	if err != nil {
+		u.cfg.Log.Error("a request of another node cannot be read: initiators of that node are told to try again",
+			"lun", u.cfg.Identity.Name, "node", node, "error", err)
+		return nil, fmt.Errorf("%w: %w", block.ErrUnavailable, err)
+	}
+	access := u.cfg.Access()
+	if access.LocalState() != ActiveOptimized {
+		return nil, block.ErrNotOwner
+	}
+	p := &reply{}
+	switch a.kind {
+	case askCommand:
+		err = u.serveCommand(ctx, a, p)
+	case askCancel:
+		err = u.serveCancel(ctx, a)
+	case askManage:
+		if u.tooOld(a) {
+			p.verdict = tooLate
+			break
+		}
+		err = u.manageHere(ctx, a.function, a.operation, a.fence, a.nexus)
+		p.response = response(err)
+	case askPurge:
+		var n int
+		n, err = u.purgeHere(ctx, a.operation, a.fence, a.purge, a.nexus, a.session)
+		p.purged = uint32(n)
+	}
+	if err != nil {
+		p.verdict = verdictOf(err)
+		if outcome, ok := outcomeOf(err, false, 1).(*Sense); ok {
+			p.status, p.sense = StatusCheckCondition, outcome
+		} else {
+			p.status = StatusBusy
+		}
+	}
+	p.ticket, p.version = u.now(), u.cfg.Backend.State().Version
+	return p.encode(), nil
+}
+
+// verdictOf says what an error means to the node that asked; answered if it is an outcome for the initiator.
+func verdictOf(err error) verdict {
+	switch {
+	case errors.Is(err, senseTransition), errors.Is(err, block.ErrNotOwner), errors.Is(err, block.ErrUnavailable), errors.Is(err, block.ErrClosed):
+		return nothingDone
+	case errors.Is(err, block.ErrUnknown), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return unresolved
+	}
+	return answered
+}
+
+// tooOld says whether what is asked for was accepted longer ago than askFor, or cannot be shown not to have been.
+func (u *Unit) tooOld(a *ask) bool {
+	now := u.now()
+	if a.ticket.process != now.process || a.ticket.stamp > now.stamp || a.elapsed > askFor {
+		return true
+	}
+	return time.Duration(now.stamp-a.ticket.stamp)+a.elapsed > askFor
+}
+
+// serveCommand carries out a command of another node's nexus.
+func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
+	n := &Nexus{Initiator: a.nexus.Initiator, ISID: a.nexus.ISID, Port: a.nexus.Port}
+	t := u.peers.target
+	t.Attach(n)
+	defer t.discard(n)
+	n.units.session = a.session
+	task := &Task{
+		Nexus: n, CDB: a.cdb, DataOut: a.dataOut, ExpectedIn: int(a.expectedIn), ExpectedOut: int(a.expectedOut),
+		Fence: a.fence, Buffers: plainBuffers{},
+	}
+	r := &request{Task: task, target: t, set: t.units.Load(), unit: u, cmd: find(&task.CDB), operation: a.operation, remote: true}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	defer r.cancel()
+	if r.cmd == nil {
+		return block.ErrUnavailable // a newer program asks; its initiators are told to try again
+	}
+	if late := u.peers.enter(u, a, r); late != answered {
+		p.verdict = late
+		if late == tooLate && r.cmd.access == throughOwner && u.standing().applied(a.operation) {
+			// Too late to do it, but it has been done.
+			p.verdict = answered
+			return u.cfg.Backend.Confirm(ctx)
+		}
+		return nil
+	}
+	var err error
+	func() {
+		defer u.peers.leave(a.operation, r) // also when the command panics
+		err = r.run()
+	}()
+	return r.answer(err, p)
+}
+
+// answer writes the outcome of a command into the reply.
+func (r *request) answer(err error, p *reply) error {
+	if r.aborted {
+		p.verdict = endedEarly
+		return nil
+	}
+	if v := verdictOf(err); err != nil && v != answered {
+		p.verdict = v
+		return nil
+	}
+	p.transferIn, p.transferOut = r.TransferIn, r.TransferOut
+	outcome := outcomeOf(err, false, r.blockSectors())
+	if outcome == nil {
+		p.status, p.dataIn = r.Status, r.DataIn
+		return nil
+	}
+	p.transferIn = 0
+	var sense *Sense
+	var status statusError
+	switch {
+	case errors.As(outcome, &sense):
+		p.status, p.sense = StatusCheckCondition, sense
+	case errors.As(outcome, &status):
+		p.status = Status(status)
+	}
+	return nil
+}
+
+// enter admits a command, or says why not.
+func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case u.tooOld(a) || a.ticket.stamp < w.since:
+		return tooLate
+	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
+		return nothingDone
+	}
+	if _, refused := w.refused[a.operation]; refused {
+		return tooLate
+	}
+	if !r.begin() {
+		return endedEarly
+	}
+	w.running[a.operation] = r
+	return answered
+}
+
+// leave ends a command.
+func (w *peerWork) leave(operation uint64, r *request) {
+	r.aborted = r.end()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.running, operation)
+}
+
+// serveCancel ends the command of an operation and waits for that, or sees to it that it never begins.
+func (u *Unit) serveCancel(ctx context.Context, a *ask) error {
+	w := &u.peers
+	w.mu.Lock()
+	r := w.running[a.operation]
+	if r == nil {
+		w.refuse(a.operation, u.now().stamp)
+	}
+	w.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	return w.target.abort(ctx, func(_ *Nexus, o *request) bool { return o == r })
+}
+
+// refuse remembers an operation that must not begin. The caller holds mu.
+func (w *peerWork) refuse(operation, stamp uint64) {
+	now := time.Now()
+	if len(w.refused) >= maxPeerRefused {
+		for op, at := range w.refused {
+			if now.Sub(at) > 2*askFor { // older than anything that could still be let in
+				delete(w.refused, op)
+			}
+		}
+	}
+	if len(w.refused) >= maxPeerRefused {
+		// Everything that is on its way now is refused instead. It will be asked for again.
+		w.since = stamp
+		return
+	}
+	w.refused[operation] = now
+}
+
+// applied says whether the change of an operation is part of the state.
+func (s *standing) applied(operation uint64) bool {
+	for _, op := range s.state.done {
+		if op == operation {
+			return true
+		}
+	}
+	return false
+}
+
+// plainBuffers lends memory for the answers to other nodes, which the number of tasks bounds.
+type plainBuffers struct{}
+
+func (plainBuffers) Get(n int) []byte { return make([]byte, n) }
+func (plainBuffers) Put([]byte)       {}
+
+// named returns the nexus another node's command came through, or this node's own.
+func (n *Nexus) named(name reserve.Nexus) bool { return n.units.name == name }

@@ -26,9 +26,9 @@ var descriptions = []struct {
 	want       string // hex; empty: only checked for consistency
 }{
 	{"standard inquiry", cdb(0x12), [2]int{3, 2}, `
-		00 00 06 12 5b 10 10 02 53414e4354555259 766f6c756d6520202020202020202020 31202020
+		00 00 06 12 5b 18 10 02 53414e4354555259 766f6c756d6520202020202020202020 31202020
 		0000000000000000000000000000000000000000 00 00 00a0 0960 0460 04c0 00000000000000000000000000000000000000000000000000000000 0000`},
-	{"vpd 00", cdb(0x12, 1, 0x00), [2]int{3, 2}, "00 00 0007 00 80 83 86 b0 b1 b2"},
+	{"vpd 00", cdb(0x12, 1, 0x00), [2]int{3, 2}, "00 00 0008 00 80 83 86 8f b0 b1 b2"},
 	{"vpd 80", cdb(0x12, 1, 0x80), [2]int{3, 2}, "00 80 0010 30313233343536373839616263646566"},
 	{"vpd 83", cdb(0x12, 1, 0x83), [2]int{3, 2}, `00 83 00bc
 		01 03 00 10 600102030405060708090a0b0c0d0e0f
@@ -38,22 +38,31 @@ var descriptions = []struct {
 		03 08 00 28 6e61612e3630303130323033303430353036303730383039306130623063306430653066 00000000
 		53 98 00 20 69716e2e323032342d30312e746573743a6c756e 2c742c307830303031 000000
 		53 a8 00 18 69716e2e323032342d30312e746573743a6c756e 00000000`},
-	{"vpd 86", cdb(0x12, 1, 0x86), [2]int{3, 2}, "00 86 003c 00 01" + strings.Repeat("00", 58)},
+	{"vpd 86", cdb(0x12, 1, 0x86), [2]int{3, 2}, "00 86 003c 00 01 00 01 0000000000 28" + strings.Repeat("00", 50)},
 	{"vpd b0", cdb(0x12, 1, 0xB0), [2]int{3, 2}, `00 b0 003c 01 ff 0008 00008000 00000800 00000000 00100000 00000100 00000008 80000000
 		0000000000008000` + strings.Repeat("00", 20)},
 	{"vpd b1", cdb(0x12, 1, 0xB1), [2]int{3, 2}, "00 b1 003c 00 01" + strings.Repeat("00", 58)},
 	{"vpd b2", cdb(0x12, 1, 0xB2), [2]int{3, 2}, "00 b2 0004 00 e4 02 00"},
 	{"request sense", cdb(0x03), [2]int{4, 1}, "70 00 00 00000000 0a 00000000 0000 00 000000"},
+	{"request sense, descriptors", cdb(0x03, 1), [2]int{4, 1}, "72 00 0000 000000 00"},
+	{"vpd 8f", cdb(0x12, 1, 0x8F), [2]int{3, 2}, `00 8f 0064
+		0001 000c 08 83 01 00 84 03 00 03 04 000000
+		0004 001c 00000000 0010 0010 00000400 00000000 000000000000000000000000
+		0008 0004 03 02 0a e4
+		000c 0004 0002 ffff
+		8001 0020 00000010 00000010 10000000 09 00 000000000000000000000000000000000000`},
+	{"copy operating parameters", cdb(0x84, 3), [2]int{10, 4}, `0000002b 01 000000 0010 0010 00000400 10000000 00000000
+		00000000 00000000 0000 0010 10 09 00 00 000000 03 02 0a e4`},
 	{"report luns", cdb(0xA0), [2]int{6, 4}, "00000008 00000000 0000000000000000"},
 	{"report luns, well known", cdb(0xA0, 0, 1), [2]int{6, 4}, "00000000 00000000"},
 	{"read capacity 10", cdb(0x25), [2]int{}, "00000fff 00000200"},
 	{"read capacity 16", cdb(0x9E, 0x10), [2]int{10, 4}, "0000000000000fff 00000200 00 03 c000" + strings.Repeat("00", 16)},
 	{"mode sense 6, caching", cdb(0x1A, 0, 0x08), [2]int{4, 1}, "1f 00 10 08 00001000 00000200 08 12" + strings.Repeat("00", 18)},
-	{"mode sense 6, control", cdb(0x1A, 8, 0x0A), [2]int{4, 1}, "0f 00 10 00 0a 0a 00 10 0000000000000000"},
-	{"mode sense 6, control changeable", cdb(0x1A, 8, 0x4A), [2]int{4, 1}, "0f 00 10 00 0a 0a 00 00 0000000000000000"},
+	{"mode sense 6, control", cdb(0x1A, 8, 0x0A), [2]int{4, 1}, "0f 00 10 00 8a 0a 00 10 0000000000000000"},
+	{"mode sense 6, control changeable", cdb(0x1A, 8, 0x4A), [2]int{4, 1}, "0f 00 10 00 8a 0a 04 00 0800000000000000"},
 	{"mode sense 6, all", cdb(0x1A, 8, 0x3F), [2]int{4, 1}, "4b 00 10 00 010a" + strings.Repeat("00", 10) + "020e" + strings.Repeat("00", 14) +
-		"0812" + strings.Repeat("00", 18) + "0a0a 0010 0000000000000000 1c0a 08 000000000000000000"},
-	{"mode sense 10, long LBA", cdb(0x5A, 0x10, 0x0A), [2]int{7, 2}, "0022 00 10 01 00 0010 0000000000001000 00000000 00000200 0a0a 0010 0000000000000000"},
+		"0812" + strings.Repeat("00", 18) + "8a0a 0010 0000000000000000 1c0a 08 000000000000000000"},
+	{"mode sense 10, long LBA", cdb(0x5A, 0x10, 0x0A), [2]int{7, 2}, "0022 00 10 01 00 0010 0000000000001000 00000000 00000200 8a0a 0010 0000000000000000"},
 	{"target port groups", cdb(0xA3, 0x0A), [2]int{6, 4}, "00000018 00 8d 0001 00 02 00 01 00000001 02 8d 0002 00 02 00 01 00000203"},
 	{"target port groups, extended", cdb(0xA3, 0x2A), [2]int{6, 4}, "0000001c 10 0a 0000 00 8d 0001 00 02 00 01 00000001 02 8d 0002 00 02 00 01 00000203"},
 	{"task management", cdb(0xA3, 0x0D), [2]int{6, 4}, "d8000000"},
@@ -116,10 +125,22 @@ func TestRefusals(t *testing.T) {
 		want string
 	}{
 		{"format unit", cdb(0x04), 0, nil, "05/20/00"},
-		{"reserve 6", cdb(0x16), 0, nil, "05/20/00"},
-		{"persistent reserve in", cdb(0x5E), 512, nil, "05/20/00"},
-		{"persistent reserve out", cdb(0x5F), 0, nil, "05/20/00"},
-		{"extended copy", cdb(0x83), 0, nil, "05/20/00"},
+		{"extended copy of nothing", cdb(0x83), 0, nil, "good"},
+		{"extended copy lid4", cdb(0x83, 1), 0, nil, "05/20/00"},
+		{"receive copy data", cdb(0x84, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/20/00"},
+		{"copy status of an unknown copy", cdb(0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/24/00"},
+		{"copy failure of an unknown copy", cdb(0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/24/00"},
+		{"prefetch last", cdb(0x34, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1), 0, nil, "good"},
+		{"prefetch to the end", cdb(0x34, 2, 0, 0, 0x0F, 0xFF, 0, 0, 0), 0, nil, "good"},
+		{"prefetch beyond", cdb(0x34, 0, 0, 0, 0x0F, 0xFF, 0, 0, 2), 0, nil, "05/21/00"},
+		{"prefetch none beyond", cdb(0x34, 0, 0, 0, 0x10, 1, 0, 0, 0), 0, nil, "05/21/00"},
+		{"prefetch 16 overflow", cdb(0x90, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 2), 0, nil, "05/21/00"},
+		{"prefetch 16", cdb(0x90, 2, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 2), 0, nil, "good"},
+		{"orwrite protect", cdb(0x8B, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512, "05/24/00"},
+		{"orwrite beyond", cdb(0x8B, 0, 0, 0, 0, 0, 0, 0, 0x0F, 0xFF, 0, 0, 0, 2), 0, b1024, "05/21/00"},
+		{"orwrite overflow", cdb(0x8B, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 2), 0, b1024, "05/21/00"},
+		{"orwrite nothing", cdb(0x8B), 0, nil, "good"},
+		{"orwrite part of a block", cdb(0x8B, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, b512[:100], "05/0E/03"},
 		{"lba status beyond the end", cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 24), 24, nil, "05/21/00"},
 		{"lba status of the largest lba", cdb(0x9E, 0x12, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0, 0, 24), 24, nil, "05/21/00"},
 		{"lba status by report type", cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 1), 24, nil, "05/24/00"},
@@ -129,13 +150,12 @@ func TestRefusals(t *testing.T) {
 		{"inquiry page without evpd", cdb(0x12, 0, 0x80, 0, 0xFF), 512, nil, "05/24/00"},
 		{"inquiry unknown page", cdb(0x12, 1, 0x85, 0, 0xFF), 512, nil, "05/24/00"},
 		{"inquiry cmddt", cdb(0x12, 2, 0, 0, 0xFF), 512, nil, "05/24/00"},
-		{"mode sense saved", cdb(0x1A, 0, 0xFF, 0, 0xFF), 512, nil, "05/39/00"},
+		{"mode sense saved", cdb(0x1A, 0, 0xFF, 0, 0xFF), 512, nil, "good"},
 		{"mode sense unknown page", cdb(0x1A, 0, 0x05, 0, 0xFF), 512, nil, "05/24/00"},
-		{"mode sense subpage", cdb(0x1A, 0, 0x0A, 1, 0xFF), 512, nil, "05/24/00"},
+		{"mode sense unknown subpage", cdb(0x1A, 0, 0x0A, 2, 0xFF), 512, nil, "05/24/00"},
 		{"stop", cdb(0x1B, 0, 0, 0, 0), 0, nil, "05/24/00"},
 		{"eject", cdb(0x1B, 0, 0, 0, 2), 0, nil, "05/24/00"},
 		{"start", cdb(0x1B, 0, 0, 0, 1), 0, nil, "good"},
-		{"request sense in descriptor format", cdb(0x03, 1, 0, 0, 0xFF), 252, nil, "05/24/00"},
 		{"rsoc option 1 of a service action", cdb(0xA3, 0x0C, 1, 0x9E, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 2 without", cdb(0xA3, 0x0C, 2, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 4", cdb(0xA3, 0x0C, 4, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
@@ -277,6 +297,19 @@ func TestDataCommands(t *testing.T) {
 		if !bytes.Equal(at(8, 2), make([]byte, 2*logical)) || bytes.Equal(at(10, 1), make([]byte, logical)) {
 			t.Error("WRITE SAME of zeros went wrong")
 		}
+		or := bytes.Clone(next)
+		for i := range or {
+			or[i] |= was[i]
+		}
+		g.want(g.run(g.nexus, cdb(0x8B, 0x18, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2), 0, was), "good")
+		if !bytes.Equal(at(3, 2), or) {
+			t.Error("ORWRITE: wrong")
+		}
+		g.want(g.run(g.nexus, cdb(0x8B, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2), 0, next), "good")
+		if !bytes.Equal(at(3, 2), or) {
+			t.Error("ORWRITE of what is there already: wrong")
+		}
+		g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 3, 0, 0, 2), 0, next), "good")
 		list := unhex("002e 0020 00000000 0000000000000003 00000001 00000000 000000000000000a 00000001 00000000")
 		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
 		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) || !bytes.Equal(at(10, 1), make([]byte, logical)) {
@@ -315,7 +348,7 @@ func TestResiduals(t *testing.T) {
 
 func TestWriteProtectedUnitRefusesEveryChange(t *testing.T) {
 	g := newRig(t, 512, func(c *scsi.UnitConfig) { c.WriteProtected = true })
-	for _, op := range []byte{0x0A, 0x2A, 0x2E, 0x41, 0x42, 0x89, 0x8A, 0x8E, 0x93, 0xAA, 0xAE} {
+	for _, op := range []byte{0x8B, 0x0A, 0x2A, 0x2E, 0x41, 0x42, 0x89, 0x8A, 0x8E, 0x93, 0xAA, 0xAE} {
 		c := cdb(op)
 		g.want(g.run(g.nexus, c, 0, nil), "07/27/00")
 		if n, _ := g.target.Accept(0, &c); n != 0 {

@@ -124,6 +124,9 @@ func outcome(r *scsi.Task) string {
 	case scsi.StatusTaskAborted:
 		return "aborted"
 	case scsi.StatusCheckCondition:
+		if len(r.Sense) >= 8 && r.Sense[0] == 0x72 {
+			return fmt.Sprintf("%02X/%02X/%02X", r.Sense[1], r.Sense[2], r.Sense[3])
+		}
 		if len(r.Sense) < 14 {
 			return "sense too short"
 		}

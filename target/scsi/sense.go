@@ -54,6 +54,9 @@ func (s *Sense) Error() string {
 // senseLength is the length of fixed format sense data with nothing behind SENSE KEY SPECIFIC.
 const senseLength = 18
 
+// maxSenseLength is that of descriptor format sense data with every descriptor there is here.
+const maxSenseLength = 8 + 12 + 12 + 8
+
 // Response codes of sense data, current errors (SPC-4 r37 §4.5.1).
 const (
 	senseFixed       = 0x70
@@ -103,22 +106,21 @@ func appendDescriptorSense(dst []byte, s Sense) []byte {
 
 // What commands are refused with. Shared: never modified.
 var (
-	senseInvalidOpcode   = &Sense{Key: IllegalRequest, Code: 0x2000}
-	senseOutOfRange      = &Sense{Key: IllegalRequest, Code: 0x2100}
-	senseInvalidField    = &Sense{Key: IllegalRequest, Code: 0x2400}
-	senseNoSuchUnit      = &Sense{Key: IllegalRequest, Code: 0x2500}
-	senseListLength      = &Sense{Key: IllegalRequest, Code: 0x1A00} // parameter list length error
-	senseInvalidList     = &Sense{Key: IllegalRequest, Code: 0x2600} // invalid field in parameter list
-	senseSavedPages      = &Sense{Key: IllegalRequest, Code: 0x3900} // saving parameters not supported
-	senseBadTransfer     = &Sense{Key: IllegalRequest, Code: 0x0E03} // invalid field in command information unit
-	senseShortData       = &Sense{Key: AbortedCommand, Code: 0x0C0D} // write error, not enough unsolicited data
-	senseWriteProtected  = &Sense{Key: DataProtect, Code: 0x2700}
-	senseNoSpace         = &Sense{Key: DataProtect, Code: 0x2707} // space allocation failed write protect: VMware pauses the guest
-	senseTransition      = &Sense{Key: NotReady, Code: 0x040A}
-	senseStandby         = &Sense{Key: NotReady, Code: 0x040B}
-	senseUnavailable     = &Sense{Key: NotReady, Code: 0x040C}
-	senseNeedsOperator   = &Sense{Key: NotReady, Code: 0x0403} // manual intervention required
-	senseTargetFailure   = &Sense{Key: HardwareError, Code: 0x4400}
+	senseInvalidOpcode  = &Sense{Key: IllegalRequest, Code: 0x2000}
+	senseOutOfRange     = &Sense{Key: IllegalRequest, Code: 0x2100}
+	senseInvalidField   = &Sense{Key: IllegalRequest, Code: 0x2400}
+	senseNoSuchUnit     = &Sense{Key: IllegalRequest, Code: 0x2500}
+	senseListLength     = &Sense{Key: IllegalRequest, Code: 0x1A00} // parameter list length error
+	senseInvalidList    = &Sense{Key: IllegalRequest, Code: 0x2600} // invalid field in parameter list
+	senseBadTransfer    = &Sense{Key: IllegalRequest, Code: 0x0E03} // invalid field in command information unit
+	senseShortData      = &Sense{Key: AbortedCommand, Code: 0x0C0D} // write error, not enough unsolicited data
+	senseWriteProtected = &Sense{Key: DataProtect, Code: 0x2700}
+	senseNoSpace        = &Sense{Key: DataProtect, Code: 0x2707} // space allocation failed write protect: VMware pauses the guest
+	senseTransition     = &Sense{Key: NotReady, Code: 0x040A}
+	senseStandby        = &Sense{Key: NotReady, Code: 0x040B}
+	senseUnavailable    = &Sense{Key: NotReady, Code: 0x040C}
+	senseNeedsOperator  = &Sense{Key: NotReady, Code: 0x0403} // manual intervention required
+	senseTargetFailure  = &Sense{Key: HardwareError, Code: 0x4400}
 )
 
 // statusError ends a command with a status that carries no sense data.

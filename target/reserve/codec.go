@@ -91,7 +91,7 @@ func (t *Table) AppendTo(dst []byte) []byte {
 		record(r.Nexus, r.Key)
 	}
 	holder := noHolder
-	if t.kind != None && !t.kind.allRegistrants() {
+	if t.kind != None && !t.kind.AllRegistrants() {
 		holder = t.find(t.holder)
 	}
 	dst = binary.BigEndian.AppendUint16(dst, uint16(holder))
@@ -189,7 +189,7 @@ func (t *Table) decodeRecords(c *cursor, names []string, flags byte) error {
 		t.registrations = append(t.registrations, Registration{n, key})
 	}
 	holder := c.u16()
-	held := t.kind != None && !t.kind.allRegistrants()
+	held := t.kind != None && !t.kind.AllRegistrants()
 	switch {
 	case bad != nil || c.short:
 		return bad

@@ -27,7 +27,7 @@ func (t *Table) Reservation() []byte {
 	}
 	b := t.header(16)
 	key := uint64(0)
-	if !t.kind.allRegistrants() {
+	if !t.kind.AllRegistrants() {
 		key = t.registrations[t.find(t.holder)].Key
 	}
 	b = binary.BigEndian.AppendUint64(b, key)

@@ -148,7 +148,7 @@ func (c *Change) unregister(n, from Nexus) {
 	t := &c.Table
 	kind, held := t.kind, t.Holds(n)
 	t.registrations = slices.Delete(t.registrations, t.find(n), t.find(n)+1)
-	if !held || kind.allRegistrants() && len(t.registrations) > 0 {
+	if !held || kind.AllRegistrants() && len(t.registrations) > 0 {
 		return
 	}
 	t.kind, t.holder = None, Nexus{}
@@ -183,7 +183,7 @@ func (t Table) reserve(from Nexus, r *Request) (Change, error) {
 // hold makes from the holder of a reservation.
 func (t *Table) hold(from Nexus, kind Type) {
 	t.kind, t.holder = kind, from
-	if kind.allRegistrants() {
+	if kind.AllRegistrants() {
 		t.holder = Nexus{}
 	}
 }
@@ -219,11 +219,11 @@ func (t Table) preempt(from Nexus, r *Request) (Change, error) {
 	takes := false // the reservation, not only registrations
 	switch {
 	case r.ServiceKey == 0:
-		if !t.kind.allRegistrants() {
+		if !t.kind.AllRegistrants() {
 			return Change{}, errInvalidList
 		}
 		takes = true
-	case t.kind != None && !t.kind.allRegistrants():
+	case t.kind != None && !t.kind.AllRegistrants():
 		takes = t.registrations[t.find(t.holder)].Key == r.ServiceKey
 	}
 	if takes && (r.Scope != 0 || !r.Type.valid()) {
@@ -261,7 +261,7 @@ func (t Table) preempt(from Nexus, r *Request) (Change, error) {
 			// SPC-4 r37 §5.13.11.2.4: those who keep their registration are told that the old reservation is gone.
 			c.tell(from, ReservationsReleased)
 		}
-	case t.kind.allRegistrants() && len(kept) == 0:
+	case t.kind.AllRegistrants() && len(kept) == 0:
 		c.Table.kind = None // the last of its holders is gone
 	}
 	return c, nil
@@ -272,7 +272,7 @@ func (t Table) move(from Nexus, r *Request, ports []uint16) (Change, error) {
 	if t.kind == None {
 		return Change{}, errInvalidCDB
 	}
-	if t.kind.allRegistrants() || !t.Holds(from) {
+	if t.kind.AllRegistrants() || !t.Holds(from) {
 		return Change{}, ErrConflict
 	}
 	if r.ServiceKey == 0 || len(r.Ports) != 1 || !slices.Contains(ports, r.TargetPort) {

@@ -45,8 +45,8 @@ func (t Type) valid() bool {
 	return t == WriteExclusive || t == ExclusiveAccess || t >= WriteExclusiveRegistrantsOnly && t <= ExclusiveAccessAllRegistrants
 }
 
-// allRegistrants: every registered nexus holds the reservation.
-func (t Type) allRegistrants() bool {
+// AllRegistrants: every registered nexus holds the reservation.
+func (t Type) AllRegistrants() bool {
 	return t == WriteExclusiveAllRegistrants || t == ExclusiveAccessAllRegistrants
 }
 
@@ -128,7 +128,7 @@ func (t *Table) Holds(n Nexus) bool {
 	switch {
 	case t.kind == None:
 		return false
-	case t.kind.allRegistrants():
+	case t.kind.AllRegistrants():
 		return t.find(n) >= 0
 	}
 	return t.holder == n

@@ -1,7 +1,10 @@
 package node
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 
 	"sanctuary/node/catalog"
 	"sanctuary/target"
@@ -9,91 +12,159 @@ import (
 	"sanctuary/target/scsi"
 )
 
-// directory tells the portal which targets exist: one for each LUN with a replica on this node. Who may use which is a
-// later matter; until then, everybody.
+// directory tells the portal what the catalog says: which targets exist, who may use them, and what must be proved first.
+//
+// There are two kinds of targets. Each LUN has one, which this node offers if it holds a replica. Each host has one, with
+// every LUN granted to it that has a replica here, under the numbers of its grants; see hostTargets.
 type directory struct{ n *Node }
 
 // Credentials implements target.Directory.
-func (directory) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
+func (d directory) Credentials(initiator string) (login.Credentials, bool) {
+	m := d.n.catalog.Model()
+	h, known := m.HostOf(initiator)
+	if !known || h.CHAP == nil {
+		return login.Credentials{}, known
+	}
+	return login.Credentials{
+		User: h.CHAP.User, Secret: h.CHAP.Secret.Reveal(),
+		MutualUser: h.CHAP.MutualUser, MutualSecret: h.CHAP.MutualSecret.Reveal(),
+		Algorithms: chapAlgorithms(m),
+	}, true
+}
+
+// chapAlgorithms returns the algorithms the cluster's setting allows, nil for all. A setting that this program cannot read,
+// of a newer one perhaps, allows only the strongest it knows.
+func chapAlgorithms(m *catalog.Model) []login.Algorithm {
+	text := m.Settings[catalog.SettingCHAPAlgorithms]
+	if text == "" {
+		return nil
+	}
+	var out []login.Algorithm
+	for name := range strings.SplitSeq(text, ",") {
+		if a, err := login.ParseAlgorithm(strings.TrimSpace(name)); err == nil {
+			out = append(out, a)
+		}
+	}
+	if len(out) == 0 {
+		return login.Strongest()[:1]
+	}
+	return out
+}
 
 // List implements target.Directory.
-func (d directory) List(string, uint16) []target.Listing {
+func (d directory) List(initiator string, group uint16) []target.Listing {
 	m := d.n.catalog.Model()
 	var out []target.Listing
-	for _, l := range m.LUNs {
-		listing := target.Listing{Name: l.IQN}
-		owner := ""
-		if run := d.n.replicas.get(l.ID); run != nil {
-			owner = run.group.Status().Owner.Node
-		}
-		// The owner's portals last: the order means nothing (RFC 7143), but libiscsi's tools begin at the end of the list.
-		replicas := slices.SortedStableFunc(slices.Values(l.Replicas), func(a, b catalog.Replica) int {
-			switch {
-			case a.Node == owner && b.Node != owner:
-				return 1
-			case b.Node == owner && a.Node != owner:
-				return -1
-			}
-			return 0
-		})
-		for _, r := range replicas {
-			if r.Witness {
-				continue
-			}
-			for _, a := range d.n.iscsiAddresses(r.Node) {
-				listing.Portals = append(listing.Portals, target.PortalAddress{Address: a, GroupTag: m.Nodes[r.Node].PortGroup})
+	add := func(name string, nodes []string) {
+		l := target.Listing{Name: name}
+		for _, node := range nodes {
+			for _, p := range d.n.portals(m, node) {
+				if uint16(p.Group) == group {
+					l.Portals = append(l.Portals, target.PortalAddress{Address: p.Address, GroupTag: m.Nodes[node].PortID(p.Group)})
+				}
 			}
 		}
-		out = append(out, listing)
+		if len(l.Portals) > 0 {
+			out = append(out, l)
+		}
 	}
-	slices.SortFunc(out, func(a, b target.Listing) int {
-		if a.Name < b.Name {
-			return -1
+	for _, l := range m.UsableBy(initiator) {
+		add(l.IQN, d.n.dataNodes(l))
+	}
+	if h, ok := m.HostOf(initiator); ok {
+		var nodes []string
+		for _, mapped := range m.LUNMap(h.Name) {
+			nodes = append(nodes, d.n.dataNodes(mapped.LUN)...)
 		}
-		return 1
-	})
+		slices.Sort(nodes)
+		add(m.TargetOf(h.Name), slices.Compact(nodes))
+	}
+	slices.SortFunc(out, func(a, b target.Listing) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
 // Open implements target.Directory.
 func (d directory) Open(o target.Opening) (scsi.Executor, error) {
-	if t := d.n.replicas.target(o.Target); t != nil {
-		return t, nil
+	m := d.n.catalog.Model()
+	if h, ok := m.HostByTarget(o.Target); ok {
+		if own, known := m.HostOf(o.Initiator); !known || own.Name != h.Name {
+			return nil, target.ErrNotAllowed
+		}
+		if t := d.n.hostTargets.get(h.Name); t != nil {
+			return t, nil
+		}
+		return nil, target.ErrNoTarget
 	}
-	return nil, target.ErrNoTarget
+	l, ok := m.LUNByIQN(o.Target)
+	if !ok {
+		return nil, target.ErrNoTarget
+	}
+	if _, ok := m.MayUse(o.Initiator, l.ID); !ok {
+		return nil, target.ErrNotAllowed
+	}
+	run := d.n.replicas.get(l.ID)
+	if run == nil || run.target == nil || !d.n.replicas.offered(l.IQN) {
+		return nil, target.ErrNoTarget
+	}
+	if m.SinglePath(o.Initiator, l.ID) {
+		if address := d.n.ownerPortal(m, run, uint8(o.Group.Index)); address != "" {
+			return nil, &login.Refusal{
+				Status: login.MovedTemporarily, Address: address,
+				Reason: fmt.Sprintf("%s uses one path, and %s is the owner's", o.Initiator, address),
+			}
+		}
+	}
+	return run.target, nil
 }
 
-// iscsiAddresses returns a node's portals, as far as gossip knows them now.
-func (n *Node) iscsiAddresses(name string) []string {
-	if name == n.cfg.Node {
-		return n.cfg.Advertise.ISCSI
+// ownerPortal returns a portal, in the given portal group, of the node that owns the LUN if that is another one, as
+// "host:port,tag"; empty if it is this node, or unknown: then commands are held here until there is an owner.
+func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
+	owner := run.group.Status().Owner.Node
+	if owner == "" || owner == n.cfg.Node {
+		return ""
 	}
-	if m, ok := n.members().Lookup(name); ok {
-		return m.Meta.ISCSI
+	for _, p := range n.portals(m, owner) {
+		if p.Group == group {
+			return fmt.Sprintf("%s,%d", p.Address, m.Nodes[owner].PortID(p.Group))
+		}
 	}
-	return nil
+	return ""
 }
 
-// access computes a LUN's port groups: the owner's is active, the others stand by; while nobody owns it, all are in
-// transition and commands wait a moment.
-func (r *running) computeAccess(m *catalog.Model, self string) scsi.Access {
-	s := r.group.Status()
-	a := scsi.Access{Local: m.Nodes[self].PortGroup, LocalPort: m.Nodes[self].PortGroup}
-	for _, rep := range r.lun.Replicas {
-		node := m.Nodes[rep.Node]
-		if rep.Witness || node.PortGroup == 0 {
-			continue
-		}
-		g := scsi.PortGroup{ID: node.PortGroup, State: scsi.Standby, Ports: []uint16{node.PortGroup}}
-		switch {
-		case s.Failed != nil && rep.Node == self:
-			g.State = scsi.Unavailable
-		case s.Owner.Node == "" || s.Owner.Node == self && !s.Serving:
-			g.State = scsi.Transitioning
-		case s.Owner.Node == rep.Node:
-			g.State = scsi.ActiveOptimized
-		}
-		a.Groups = append(a.Groups, g)
+// dataNodes returns the nodes that hold a LUN's data, its owner last: the order means nothing (RFC 7143), but libiscsi's
+// tools begin at the end of the list.
+func (n *Node) dataNodes(l catalog.LUN) []string {
+	owner := ""
+	if run := n.replicas.get(l.ID); run != nil {
+		owner = run.group.Status().Owner.Node
 	}
-	return a
+	var nodes []string
+	for _, r := range l.Replicas {
+		if !r.Witness && r.Node != owner {
+			nodes = append(nodes, r.Node)
+		}
+	}
+	if r, ok := l.ReplicaOn(owner); ok && !r.Witness {
+		nodes = append(nodes, owner)
+	}
+	return nodes
+}
+
+// portals returns a node's portals: those it registered, whether it is up or not, since initiators keep what they discover.
+// For one that an older program registered, what gossip knows now.
+func (n *Node) portals(m *catalog.Model, node string) []catalog.Portal {
+	if p := m.Nodes[node].Portals; len(p) > 0 {
+		return p
+	}
+	addresses := n.cfg.Advertise.ISCSI
+	if node != n.cfg.Node {
+		member, _ := n.members().Lookup(node)
+		addresses = member.Meta.ISCSI
+	}
+	out := make([]catalog.Portal, 0, len(addresses))
+	for _, a := range addresses {
+		out = append(out, catalog.Portal{Address: a})
+	}
+	return out
 }

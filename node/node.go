@@ -39,18 +39,20 @@ type Node struct {
 	log     *slog.Logger
 	id      identity
 
-	pools      map[catalog.Media]*blockstore.Pool
-	mux        *transport.Mux
-	host       *replication.Host
-	catalog    *catalog.Catalog
-	gossip     atomic.Pointer[membership.Membership] // set once; others look peers up before that
-	replicas   *replicas
-	reconciler *reconcile.Reconciler
+	pools       map[catalog.Media]*blockstore.Pool
+	mux         *transport.Mux
+	host        *replication.Host
+	catalog     *catalog.Catalog
+	gossip      atomic.Pointer[membership.Membership] // set once; others look peers up before that
+	replicas    *replicas
+	reconciler  *reconcile.Reconciler
+	hostTargets hostTargets
+	portal      atomic.Pointer[target.Portal] // nil until this node has its port group, and on a witness
 
-	failed chan error // the first thing that ends the node; capacity 1
+	failed   chan error    // the first thing that ends the node; capacity 1
+	rechecks chan struct{} // see recheck; capacity 1
 
 	mu     sync.Mutex
-	portal *target.Portal // nil until this node has its port group, and on a witness
 	ready  bool
 	reason string // what it waits for while not ready
 }
@@ -60,7 +62,7 @@ const catalogGroup = "catalog"
 
 // Run runs a node until ctx ends, which is not an error, or until it cannot go on. cfg is complete and valid.
 func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
-	n := &Node{cfg: cfg, version: version, log: log, failed: make(chan error, 1), pools: map[catalog.Media]*blockstore.Pool{}}
+	n := &Node{cfg: cfg, version: version, log: log, failed: make(chan error, 1), rechecks: make(chan struct{}, 1), pools: map[catalog.Media]*blockstore.Pool{}}
 	n.waitFor("starting")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -120,6 +122,11 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
 	})
 	down = append(down, n.replicas.close)
+	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove} {
+		if err := n.mux.Handle(method, handler); err != nil {
+			return err
+		}
+	}
 	if err := n.openGossip(ctx); err != nil {
 		return err
 	}
@@ -168,28 +175,8 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	n.ready, n.reason = true, ""
 	n.mu.Unlock()
 	n.tellPeers(ctx, self)
-	if n.portal != nil {
-		return n.portal.Close()
-	}
-	return nil
-}
-
-func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) error {
-	portal, err := target.New(target.Config{
-		Directory: directory{n}, GroupOf: target.OneGroup(self.PortGroup), Logger: n.log.With("component", "iscsi"),
-	})
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.portal = portal
-	n.mu.Unlock()
-	for _, address := range n.cfg.Listen.ISCSI {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			return fmt.Errorf("listen.iscsi: %w", err)
-		}
-		serve("iscsi "+address, func() error { return portal.Serve(ctx, l) })
+	if p := n.portal.Load(); p != nil {
+		return p.Close()
 	}
 	return nil
 }
@@ -259,7 +246,7 @@ func (n *Node) openCatalog() error {
 
 // register makes this node known to the catalog, and goes on trying until that is done: the cluster may not have come up yet.
 func (n *Node) register(ctx context.Context) (catalog.Node, error) {
-	change := &catalog.RegisterNode{Name: n.cfg.Node, ID: n.id.ID, Kind: catalog.Kind(n.cfg.Kind)}
+	change := n.registration()
 	joins := len(n.cfg.Members) == 0
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -40,10 +40,12 @@ type running struct {
 	replica catalog.Replica
 	group   *replication.Group
 	volume  *blockstore.Volume // nil on a witness
-	target  *scsi.Target       // nil on a witness
+	unit    *scsi.Unit         // nil on a witness
+	target  *scsi.Target       // the LUN's own; nil on a witness
 
 	access    atomic.Pointer[scsi.Access]
 	preferred atomic.Bool // it has been handed to its preferred owner, or that was tried
+	growing   atomic.Bool
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when access has changed
 }
@@ -87,13 +89,22 @@ func (s *replicas) get(lun string) *running {
 	return s.running[lun]
 }
 
-func (s *replicas) target(iqn string) *scsi.Target {
+// offered says whether initiators may log in to a LUN's own target here: not any more once it is being stopped.
+func (s *replicas) offered(iqn string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.targets[iqn]; r != nil {
-		return r.target
+	return s.targets[iqn] != nil
+}
+
+// units returns the LUNs that can be served here, by LUN ID.
+func (s *replicas) units() map[string]*scsi.Unit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]*scsi.Unit{}
+	for _, r := range s.targets {
+		out[r.lun.ID] = r.unit
 	}
-	return nil
+	return out
 }
 
 // Start implements reconcile.Runner.
@@ -149,8 +160,16 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		s.targets[l.IQN] = run
 	}
 	s.mu.Unlock()
+	s.followHosts()
 	s.changed(l.ID)
 	return nil
+}
+
+// followHosts makes the hosts' own targets what the catalog and the replicas here say now.
+func (s *replicas) followHosts() {
+	if err := s.n.hostTargets.follow(s.n.catalog.Model(), s.units()); err != nil {
+		s.n.log.Error("a host's target does not hold what it should", "error", err)
+	}
 }
 
 // memoryJournalBytes bounds the log of a replica in RAM, for peers that were away for a moment.
@@ -177,7 +196,9 @@ func (s *replicas) follow(ctx context.Context) error {
 				run.group.Learn(members(l.Replicas))
 			}
 		}
+		s.followHosts()
 		s.changed("")
+		s.n.recheck()
 		select {
 		case <-newer:
 		case <-ctx.Done():
@@ -202,41 +223,19 @@ func (s *replicas) offer(run *running) error {
 		return err
 	}
 	s.refresh(run)
-	unit, err := scsi.NewUnit(scsi.UnitConfig{
+	run.unit, err = scsi.NewUnit(scsi.UnitConfig{
 		Identity: scsi.Identity{
 			Vendor: "SANCTRY", Product: "Sanctuary LUN", Revision: "1", Serial: run.lun.Serial, NAA: naa, Name: run.lun.Name,
 		},
 		Backend: run.group, Access: func() scsi.Access { return *run.access.Load() }, AccessChanged: run.accessChanged,
+		AskOwner: s.n.askOwner(run), SetPreferred: s.n.setPreferred(run), Space: s.n.spaceOf(run),
+		Log: s.n.log.With("lun-name", run.lun.Name),
 	})
 	if err != nil {
 		return err
 	}
 	run.target = scsi.NewTarget(scsi.TargetConfig{Name: run.lun.IQN})
-	return run.target.Add(uint16(run.lun.Number), unit)
-}
-
-func (r *running) accessChanged() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.changed
-}
-
-// refresh recomputes a LUN's access states; a change raises the generation, of which every initiator is told.
-func (s *replicas) refresh(run *running) {
-	run.mu.Lock()
-	defer run.mu.Unlock()
-	a := run.computeAccess(s.n.catalog.Model(), s.n.cfg.Node)
-	old := run.access.Load()
-	if old != nil {
-		a.Generation = old.Generation
-		if sameAccess(*old, a) {
-			return
-		}
-		a.Generation++
-	}
-	run.access.Store(&a)
-	close(run.changed)
-	run.changed = make(chan struct{})
+	return run.target.Add(uint16(run.lun.Number), run.unit)
 }
 
 // prefer hands a LUN that has just been made, and holds nothing yet, to the node that was asked for. Later the ownership
@@ -264,18 +263,6 @@ func (s *replicas) prefer(run *running) {
 	}
 }
 
-func sameAccess(a, b scsi.Access) bool {
-	if len(a.Groups) != len(b.Groups) || a.Local != b.Local {
-		return false
-	}
-	for i := range a.Groups {
-		if a.Groups[i].ID != b.Groups[i].ID || a.Groups[i].State != b.Groups[i].State {
-			return false
-		}
-	}
-	return true
-}
-
 // changed is called when a LUN's owner or health may have changed; "" means any LUN.
 func (s *replicas) changed(lun string) {
 	s.mu.Lock()
@@ -289,9 +276,31 @@ func (s *replicas) changed(lun string) {
 	for _, r := range runs {
 		s.refresh(r)
 		s.prefer(r)
+		s.grow(r)
 	}
 	s.n.reconciler.Wake()
 }
+
+// grow makes a LUN that is owned here as large as the catalog says. It is looked at again with every change and by every
+// owner, so nothing is lost if this one does not get to it.
+func (s *replicas) grow(run *running) {
+	want := s.n.catalog.Model().LUNs[run.lun.ID].Geometry.Capacity
+	if want <= run.group.Geometry().Capacity || !run.group.Status().Serving || !run.growing.CompareAndSwap(false, true) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), growWithin)
+	go func() {
+		defer cancel()
+		defer run.growing.Store(false)
+		if err := run.group.Grow(ctx, want); err != nil {
+			s.n.log.Warn("the LUN has not been made larger yet", "lun", run.lun.Name, "error", err)
+			return
+		}
+		s.n.log.Info("the LUN is larger now", "lun", run.lun.Name, "bytes", want.Bytes())
+	}()
+}
+
+const growWithin = 10 * time.Second
 
 // Stop implements reconcile.Runner. The replica counts as running until it has ended.
 func (s *replicas) Stop(ctx context.Context, lun string) error {
@@ -299,13 +308,11 @@ func (s *replicas) Stop(ctx context.Context, lun string) error {
 	if run == nil {
 		return nil
 	}
-	s.n.mu.Lock()
-	portal := s.n.portal
-	s.n.mu.Unlock()
-	if portal != nil && run.target != nil {
+	if portal := s.n.portal.Load(); portal != nil && run.target != nil {
 		s.mu.Lock()
 		delete(s.targets, run.lun.IQN) // nobody logs in any more
 		s.mu.Unlock()
+		s.followHosts()
 		if err := portal.CloseTarget(ctx, run.lun.IQN); err != nil {
 			return err
 		}

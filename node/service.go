@@ -84,7 +84,7 @@ func (s service) Nodes(context.Context) ([]api.Node, error) {
 	}
 	out := make([]api.Node, 0, len(model.Nodes))
 	for name, m := range model.Nodes {
-		node := api.Node{Name: name, ID: m.ID, Kind: string(m.Kind), PortGroup: m.PortGroup}
+		node := api.Node{Name: name, ID: m.ID, Kind: string(m.Kind), PortGroup: m.PortGroup, Portals: nodePortals(m)}
 		if name == s.n.cfg.Node {
 			a := s.n.cfg.Advertise
 			node.Alive, node.Version = true, s.n.version
@@ -142,6 +142,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		Name: l.Name, ID: l.ID, SizeBytes: l.Geometry.Capacity.Bytes(), BlockBytes: l.Geometry.LogicalBlockBytes,
 		Media: string(l.Media), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
 		Health: api.HealthUnavailable, Replicas: []api.Replica{}, Portals: []api.Portal{},
+		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized,
 	}
 	var st replication.Status
 	if run := s.n.replicas.get(l.ID); run != nil {
@@ -168,9 +169,9 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		if r.Witness {
 			continue
 		}
-		for _, a := range s.n.iscsiAddresses(r.Node) {
+		for _, p := range s.n.portals(model, r.Node) {
 			out.Portals = append(out.Portals, api.Portal{
-				Node: r.Node, Address: a, URL: fmt.Sprintf("iscsi://%s/%s/%d", a, l.IQN, l.Number), State: s.portalState(r, out.Owner),
+				Node: r.Node, Address: p.Address, URL: fmt.Sprintf("iscsi://%s/%s/%d", p.Address, l.IQN, l.Number), State: s.portalState(r, out.Owner),
 			})
 		}
 	}
@@ -234,19 +235,13 @@ func (s service) portalState(r catalog.Replica, owner string) string {
 
 // Sessions implements api.Service.
 func (s service) Sessions(context.Context) ([]api.Session, error) {
-	s.n.mu.Lock()
-	portal := s.n.portal
-	s.n.mu.Unlock()
+	portal := s.n.portal.Load()
 	out := []api.Session{}
 	if portal == nil {
 		return out, nil
 	}
 	for _, x := range portal.Sessions() {
-		out = append(out, api.Session{
-			Node: s.n.cfg.Node, Initiator: x.Initiator, ISID: hex.EncodeToString(x.ISID[:]), Target: x.Target, Remote: x.Remote,
-			Since: x.Since, HeaderDigest: x.Params.HeaderDigest, DataDigest: x.Params.DataDigest,
-			Commands: x.Stats.Commands, ReadBytes: x.Stats.BytesOut, WrittenBytes: x.Stats.BytesIn,
-		})
+		out = append(out, s.sessionView(x))
 	}
 	return out, nil
 }
@@ -265,6 +260,7 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	change := &catalog.CreateLUN{
 		ID: spec.ID, Name: spec.Name, Media: catalog.Media(spec.Media),
 		Geometry: block.Geometry{Capacity: block.CountOf(spec.SizeBytes), LogicalBlockBytes: spec.BlockBytes}, Preferred: spec.Preferred,
+		Access: newAccess(spec),
 	}
 	if change.ID == "" {
 		change.ID = catalog.NewID()

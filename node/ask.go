@@ -1,0 +1,63 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/transport"
+	"sanctuary/target/scsi"
+)
+
+// methodAsk carries what a LUN's unit on one node asks its unit on the owner: LUN ID, newline, the request as package scsi
+// encodes it. What this node answers initiators in the owner's name goes this way.
+const methodAsk = "scsi.ask"
+
+// codeNothingDone is the code of a transport.HandlerError: the owner was not the owner (any more) and did nothing.
+const codeNothingDone = 1
+
+// bulkAskBytes is from where on a request or the longest answer to it goes over the connection for bulk.
+const bulkAskBytes = 64 << 10
+
+// askOwner implements scsi.UnitConfig.AskOwner for a replica.
+func (n *Node) askOwner(run *running) func(ctx context.Context, request []byte) ([]byte, error) {
+	return func(ctx context.Context, request []byte) ([]byte, error) {
+		owner := run.group.Status().Owner.Node
+		if owner == "" || owner == n.cfg.Node {
+			return nil, fmt.Errorf("%w: no other node owns the LUN", block.ErrUnavailable)
+		}
+		call := n.mux.Call
+		if len(request) > bulkAskBytes || scsi.AnswerBytes(request) > bulkAskBytes {
+			call = n.mux.CallBulk
+		}
+		answer, err := call(ctx, owner, methodAsk, append([]byte(run.lun.ID+"\n"), request...))
+		var remote *transport.RemoteError
+		switch {
+		case err == nil:
+			return answer, nil
+		case errors.Is(err, transport.ErrBusy), errors.Is(err, transport.ErrUnknownMethod),
+			errors.As(err, &remote) && remote.Detail == codeNothingDone:
+			return nil, fmt.Errorf("%w: %w", block.ErrUnavailable, err)
+		}
+		return nil, fmt.Errorf("%w: %w", block.ErrUnknown, err) // it may have run all the same
+	}
+}
+
+// serveAsk is the owner's side.
+func (n *Node) serveAsk(ctx context.Context, from string, req []byte) ([]byte, error) {
+	lun, request, ok := bytes.Cut(req, []byte("\n"))
+	if !ok {
+		return nil, errors.New("a request names its LUN")
+	}
+	run := n.replicas.get(string(lun))
+	if run == nil || run.unit == nil {
+		return nil, &transport.HandlerError{Code: codeNothingDone, Text: "no data replica of this LUN runs here"}
+	}
+	answer, err := run.unit.ServePeer(ctx, from, request)
+	if errors.Is(err, block.ErrNotOwner) || errors.Is(err, block.ErrUnavailable) {
+		return nil, &transport.HandlerError{Code: codeNothingDone, Text: err.Error()}
+	}
+	return answer, err
+}

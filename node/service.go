@@ -158,6 +158,9 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	} else {
 		out.Reason = "no replica of it runs on this node"
 	}
+	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
+		out.Allocated = run.volume.Usage().AllocatedBytes
+	}
 	peers := map[raft.ServerID]replication.PeerStatus{}
 	for _, p := range st.Peers {
 		peers[p.ID] = p

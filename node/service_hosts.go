@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/node/api"
 	"sanctuary/node/catalog"
 )
@@ -92,6 +93,16 @@ func (s service) OpenLUN(ctx context.Context, ref string, access api.LUNOpen) er
 
 // ChangeLUN implements api.Service.
 func (s service) ChangeLUN(ctx context.Context, ref string, change api.LUNChange) error {
+	if size := change.SizeBytes; size != nil {
+		if *size <= 0 || *size%block.Size != 0 {
+			return api.Invalid("Round it up.", "size of %d bytes: use a multiple of %d", *size, block.Size)
+		}
+		if err := s.change(ctx, ref, func(id string) catalog.Change {
+			return &catalog.ResizeLUN{LUN: id, Capacity: block.CountOf(*size)}
+		}); err != nil {
+			return err
+		}
+	}
 	if change.NonOptimizedPaths == nil {
 		return nil
 	}

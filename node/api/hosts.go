@@ -77,6 +77,7 @@ type LUNGrantSpec struct {
 // LUNChange changes attributes of a LUN; those that are absent stay.
 type LUNChange struct {
 	NonOptimizedPaths *bool `json:"non_optimized_paths,omitempty" doc:"Nodes that do not own the LUN serve data by forwarding it to the owner (ALUA Active/Non-optimized) instead of standing by"`
+	SizeBytes         *int64 `json:"size_bytes,omitempty" doc:"New capacity in bytes, not less than it has: a multiple of 4096, at most 16 TiB. Initiators are told (unit attention 2Ah/09h)" example:"21474836480"`
 }
 
 // HostRequest is part of a request about one host.
@@ -196,7 +197,7 @@ func (s *Server) setOpen(ctx context.Context, in *lunOpenRequest) (*reply[LUN], 
 }
 
 func (s *Server) changeLUN(ctx context.Context, in *lunChangeRequest) (*reply[LUN], error) {
-	if in.Body.NonOptimizedPaths == nil {
+	if in.Body.NonOptimizedPaths == nil && in.Body.SizeBytes == nil {
 		return nil, Invalid("Give at least one attribute.", "nothing to change")
 	}
 	return s.after(ctx, in.LUN, s.svc.ChangeLUN(ctx, in.LUN, in.Body))

@@ -40,6 +40,7 @@ type LUN struct {
 	Name         string    `json:"name" doc:"Unique name; ends the IQN" example:"vm1"`
 	ID           string    `json:"id" doc:"UUID; never reused" format:"uuid"`
 	SizeBytes    int64     `json:"size_bytes" doc:"Capacity in bytes" example:"10737418240"`
+	Allocated    int64     `json:"allocated_bytes" doc:"What it occupies in the pool of the node in view, in bytes: a copy on another node takes as much"`
 	BlockBytes   int       `json:"block_bytes" doc:"Logical block length in bytes" enum:"512,4096"`
 	Media        string    `json:"media" enum:"file,ram" doc:"What replicas are kept on: file survives a power cut; ram is gone when the process ends and is rebuilt from a peer"`
 	IQN          string    `json:"iqn" doc:"iSCSI target name, the same on every node"`

@@ -76,7 +76,7 @@ type LUNGrantSpec struct {
 
 // LUNChange changes attributes of a LUN; those that are absent stay.
 type LUNChange struct {
-	NonOptimizedPaths *bool `json:"non_optimized_paths,omitempty" doc:"Nodes that do not own the LUN serve data by forwarding it to the owner (ALUA Active/Non-optimized) instead of standing by"`
+	NonOptimizedPaths *bool  `json:"non_optimized_paths,omitempty" doc:"Nodes that do not own the LUN serve data by forwarding it to the owner (ALUA Active/Non-optimized) instead of standing by"`
 	SizeBytes         *int64 `json:"size_bytes,omitempty" doc:"New capacity in bytes, not less than it has: a multiple of 4096, at most 16 TiB. Initiators are told (unit attention 2Ah/09h)" example:"21474836480"`
 }
 

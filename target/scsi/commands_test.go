@@ -72,7 +72,7 @@ var descriptions = []struct {
 	{"opcode get lba status", cdb(0xA3, 0x0C, 3, 0x9E, 0, 0x12), [2]int{6, 4}, "00 03 0010 9e 12 ffffffffffffffff ffffffff 0000"},
 	{"opcodes", cdb(0xA3, 0x0C), [2]int{6, 4}, ""},
 	{"opcodes with timeouts", cdb(0xA3, 0x0C, 0x80), [2]int{6, 4}, ""},
-	{"opcode read 10", cdb(0xA3, 0x0C, 1, 0x28), [2]int{6, 4}, "00 03 000a 28 18 ffffffff 00 ffff 00"},
+	{"opcode read 10", cdb(0xA3, 0x0C, 1, 0x28), [2]int{6, 4}, "00 03 000a 28 18 ffffffff 1f ffff 00"},
 	{"opcode read capacity 16", cdb(0xA3, 0x0C, 0x82, 0x9E, 0, 0x10), [2]int{6, 4}, "00 83 0010 9e 10 0000000000000000 ffffffff 0000 000a 00000000000000000000"},
 	{"opcode format unit", cdb(0xA3, 0x0C, 1, 0x04), [2]int{6, 4}, "00 01 0000"},
 	{"opcode service action 11", cdb(0xA3, 0x0C, 3, 0x9E, 0, 0x11), [2]int{6, 4}, "00 01 0000"},
@@ -126,8 +126,10 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"format unit", cdb(0x04), 0, nil, "05/20/00"},
 		{"extended copy of nothing", cdb(0x83), 0, nil, "good"},
-		{"extended copy lid4", cdb(0x83, 1), 0, nil, "05/20/00"},
-		{"receive copy data", cdb(0x84, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/20/00"},
+		{"extended copy lid4", cdb(0x83, 1), 0, nil, "05/24/00"},
+		{"receive copy data", cdb(0x84, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/24/00"},
+		{"prefetch with a group", cdb(0x34, 0, 0, 0, 0, 0, 3, 0, 1), 0, nil, "good"},
+		{"prefetch with a reserved bit beside the group", cdb(0x34, 0, 0, 0, 0, 0, 0x20, 0, 1), 0, nil, "05/24/00"},
 		{"copy status of an unknown copy", cdb(0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/24/00"},
 		{"copy failure of an unknown copy", cdb(0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil, "05/24/00"},
 		{"prefetch last", cdb(0x34, 0, 0, 0, 0x0F, 0xFF, 0, 0, 1), 0, nil, "good"},
@@ -359,4 +361,22 @@ func TestWriteProtectedUnitRefusesEveryChange(t *testing.T) {
 		t.Errorf("device specific parameter %02x: want WP and DPOFUA", r.data[2])
 	}
 	g.want(g.run(g.nexus, cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 1), 512, nil), "good")
+}
+
+func TestRefusalsSayWhichField(t *testing.T) {
+	g := newRig(t, 512, nil)
+	for _, c := range []struct {
+		cdb  [16]byte
+		want string // SENSE KEY SPECIFIC: SKSV, C/D, BPV and bit; byte
+	}{
+		{cdb(0x28, 0x20, 0, 0, 0, 0, 0, 0, 1), "cd0001"},             // RDPROTECT
+		{cdb(0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0x04), "ca0009"},          // NACA
+		{cdb(0xA3, 0x0C, 4, 0x28, 0, 0, 0, 0, 0xFF), "ca0002"},       // REPORTING OPTIONS
+		{cdb(0xA3, 0x0C, 1, 0x9E, 0, 0x10, 0, 0, 0, 0xFF), "ca0002"}, // that are not for an operation code with service actions
+		{cdb(0x9E, 0x11), "cc0001"},                                  // SERVICE ACTION
+	} {
+		if r := g.run(g.nexus, c.cdb, 0, nil); outcome(&r.Task) != "05/24/00" || !bytes.Equal(r.Sense[15:], unhex(c.want)) {
+			t.Errorf("% x: %s, sense % x, want %s", c.cdb, outcome(&r.Task), r.Sense, c.want)
+		}
+	}
 }

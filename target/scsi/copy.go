@@ -116,7 +116,7 @@ func (c *copyUnits) find(r *request, list *copyList, id uint16) (*copyUnit, uint
 		if d.peripheral != 0 {
 			return nil, codeWrongDeviceType
 		}
-		if unit = d.lookup(r.set); unit == nil || d.blockBytes != 0 && d.blockBytes != unit.cfg.Backend.Geometry().LogicalBlockBytes {
+		if unit = d.lookup(r); unit == nil || d.blockBytes != 0 && d.blockBytes != unit.cfg.Backend.Geometry().LogicalBlockBytes {
 			return nil, codeNotReachable
 		}
 	}
@@ -134,11 +134,14 @@ func (c *copyUnits) find(r *request, list *copyList, id uint16) (*copyUnit, uint
 
 // lookup finds the unit an identification descriptor designates: by its NAA designator, the only one of VPD page 83h that
 // names a logical unit and fits into the descriptor.
-func (d *cscd) lookup(set *unitSet) *Unit {
+func (d *cscd) lookup(r *request) *Unit {
 	if d.null || d.codeSet != codeBinary || d.kind != designatesUnit|typeNAA {
 		return nil
 	}
-	for _, u := range set.byLUN {
+	if bytes.Equal(d.designator, r.unit.naa()) {
+		return r.unit // also for another node, which sees no other
+	}
+	for _, u := range r.set.byLUN {
 		if bytes.Equal(d.designator, u.naa()) {
 			return u
 		}

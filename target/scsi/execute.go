@@ -133,7 +133,7 @@ func (r *request) run() error {
 		r.known, r.allowed = now.known, allowed
 	}
 	if r.cmd == nil {
-		return senseInvalidOpcode
+		return unsupported(&r.CDB)
 	}
 	if err := r.cmd.check(&r.CDB); err != nil {
 		return err

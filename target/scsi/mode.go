@@ -164,7 +164,7 @@ func reportSupportedOpcodes(r *request) error {
 	withActions := len(rows) > 0 && rows[0].action != noAction
 	switch {
 	case options > 3, options == 1 && withActions, options == 2 && len(rows) > 0 && !withActions:
-		return senseInvalidField
+		return badField(2, 2)
 	}
 	i := slices.IndexFunc(rows, func(c command) bool {
 		return c.action == action || c.action == noAction && (options == 1 || action == 0)

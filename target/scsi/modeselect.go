@@ -40,7 +40,10 @@ func modeSelect(r *request) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.unit.change(r.ctx, r.Fence, rand.Uint64(), func(s *unitState) (bool, error) {
+	if r.operation == 0 {
+		r.operation = rand.Uint64()
+	}
+	_, err = r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
 		before := s.mode
 		if err := takePages(r.unit, &s.mode.current, pages); err != nil {
 			return false, err

@@ -123,6 +123,11 @@ var (
 	senseTargetFailure  = &Sense{Key: HardwareError, Code: 0x4400}
 )
 
+// badField is 05/24/00 that says where: the byte of the CDB, and the most significant bit of the field (SPC-4 r37 §4.5.2.4.2).
+func badField(at, bit int) *Sense {
+	return &Sense{Key: IllegalRequest, Code: senseInvalidField.Code, KeySpecific: [3]byte{0x80 | 0x40 /* C/D */ | 0x08 /* BPV */ | byte(bit), byte(at >> 8), byte(at)}}
+}
+
 // statusError ends a command with a status that carries no sense data.
 type statusError Status
 

@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"sanctuary/target/reserve"
 )
@@ -67,7 +68,7 @@ const (
 	ff      = 0xFF
 	dpoFua  = 0x18 // DPO and FUA: every write is durable when acknowledged, and nothing is cached between initiators
 	dpo     = 0x10
-	group   = 0x00 // GROUP NUMBER: grouping is not supported (VPD 86h GROUP_SUP=0)
+	group   = 0x1F // GROUP NUMBER: taken, and nothing is counted by it (VPD 86h GROUP_SUP=0)
 	immed   = 0x02
 	bytchk1 = 0x02 // BYTCHK 00b and 01b; 10b and 11b have the bit above set
 )
@@ -86,7 +87,7 @@ func init() {
 		{name: "READ (6)", opcode: 0x08, action: noAction, length: 6, usage: [16]byte{ff, 0x1F, ff, ff, ff}, class: reserve.Reads, run: read},
 		{name: "WRITE (6)", opcode: 0x0A, action: noAction, length: 6, usage: [16]byte{ff, 0x1F, ff, ff, ff}, writes: true, dataOut: wholeTransfer, run: write},
 		{name: "INQUIRY", opcode: 0x12, action: noAction, length: 6, usage: [16]byte{ff, 0x01, ff, ff, ff}, access: anyState, ignoresAttention: true, class: reserve.Describes, run: inquiry},
-		{name: "MODE SELECT (6)", opcode: 0x15, action: noAction, length: 6, usage: [16]byte{ff, modeSelectPF | modeSelectSP, 0, 0, ff}, dataOut: modeList, run: modeSelect},
+		{name: "MODE SELECT (6)", opcode: 0x15, action: noAction, length: 6, usage: [16]byte{ff, modeSelectPF | modeSelectSP, 0, 0, ff}, access: throughOwner, dataOut: modeList, run: modeSelect},
 		{name: "RESERVE (6)", opcode: opReserve6, action: noAction, length: 6, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: reserveLegacy},
 		{name: "RELEASE (6)", opcode: opRelease6, action: noAction, length: 6, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: releaseLegacy},
 		{name: "MODE SENSE (6)", opcode: 0x1A, action: noAction, length: 6, usage: [16]byte{ff, 0x08, ff, ff, ff}, access: standbyToo, class: reserve.Reads, run: modeSense6},
@@ -101,7 +102,7 @@ func init() {
 		{name: "WRITE SAME (10)", opcode: 0x41, action: noAction, length: 10, usage: usage10(wsUnmap), writes: true, dataOut: oneBlock, run: writeSame},
 		{name: "UNMAP", opcode: 0x42, action: noAction, length: 10, usage: [16]byte{ff, 0, 0, 0, 0, 0, group, ff, ff}, writes: true, dataOut: unmapList, run: unmap},
 		{name: "LOG SENSE", opcode: 0x4D, action: noAction, length: 10, usage: [16]byte{ff, 0, ff, ff, 0, ff, ff, ff, ff}, access: standbyToo, class: reserve.Asks, run: logSense},
-		{name: "MODE SELECT (10)", opcode: 0x55, action: noAction, length: 10, usage: [16]byte{ff, modeSelectPF | modeSelectSP, 0, 0, 0, 0, 0, ff, ff}, dataOut: modeList, run: modeSelect},
+		{name: "MODE SELECT (10)", opcode: 0x55, action: noAction, length: 10, usage: [16]byte{ff, modeSelectPF | modeSelectSP, 0, 0, 0, 0, 0, ff, ff}, access: throughOwner, dataOut: modeList, run: modeSelect},
 		{name: "RESERVE (10)", opcode: opReserve10, action: noAction, length: 10, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: reserveLegacy},
 		{name: "RELEASE (10)", opcode: opRelease10, action: noAction, length: 10, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: releaseLegacy},
 		{name: "MODE SENSE (10)", opcode: 0x5A, action: noAction, length: 10, usage: [16]byte{ff, 0x18, ff, ff, 0, 0, 0, ff, ff}, access: standbyToo, class: reserve.Reads, run: modeSense10},
@@ -177,11 +178,19 @@ func find(cdb *[16]byte) *command {
 // check refuses a CDB with a bit set that is not honoured.
 func (c *command) check(cdb *[16]byte) error {
 	for i := 1; i < c.length; i++ {
-		if cdb[i]&^c.usage[i] != 0 {
-			return senseInvalidField
+		if wrong := cdb[i] &^ c.usage[i]; wrong != 0 {
+			return badField(i, bits.Len8(wrong)-1)
 		}
 	}
 	return nil
+}
+
+// unsupported is the answer to a CDB that find does not find: it is the service action that is wrong if the operation code has any.
+func unsupported(cdb *[16]byte) error {
+	if at := byOpcode[cdb[0]]; at.from < at.to {
+		return badField(1, 4)
+	}
+	return senseInvalidOpcode
 }
 
 // extent returns the LBA and number of logical blocks in a CDB with the layout of READ and WRITE, by its length.

@@ -72,6 +72,11 @@ func TestCommandLines(t *testing.T) {
 		"GET /v1/luns/vm1": sampleLUN(), "POST /v1/luns": sampleLUN(), "POST /v1/luns/vm1/move": sampleLUN(),
 		"DELETE /v1/luns/" + sampleLUN().ID: map[string]any{},
 	}
+	for k, v := range accessAnswers() {
+		standard[k] = v
+	}
+	nobody, open := sampleLUN(), sampleLUN()
+	nobody.Access, open.Access = api.LUNAccess{}, api.LUNAccess{Open: true, SinglePath: true}
 	for _, tc := range []struct {
 		name, line, input string
 		answers           map[string]any
@@ -101,6 +106,62 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-delete-wrong-name", line: "lun delete vm1", input: "vm2\n"},
 		{name: "lun-delete-nobody-there", line: "lun delete vm1"},
 		{name: "lun-delete-yes", line: "lun delete vm1 --yes --force -o json"},
+		{name: "lun-create-for-nobody", line: "lun create vm1 --size 10GiB", answers: map[string]any{"POST /v1/luns": nobody}},
+		{name: "lun-create-for-hosts", line: "lun create vm1 --size 10GiB --host esx1 --host esx2"},
+		{name: "lun-create-open", line: "lun create vm1 --size 10GiB --open", answers: map[string]any{"POST /v1/luns": open}},
+		{name: "lun-allow", line: "lun allow vm1 --host esx1"},
+		{name: "lun-allow-number", line: "lun allow vm1 --host esx1 --number 0 -o json"},
+		{name: "lun-allow-any", line: "lun allow vm1 --any --single-path"},
+		{name: "lun-allow-nobody", line: "lun allow vm1"},
+		{name: "lun-allow-both", line: "lun allow vm1 --host esx1 --any"},
+		{name: "lun-allow-number-for-two", line: "lun allow vm1 --host esx1 --host esx2 --number 3"},
+		{name: "lun-allow-bad-number", line: "lun allow vm1 --host esx1 --number 255"},
+		{name: "lun-deny", line: "lun deny vm1 --host esx1"},
+		{name: "lun-deny-any", line: "lun deny vm1 --any"},
+		{name: "lun-deny-nobody", line: "lun deny vm1"},
+		{name: "lun-set", line: "lun set vm1 --non-optimized-paths on"},
+		{name: "lun-set-nothing", line: "lun set vm1"},
+		{name: "host-create", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1"},
+		{name: "host-create-chap", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1 --chap-user esx1 --chap-secret-file -", input: "swordfish-swordfish\n"},
+		{name: "host-create-prompt", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1 --chap-user esx1", input: "swordfish-swordfish\n"},
+		{name: "host-create-no-secret", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1 --chap-user esx1"},
+		{name: "host-create-no-user", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1 --chap-generate"},
+		{name: "host-create-no-initiator", line: "host create esx1"},
+		{name: "host-create-no-mutual-user", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1 --chap-user esx1 --chap-generate --chap-mutual-generate"},
+		{name: "host-list", line: "host list"},
+		{name: "host-list-none", line: "host list", answers: map[string]any{"GET /v1/hosts": api.HostList{}}},
+		{name: "host-show", line: "host show esx1"},
+		{name: "host-show-json", line: "host show esx1 -o json"},
+		{name: "host-set-initiators", line: "host set esx1 --add-initiator iqn.1998-01.com.vmware:new --remove-initiator IQN.1998-01.com.vmware:esx1 --single-path"},
+		{name: "host-set-unknown-initiator", line: "host set esx1 --remove-initiator iqn.1998-01.com.vmware:none"},
+		{name: "host-set-no-chap", line: "host set esx1 --no-chap"},
+		{name: "host-set-mutual", line: "host set esx1 --chap-mutual-user lab", input: "another-swordfish\n"},
+		{name: "host-set-contradiction", line: "host set esx1 --no-chap --chap-generate"},
+		{name: "host-delete", line: "host delete esx1 --force"},
+		{name: "host-delete-in-use", line: "host delete esx1", answers: map[string]any{"DELETE /v1/hosts/esx1": api.Conflict("Use --force.", "host esx1 may use 1 LUN")}},
+		{name: "target-show", line: "target show"},
+		{name: "target-show-lun", line: "target show vm1"},
+		{name: "target-show-host-json", line: "target show esx1 -o json"},
+		{name: "target-show-unknown", line: "target show nope"},
+		{name: "session-list", line: "session list"},
+		{name: "session-close", line: "session close alpha.17"},
+		{name: "session-close-unknown", line: "session close alpha.99"},
+		{name: "reservation-list", line: "reservation list vm1"},
+		{name: "reservation-purge", line: "reservation purge vm1 --key 0xABCD0001", input: "vm1\n"},
+		{name: "reservation-purge-yes", line: "reservation purge vm1 --all --yes"},
+		{name: "reservation-purge-nobody-there", line: "reservation purge vm1 --initiator iqn.1998-01.com.vmware:esx1"},
+		{name: "reservation-purge-nothing", line: "reservation purge vm1 --yes"},
+		{name: "reservation-purge-bad-key", line: "reservation purge vm1 --key 0 --yes"},
+		{name: "setting-list", line: "setting list"},
+		{name: "setting-set", line: "setting set portal_groups 10.0.1.0/24"},
+		{name: "setting-set-nothing", line: "setting set portal_groups"},
+		{name: "client-config-host", line: "target client-config --for esxi --host esx1"},
+		{name: "client-config-lun-json", line: "target client-config --for qemu --host esx1 --lun vm1 -o json"},
+		{name: "client-config-open", line: "target client-config --for open-iscsi"},
+		{name: "client-config-unknown", line: "target client-config --for os2"},
+		{name: "client-config-no-host", line: "target client-config --for windows --lun vm1"},
+		{name: "client-config-nothing-allowed", line: "target client-config --for windows --host idle"},
+		{name: "client-config-not-allowed", line: "target client-config --for windows --host idle --lun vm1"},
 		{name: "unknown-command", line: "stats"},
 		{name: "unknown-subcommand", line: "lun craete"},
 		{name: "unknown-flag", line: "status --colour"},
@@ -143,6 +204,76 @@ func TestCommandLines(t *testing.T) {
 			line(&got, "exit status %d", code)
 			compare(t, filepath.Join("testdata", "cli", tc.name+".txt"), got.String())
 		})
+	}
+}
+
+// accessAnswers is what the scripted API says about hosts, targets, sessions and reservations.
+func accessAnswers() map[string]any {
+	l := sampleLUN()
+	esx := api.Host{
+		Name: "esx1", Target: "iqn.2026-11.local.sanctuary:host.lab.esx1", Initiators: []string{"iqn.1998-01.com.vmware:esx1"},
+		CHAP: &api.HostCHAP{User: "esx1"}, LUNs: []api.HostLUN{{Number: 3, LUN: l.Name, ID: l.ID}},
+	}
+	idle := api.Host{Name: "idle", Target: "iqn.2026-11.local.sanctuary:host.lab.idle", Initiators: []string{"iqn.1991-05.com.microsoft:idle"}, SinglePath: true, LUNs: []api.HostLUN{}}
+	portals := []api.TargetPortal{{Node: "alpha", Address: "10.0.0.1:3260", Group: 1, Tag: 4097}, {Node: "beta", Address: "10.0.0.2:3260", Group: 1, Tag: 4098}}
+	session := api.Session{
+		ID: "alpha.17", Node: "alpha", Initiator: esx.Initiators[0], ISID: "00023d000001", Target: esx.Target, Remote: "10.0.0.9:50000", Local: "10.0.0.1:3260",
+		Since: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC), Commands: 120, ReadBytes: 3 << 20, WrittenBytes: 512, Host: "esx1", PortalGroup: 4097,
+		CHAPUser: "esx1", Algorithm: "sha-256", DataDigest: true,
+		Params:   api.SessionParams{MaxRecvDataSegmentLength: 262144, MaxSendDataSegmentLength: 131072, MaxBurstLength: 1048576, FirstBurstLength: 262144, MaxOutstandingR2T: 8, ImmediateData: true},
+		Counters: api.SessionCounters{PDUsIn: 130, PDUsOut: 125, R2Ts: 2, Aborted: 1},
+	}
+	lun := session
+	lun.ID, lun.Node, lun.Target, lun.CHAPUser, lun.PortalGroup = "beta.2", "beta", l.IQN, "", 4098
+	targets := api.TargetList{
+		Targets: []api.Target{
+			{Name: l.IQN, Kind: api.TargetOfLUN, Hosts: []string{"esx1"}, LUNs: []api.TargetLUN{{Name: l.Name, ID: l.ID, NAA: l.NAA, Owner: "alpha"}}, Portals: portals, Sessions: []api.Session{lun}},
+			{Name: "iqn.2026-11.local.sanctuary:vm2", Kind: api.TargetOfLUN, Open: true, LUNs: []api.TargetLUN{{Name: "vm2", ID: "b", NAA: l.NAA[:31] + "b"}}, Portals: portals},
+			{Name: esx.Target, Kind: api.TargetOfHost, Host: "esx1", Hosts: []string{"esx1"}, LUNs: []api.TargetLUN{{Number: 3, Name: l.Name, ID: l.ID, NAA: l.NAA, Owner: "alpha"}}, Portals: portals, Sessions: []api.Session{session}},
+			{Name: idle.Target, Kind: api.TargetOfHost, Host: "idle", Hosts: []string{"idle"}},
+		},
+		Unreachable: []string{"beta"},
+	}
+	reserved := api.Reservations{
+		LUN: l.Name, Generation: 7, Type: "Write Exclusive, Registrants Only", View: api.View{Node: "alpha", Source: "owner"},
+		Registrations: []api.Registration{
+			{Key: "00000000abcd0001", Initiator: esx.Initiators[0], ISID: "00023d000001", Port: 4097, Node: "alpha", Holder: true, LoggedIn: true, Host: "esx1"},
+			{Key: "00000000abcd0002", Initiator: "iqn.1991-05.com.microsoft:gone", ISID: "400001370000", Port: 4099},
+		},
+		Reserved: &api.ReservedBy{Initiator: esx.Initiators[0], ISID: "00023d000001", Port: 4097},
+	}
+	left := reserved
+	left.Registrations, left.Reserved = left.Registrations[:1], nil
+	return map[string]any{
+		"GET /v1/hosts": api.HostList{Hosts: []api.Host{esx, idle}}, "GET /v1/hosts/esx1": esx, "GET /v1/hosts/idle": idle,
+		"PUT /v1/hosts/esx1": esx, "DELETE /v1/hosts/esx1": map[string]any{},
+		"PUT /v1/luns/vm1/hosts/esx1": l, "DELETE /v1/luns/vm1/hosts/esx1": l, "PUT /v1/luns/vm1/access": l, "PATCH /v1/luns/vm1": l,
+		"GET /v1/targets": targets, "GET /v1/sessions": api.SessionList{Sessions: []api.Session{lun, session}, Unreachable: []string{"beta"}},
+		"DELETE /v1/sessions/alpha.17":  map[string]any{},
+		"GET /v1/luns/vm1/reservations": reserved, "GET /v1/luns/" + l.ID + "/reservations": reserved,
+		"DELETE /v1/luns/" + l.ID + "/reservations": api.Purged{Removed: 1, Left: left},
+		"GET /v1/settings":                          api.Settings{Settings: map[string]string{"portal_groups": "10.0.1.0/24", "chap.algorithms": "sha-256"}},
+		"PUT /v1/settings":                          api.Settings{Settings: map[string]string{"portal_groups": "10.0.1.0/24"}},
+	}
+}
+
+// A secret that was made is shown once, and is what was sent.
+func TestGeneratedSecretsAreSentAndShownOnce(t *testing.T) {
+	s := &scripted{answers: accessAnswers()}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	var out, errOut bytes.Buffer
+	code := execute(t.Context(), strings.Fields("host create esx1 --initiator iqn.a:b --chap-user u --chap-generate --chap-mutual-user m --chap-mutual-generate -o json --api "+
+		strings.TrimPrefix(server.URL, "http://")), environment{out: &out, err: &errOut, in: strings.NewReader(""), getenv: func(string) string { return "" }})
+	var made madeHost
+	if err := json.Unmarshal(out.Bytes(), &made); err != nil || code != exitOK {
+		t.Fatalf("%d %v: %s%s", code, err, out.String(), errOut.String())
+	}
+	if len(made.Secret) != 16 || len(made.MutualSecret) != 16 || made.Secret == made.MutualSecret {
+		t.Errorf("%q and %q", made.Secret, made.MutualSecret)
+	}
+	if len(s.asked) != 1 || !strings.Contains(s.asked[0], `"secret":"`+made.Secret+`"`) || !strings.Contains(s.asked[0], `"mutual_secret":"`+made.MutualSecret+`"`) {
+		t.Errorf("%q", s.asked)
 	}
 }
 

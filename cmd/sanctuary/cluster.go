@@ -161,6 +161,7 @@ func (d *demo) lunUp(ctx context.Context) (api.LUN, error) {
 		// The node that was asked may be behind: if the LUN is there, the leader says so and the next look finds it.
 		_, err = d.client.CreateLUN(ctx, api.LUNSpec{
 			Name: d.plan.LUN, SizeBytes: d.plan.SizeBytes, Media: d.plan.Media, BlockBytes: 512, Copies: min(2, d.plan.dataNodes()),
+			Open: true, // nothing but loopback reaches it
 		}, 0)
 		if errors.As(err, &p) && p.Code == api.CodeInvalid {
 			refused = err
@@ -264,7 +265,7 @@ func (d *demo) announce(l api.LUN, keep bool) error {
 			rows = append(rows, []string{n.Name, n.Kind, fmt.Sprint(pids[n.Name]), n.API, dash(n.ISCSI), n.Log})
 		}
 		table(w, rows...)
-		line(w, "\nLUN %s: %s on %s, %s, served by %s. Portals, the owner's first:", l.Name, formatSize(l.SizeBytes), l.Media, l.Health, l.Owner)
+		line(w, "\nLUN %s: %s on %s, %s, served by %s, open to anyone on this machine. Portals, the owner's first:", l.Name, formatSize(l.SizeBytes), l.Media, l.Health, l.Owner)
 		all := portals(l)
 		for _, p := range all {
 			line(w, "%s", p.URL)

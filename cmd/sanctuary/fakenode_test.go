@@ -154,6 +154,7 @@ func sampleLUN() api.LUN {
 			{Node: "alpha", Address: "10.0.0.1:3260", URL: "iscsi://10.0.0.1:3260/" + iqn + "/0", State: "active"},
 			{Node: "beta", Address: "10.0.0.2:3260", URL: "iscsi://10.0.0.2:3260/" + iqn + "/0", State: "standby"},
 		},
-		View: api.View{Node: "alpha", Source: "owner", AsOf: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)},
+		Access: api.LUNAccess{Hosts: []api.LUNGrant{{Host: "esx1", Number: 3}, {Host: "esx2", Number: 0}}},
+		View:   api.View{Node: "alpha", Source: "owner", AsOf: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)},
 	}
 }

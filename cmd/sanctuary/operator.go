@@ -73,13 +73,13 @@ func (c *cli) nodeCommand() *cobra.Command {
 
 func (c *cli) lunCommand() *cobra.Command {
 	group := &cobra.Command{
-		Use: "lun", Short: "Create, list, show, move and delete LUNs", Args: noSuchCommand, RunE: help,
+		Use: "lun", Short: "Create, list, show, allow, move and delete LUNs", Args: noSuchCommand, RunE: help,
 		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
 
 Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
 every acknowledged write takes over, and initiators that know all portals go on there.`,
 	}
-	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunMove(), c.lunDelete())
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunDelete())
 	return group
 }
 
@@ -96,9 +96,12 @@ func (c *cli) lunCreate() *cobra.Command {
 yet. With two data nodes there are two copies and every acknowledged write is on both.
 
 --media file survives a power cut. --media ram is as fast as memory and gone when the process ends; as long as one copy
-lives, the other is rebuilt from it, but if all go at once the LUN is lost.`,
-		Example: `  sanctuary lun create vm1 --size 10GiB
-  sanctuary lun create scratch --size 512MiB --media ram
+lives, the other is rebuilt from it, but if all go at once the LUN is lost.
+
+With --host these hosts may use it, with --open anyone who reaches a portal. With neither nobody may, until "sanctuary lun
+allow" says who.`,
+		Example: `  sanctuary lun create vm1 --size 10GiB --host esx1
+  sanctuary lun create scratch --size 512MiB --media ram --open
   sanctuary lun create vm2 --size 2TiB --node alpha --node beta --prefer alpha`,
 		Args: oneName("the name of the LUN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -118,7 +121,12 @@ lives, the other is rebuilt from it, but if all go at once the LUN is lost.`,
 			if err != nil {
 				return err
 			}
-			if err := c.print(l, func(w io.Writer) { printLUN(w, l) }); err != nil {
+			if err := c.print(l, func(w io.Writer) {
+				printLUN(w, l)
+				if !l.Access.Open && len(l.Access.Hosts) == 0 {
+					line(w, "\nNobody may use it yet. Next: sanctuary lun allow %s --host HOST (sanctuary host list), or --any.", l.Name)
+				}
+			}); err != nil {
 				return err
 			}
 			if !l.Served() && wait > 0 {
@@ -136,6 +144,8 @@ lives, the other is rebuilt from it, but if all go at once the LUN is lost.`,
 	f.IntVar(&spec.Copies, "copies", 0, "copies of the data (default: 2 if there are two data nodes, otherwise 1)")
 	f.StringSliceVar(&spec.Nodes, "node", nil, "data node to place a copy on; repeat for each copy (default: chosen by free space)")
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
+	f.StringSliceVar(&spec.Hosts, "host", nil, "host that may use it; repeat for each")
+	f.BoolVar(&spec.Open, "open", false, "anyone who reaches a portal may use it")
 	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
 	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")
 	must(cmd.RegisterFlagCompletionFunc("media", cobra.FixedCompletions([]string{"file", "ram"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -285,16 +295,21 @@ It asks for the LUN's name unless --yes is given, and refuses while an initiator
 
 // confirm asks for the LUN's name.
 func (c *cli) confirm(cmd *cobra.Command, l api.LUN) error {
-	_, _ = fmt.Fprintf(c.env.err, "This deletes LUN %s (%s) and its data on every node, for good.\nType its name to go on: ", l.Name, formatSize(l.SizeBytes))
+	return c.confirmName(cmd, l.Name, fmt.Sprintf("This deletes LUN %s (%s) and its data on every node, for good.", l.Name, formatSize(l.SizeBytes)), "deleted")
+}
+
+// confirmName asks for the LUN's name after a warning; done is what was not done if it is not given.
+func (c *cli) confirmName(cmd *cobra.Command, name, warning, done string) error {
+	_, _ = fmt.Fprintf(c.env.err, "%s\nType its name to go on: ", warning)
 	answer, err := bufio.NewReader(c.env.in).ReadString('\n')
-	if strings.TrimSpace(answer) == l.Name {
+	if strings.TrimSpace(answer) == name {
 		return nil
 	}
 	line(c.env.err, "")
 	if err != nil && answer == "" {
-		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask whether to delete LUN %s; nothing was deleted. In scripts give --yes", l.Name)}
+		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask about LUN %s; nothing was %s. In scripts give --yes", name, done)}
 	}
-	return &failure{what: fmt.Errorf("that is not the name of LUN %s", l.Name), data: "Nothing was deleted.", next: "Repeat it if you meant to."}
+	return &failure{what: fmt.Errorf("that is not the name of LUN %s", name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
 }
 
 // completeLUN completes the names of LUNs for the shell.

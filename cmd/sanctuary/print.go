@@ -57,9 +57,9 @@ func printLUNs(w io.Writer, luns []api.LUN) {
 		line(w, "No LUNs. Create one: sanctuary lun create vm1 --size 10GiB")
 		return
 	}
-	rows := [][]string{{"NAME", "SIZE", "MEDIA", "HEALTH", "OWNER", "IN SYNC", "TERM"}}
+	rows := [][]string{{"NAME", "SIZE", "MEDIA", "HEALTH", "OWNER", "IN SYNC", "TERM", "FOR"}}
 	for _, l := range luns {
-		rows = append(rows, []string{l.Name, formatSize(l.SizeBytes), l.Media, string(l.Health), dash(l.Owner), syncCount(l), fmt.Sprint(l.Term)})
+		rows = append(rows, []string{l.Name, formatSize(l.SizeBytes), l.Media, string(l.Health), dash(l.Owner), syncCount(l), fmt.Sprint(l.Term), accessWord(l.Access)})
 	}
 	table(w, rows...)
 	for _, l := range luns {
@@ -94,9 +94,12 @@ func printLUN(w io.Writer, l api.LUN) {
 		[]string{"Health:", string(l.Health)},
 		[]string{"Reason:", dash(l.Reason)},
 		[]string{"Size:", fmt.Sprintf("%s (%d bytes, %d-byte blocks)", formatSize(l.SizeBytes), l.SizeBytes, l.BlockBytes)},
+		[]string{"Allocated:", fmt.Sprintf("%s (%d bytes) on node %s", formatSize(l.Allocated), l.Allocated, l.View.Node)},
 		[]string{"Media:", l.Media},
 		[]string{"Owner:", dash(l.Owner)},
 		[]string{"Preferred:", dash(l.Preferred)},
+		[]string{"Access:", accessText(l.Access)},
+		[]string{"Non-optimized paths:", onOff(l.NonOptimizedPaths)},
 		[]string{"Target:", l.IQN},
 		[]string{"Number:", fmt.Sprint(l.Number)},
 		[]string{"NAA:", l.NAA},

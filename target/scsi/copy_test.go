@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"sanctuary/blockstore/block"
@@ -294,8 +295,7 @@ func TestExtendedCopyRefusals(t *testing.T) {
 }
 
 func TestExtendedCopyStaysWithinTheTargetAndItsRights(t *testing.T) {
-	protected := false
-	g, other, naa := newPair(t, func(c *scsi.UnitConfig) { c.WriteProtected = protected })
+	g, _, naa := newPair(t, nil)
 	cscds := [][]byte{self[0], identified(naa, 4096)}
 	list := copyListOf(1, 0, cscds, copySegment{from: 0, to: 1, blocks: 8})
 
@@ -322,17 +322,9 @@ func TestExtendedCopyStaysWithinTheTargetAndItsRights(t *testing.T) {
 	}
 	g.want(g.copy(g.nexus, list), "0A/0D/02")
 
-	protected = true
-	g, other, naa = newPair(t, func(c *scsi.UnitConfig) { c.WriteProtected = protected })
+	g, _, _ = newPair(t, func(c *scsi.UnitConfig) { c.WriteProtected = true })
 	g.want(g.copy(g.nexus, list), "07/27/00")
 	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 1, to: 0, blocks: 1})), "good")
-	other.Before(func(_ context.Context, op string, _ block.Range) error {
-		if op != "Allocated" {
-			t.Errorf("%s of the protected unit", op)
-		}
-		return nil
-	})
-	_ = naa
 }
 
 func TestExtendedCopyKeepsThinThin(t *testing.T) {
@@ -488,4 +480,67 @@ func TestCopyStatusWhileItRuns(t *testing.T) {
 		return nil
 	})
 	g.want(g.copy(g.nexus, list), "0A/0D/01")
+}
+
+func TestOnlySoManyCopiesAtOnce(t *testing.T) {
+	const most = 16
+	g := newRig(t, 512, nil)
+	if err := g.mem.Write(t.Context(), block.Fence{}, block.Range{Count: 8}, pattern(4096, 1)); err != nil {
+		t.Fatal(err)
+	}
+	begun, goOn := make(chan struct{}, most), make(chan struct{})
+	g.mem.Before(func(_ context.Context, op string, _ block.Range) error {
+		if op == "Read" {
+			begun <- struct{}{}
+			<-goOn
+		}
+		return nil
+	})
+	var copies sync.WaitGroup
+	for i := range most {
+		copies.Go(func() {
+			g.want(g.copy(g.nexus, copyListOf(byte(i), 0, self, copySegment{blocks: 8, toLBA: uint64(64 + 8*i)})), "good")
+		})
+	}
+	for range most {
+		<-begun
+	}
+	one := copySegment{blocks: 8, toLBA: 2048}
+	g.want(g.copy(g.nexus, copyListOf(200, 0, self, one)), "status 28")
+	g.want(g.copy(g.nexus, copyListOf(3, 0, self, one)), "05/00/16")
+	g.want(g.run(g.nexus, rcr(0, 200, 12), 12, nil), "05/24/00") // as if it had never come
+	close(goOn)
+	copies.Wait()
+	g.want(g.copy(g.nexus, copyListOf(200, 0, self, one)), "good")
+}
+
+// reserveWrites registers a key for the nexus and reserves the unit with type 1, write exclusive.
+func (g *rig) reserveWrites(n *scsi.Nexus, lun uint16) {
+	g.t.Helper()
+	out := func(action, kind byte, key, next uint64) {
+		list := make([]byte, 24)
+		binary.BigEndian.PutUint64(list, key)
+		binary.BigEndian.PutUint64(list[8:], next)
+		task := g.task(n, cdb(0x5F, action, kind, 0, 0, 0, 0, 0, 24), 0, list)
+		task.LUN = scsi.EncodeLUN(lun)
+		g.want(g.execute(g.t.Context(), task), "good")
+	}
+	out(0, 0, 0, 77)
+	out(1, 1, 77, 0)
+}
+
+func TestExtendedCopyHeedsReservationsOfBothUnits(t *testing.T) {
+	g, _, naa := newPair(t, nil)
+	cscds := [][]byte{self[0], identified(naa, 4096)}
+	other := g.attach(2)
+	for range 2 { // unit attentions
+		g.run(other, cdb(0x00), 0, nil)
+		task := g.task(other, cdb(0x00), 0, nil)
+		task.LUN = scsi.EncodeLUN(1)
+		g.execute(t.Context(), task)
+	}
+	g.reserveWrites(other, 1)
+	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 1, to: 0, blocks: 1})), "good") // may be read
+	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 0, to: 1, blocks: 8})), "status 18")
+	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 1, to: 0, blocks: 1}, copySegment{from: 0, to: 1, blocks: 8})), "status 18")
 }

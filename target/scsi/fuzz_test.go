@@ -113,6 +113,9 @@ func FuzzWriteSame(f *testing.F) {
 			if uint64(blocks) > testSectors || lba > testSectors-uint64(blocks) || flags&^9 != 0 {
 				t.Fatalf("%d blocks from %d with flags %02x: good", blocks, lba, flags)
 			}
+			if blocks == 0 {
+				blocks = uint32(testSectors - lba)
+			}
 			want := make([]byte, 512)
 			if flags&1 == 0 {
 				copy(want, data)

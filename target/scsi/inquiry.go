@@ -3,6 +3,7 @@ package scsi
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -53,11 +54,11 @@ func testUnitReady(r *request) error {
 	return senseUnavailable
 }
 
-// requestSense returns and clears the next unit attention; nothing else is ever pending, sense data travels with the status.
-// DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
+// requestSense returns and clears the next unit attention. Nothing else is ever pending, as sense data travels with the
+// status; so without one it says what TEST UNIT READY would. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
 	s, _ := r.Nexus.units.attend(r.present(), r.set.version)
-	if s == nil {
+	if s == nil && !errors.As(testUnitReady(r), &s) {
 		s = &Sense{Key: NoSense}
 	}
 	return r.reply(appendSense(nil, *s, r.CDB[1]&0x01 != 0), int(r.CDB[4]))
@@ -207,7 +208,6 @@ func appendBlockLimits(dst []byte, r *request) []byte {
 	var b [64]byte
 	size := r.geo.LogicalBlockBytes
 	granularity := unmapGranularity(size)
-	b[4] = 0x01 // WSNZ
 	b[5] = byte(compareLimit(r.unit))
 	binary.BigEndian.PutUint16(b[6:], uint16(block.Size/size)) // OPTIMAL TRANSFER LENGTH GRANULARITY
 	binary.BigEndian.PutUint32(b[8:], uint32(r.unit.cfg.MaxTransferBytes/int64(size)))

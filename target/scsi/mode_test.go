@@ -376,3 +376,20 @@ type faulty struct {
 }
 
 func (f *faulty) Read(context.Context, block.Range, []byte) error { return f.err }
+
+func TestRequestSenseSaysWhyTheUnitIsNotReady(t *testing.T) {
+	g := newRig(t, 512, nil)
+	for state, want := range map[scsi.AccessState]string{
+		scsi.ActiveOptimized:    "70 00 00 00000000 0a 00000000 0000 00 000000",
+		scsi.ActiveNonOptimized: "70 00 00 00000000 0a 00000000 0000 00 000000",
+		scsi.Standby:            "70 00 02 00000000 0a 00000000 040b 00 000000",
+		scsi.Unavailable:        "70 00 02 00000000 0a 00000000 040c 00 000000",
+		scsi.Transitioning:      "70 00 02 00000000 0a 00000000 040a 00 000000",
+	} {
+		g.access.Store(access(1, state, scsi.Standby))
+		r := g.run(g.nexus, cdb(0x03, 0, 0, 0, 18), 18, nil)
+		if g.want(r, "good"); !bytes.Equal(r.data, unhex(want)) {
+			t.Errorf("state %d: % x", state, r.data)
+		}
+	}
+}

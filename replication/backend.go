@@ -432,37 +432,3 @@ func (g *Group) Confirm(ctx context.Context) error {
 	}
 	return g.confirm(ctx, t)
 }
-
-// State returns the blob replicated beside the data, as this replica has applied it.
-func (g *Group) State() block.State { return g.cfg.Store.State() }
-
-// stateLock is a range no data has: SwapState commands run one after another.
-var stateLock = block.Range{Start: block.MaxVolumeBytes / block.SectorSize, Count: 1}
-
-// SwapState replaces the blob if its version is still old; block.ErrStale otherwise. Like CompareAndWrite it waits, as long as
-// ctx allows, until the outcome is certain.
-func (g *Group) SwapState(ctx context.Context, f block.Fence, old uint64, next []byte) (block.State, error) {
-	if len(next) > block.MaxStateBytes {
-		return block.State{}, fmt.Errorf("state of %d bytes, at most %d", len(next), block.MaxStateBytes)
-	}
-	t, err := g.accepted(f)
-	if err != nil {
-		return block.State{}, err
-	}
-	lock, err := g.locks.lock(ctx, stateLock)
-	if err != nil {
-		return block.State{}, err
-	}
-	defer g.locks.unlock(lock)
-	if s := g.cfg.Store.State(); s.Version != old {
-		if err := g.confirm(ctx, t); err != nil {
-			return block.State{}, err
-		}
-		return s, block.ErrStale
-	}
-	op := block.Op{Kind: block.OpState, Data: next, StateVersion: old}
-	if err := g.proposeSurely(ctx, t, []block.Op{op}); err != nil {
-		return block.State{}, err
-	}
-	return block.State{Version: old + 1, Blob: next}, nil
-}

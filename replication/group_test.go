@@ -47,6 +47,11 @@ func TestWritesReachEveryCopy(t *testing.T) {
 			if s, err := g.SwapState(ctx, g.Fence(), 0, []byte("keys")); err != nil || s.Version != 1 {
 				t.Fatalf("state: %+v, %v", s, err)
 			}
+			for node := range map[string]bool{"a": true, "b": true} { // at once: initiators ask whichever node they like
+				if s := c.group(node).State(); s.Version != 1 || string(s.Blob) != "keys" {
+					t.Fatalf("state on %s: %+v", node, s)
+				}
+			}
 			if s, err := g.SwapState(ctx, g.Fence(), 0, []byte("other")); err != block.ErrStale || string(s.Blob) != "keys" {
 				t.Fatalf("stale state: %+v, %v", s, err)
 			}

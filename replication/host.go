@@ -22,6 +22,7 @@ type Host struct {
 const (
 	methodTerm        = "replication.term"         // LUN → the Raft term of the replica there
 	methodRoom        = "replication.room"         // LUN → bytes its pool there can allocate
+	methodState       = "replication.state"        // LUN, version → once the replica there has applied that version of the state
 	methodRebuild     = "replication.rebuild"      // owner → learner: rebuild yourself from me
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
 	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
@@ -36,6 +37,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
+		methodState:       h.serveState,
 		methodRebuild:     h.serveRebuild,
 		methodRebuildInfo: h.serveRebuildInfo,
 		methodRebuildRead: h.serveRebuildRead,

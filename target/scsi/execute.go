@@ -123,6 +123,14 @@ func (r *request) run() error {
 	u := r.unit
 	r.access = u.cfg.Access()
 	r.geo = u.cfg.Backend.Geometry()
+	if r.cmd != nil && r.cmd.opcode == opTestUnitReady && !r.remote && r.access.LocalState() == ActiveNonOptimized {
+		// Ready means that the owner would answer. It also tells how far this node is behind, so that a unit attention it owes
+		// is not missed by an initiator that looks for it.
+		if err := u.hearOwner(r.ctx); err != nil {
+			return err
+		}
+		r.access = u.cfg.Access()
+	}
 	// SPC-4 r37 §5.17: INQUIRY, REPORT LUNS and REQUEST SENSE are carried out although a unit attention is pending.
 	if !r.remote && (r.cmd == nil || !r.cmd.ignoresAttention) {
 		now := r.present()

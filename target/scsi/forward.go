@@ -301,6 +301,19 @@ func (u *Unit) exchange(ctx context.Context, a *ask) (*reply, error) {
 	return p, nil
 }
 
+// hearOwner asks whether the owner is there, and learns the newest state of the unit.
+func (u *Unit) hearOwner(ctx context.Context) error {
+	p, err := u.exchange(ctx, &ask{kind: askTicket})
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil || p.verdict != answered:
+		return senseTransition
+	}
+	u.catchUp(ctx, p.version)
+	return nil
+}
+
 // catchUp waits until this node knows a version of the unit's state, within limits.
 func (u *Unit) catchUp(ctx context.Context, version uint64) {
 	if u.cfg.Backend.State().Version >= version {

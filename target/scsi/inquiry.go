@@ -42,6 +42,9 @@ func (r *request) runWithoutUnit() error {
 	return senseNoSuchUnit
 }
 
+// opTestUnitReady is the operation code of TEST UNIT READY.
+const opTestUnitReady = 0x00
+
 func testUnitReady(r *request) error {
 	switch r.access.LocalState() {
 	case ActiveOptimized, ActiveNonOptimized:

@@ -1,8 +1,10 @@
 package scsi
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"time"
 )
 
 // implicitTransitionSeconds is how long an initiator should wait for a transition to end.
@@ -61,10 +63,6 @@ func portGroupList(u *Unit, cdb *[16]byte) int64 {
 	return n
 }
 
-// ErrHoldDown: the LUN moved a moment ago and does not move again so soon, or initiators that each prefer another path would
-// have it move for ever. UnitConfig.SetPreferred returns it.
-var ErrHoldDown = errors.New("the LUN has moved a moment ago")
-
 var (
 	senseSetGroupsFailed = &Sense{Key: IllegalRequest, Code: 0x670A} // SET TARGET PORT GROUPS COMMAND FAILED
 	senseNotSupported    = senseInvalidOpcode
@@ -103,10 +101,31 @@ func setTargetPortGroups(r *request) error {
 		return errors.Join(senseSetGroupsFailed, err)
 	}
 	// The one that asked knows; all others get 2A/06.
-	now := r.unit.cfg.Access()
+	now := r.settled(active)
 	r.unit.chosen.Store(now.Generation)
 	r.Nexus.units.toldAccess(r.unit, now.Generation)
 	return nil
+}
+
+// settleFor bounds the wait for this node to hear of the move that it has asked for.
+const settleFor = 2 * time.Second
+
+// settled returns the access states once the group is active, or after settleFor as they are: the move is under way then, and
+// REPORT TARGET PORT GROUPS says how far it is.
+func (r *request) settled(active uint16) Access {
+	ctx, cancel := context.WithTimeout(r.ctx, settleFor)
+	defer cancel()
+	for {
+		now := r.unit.cfg.Access()
+		for _, g := range now.Groups {
+			if g.ID == active && g.State == ActiveOptimized {
+				return now
+			}
+		}
+		if !pause(ctx, accessPoll) {
+			return now
+		}
+	}
 }
 
 // chosenGroup checks the descriptors and returns the group that is to own the LUN; 0 if all is to stay as it is.

@@ -211,6 +211,7 @@ func appendBlockLimits(dst []byte, r *request) []byte {
 	var b [64]byte
 	size := r.geo.LogicalBlockBytes
 	granularity := unmapGranularity(size)
+	b[4] = 0x01 // WSNZ
 	b[5] = byte(compareLimit(r.unit))
 	binary.BigEndian.PutUint16(b[6:], uint16(block.Size/size)) // OPTIMAL TRANSFER LENGTH GRANULARITY
 	binary.BigEndian.PutUint32(b[8:], uint32(r.unit.cfg.MaxTransferBytes/int64(size)))

@@ -94,18 +94,12 @@ func writeSame(r *request) error {
 	if err != nil {
 		return err
 	}
-	if blocks == 0 { // WSNZ=0: up to the end
-		blocks = r.capacity() - lba
-		if rng, err = r.span(lba, blocks); err != nil {
-			return err
-		}
-	}
-	if blocks > maxWriteSameBlocks {
+	if blocks == 0 || blocks > maxWriteSameBlocks { // WSNZ=1: 0 does not mean "to the end"
 		return senseInvalidField
 	}
 	pattern, err := r.exactly(oneBlock(r.unit, &r.CDB))
 	switch {
-	case err != nil || rng.Count == 0:
+	case err != nil:
 		return err
 	case allZero(pattern) && r.CDB[1]&wsUnmap != 0:
 		return r.unit.cfg.Backend.Unmap(r.ctx, r.Fence, []block.Range{rng})

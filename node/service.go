@@ -174,7 +174,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		}
 		for _, p := range s.n.portals(model, r.Node) {
 			out.Portals = append(out.Portals, api.Portal{
-				Node: r.Node, Address: p.Address, URL: fmt.Sprintf("iscsi://%s/%s/%d", p.Address, l.IQN, l.Number), State: s.portalState(r, out.Owner),
+				Node: r.Node, Address: p.Address, URL: fmt.Sprintf("iscsi://%s/%s/%d", p.Address, l.IQN, l.Number), State: s.portalState(l, r.Node, out.Owner),
 			})
 		}
 	}
@@ -223,17 +223,21 @@ func (s service) replica(r catalog.Replica, st replication.Status, peers map[raf
 	return out
 }
 
-func (s service) portalState(r catalog.Replica, owner string) string {
-	switch {
-	case r.Node == owner:
-		return api.PortalActive
-	case r.Node == s.n.cfg.Node:
-		return api.PortalStandby
+func (s service) portalState(l catalog.LUN, node, owner string) string {
+	idle := api.PortalStandby
+	if l.NonOptimized {
+		idle = api.PortalForwarding
 	}
-	if _, up := s.n.members().Lookup(r.Node); !up {
+	switch node {
+	case owner:
+		return api.PortalActive
+	case s.n.cfg.Node:
+		return idle
+	}
+	if _, up := s.n.members().Lookup(node); !up {
 		return api.PortalUnreachable
 	}
-	return api.PortalStandby
+	return idle
 }
 
 // Sessions implements api.Service.

@@ -92,12 +92,13 @@ type Portal struct {
 	Node    string `json:"node" doc:"Node behind the address"`
 	Address string `json:"address" doc:"host:port"`
 	URL     string `json:"url" doc:"As libiscsi and QEMU write it" example:"iscsi://127.0.0.1:3260/iqn.2026-11.local.sanctuary:vm1/0"`
-	State   string `json:"state" enum:"active,standby,unreachable" doc:"ALUA: active serves I/O; standby answers and waits; unreachable: the node does not answer"`
+	State   string `json:"state" enum:"active,non-optimized,standby,unreachable" doc:"ALUA: active serves I/O; standby answers and waits; unreachable: the node does not answer"`
 }
 
 // Portal states.
 const (
 	PortalActive      = "active"
+	PortalForwarding  = "non-optimized" // serves by asking the owner
 	PortalStandby     = "standby"
 	PortalUnreachable = "unreachable"
 )

@@ -30,6 +30,10 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(hidden) }
 // Reveal returns the secret itself, for the computation of CHAP responses.
 func (s Secret) Reveal() string { return string(s) }
 
+// Format writes the user for every verb. Secret.Format alone is not enough: for a verb that does not suit a struct, fmt prints
+// the struct's fields without asking them.
+func (c CHAP) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "user "+c.User) }
+
 // LogValue names the user only: handlers that write JSON would write the secrets.
 func (c CHAP) LogValue() slog.Value { return slog.StringValue("user " + c.User) }
 

@@ -229,6 +229,9 @@ func TestFreedNumbersComeBackLast(t *testing.T) {
 	if past := m.Hosts["esx"].Past; len(past) != 1 || past[0] != (PastGrant{Number: 0, LUN: uid(20)}) {
 		t.Fatalf("%+v", past)
 	}
+	if kept, _ := must(t, m, &SetHost{Host: Host{Name: "esx", Initiators: []string{esx}, SinglePath: true}}); len(kept.Hosts["esx"].Past) != 1 {
+		t.Fatal("a change of the host has forgotten which numbers it had")
+	}
 	// Explicitly it may be had.
 	if again, _ := must(t, m, &RevokeLUN{LUN: uid(7), Host: "esx"}, &GrantLUN{LUN: uid(7), Host: "esx", Number: number(0)}); numbers(again) != "0=vm1 1=l1 2=l2 3=l3" {
 		t.Fatal(numbers(again))

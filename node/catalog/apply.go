@@ -226,7 +226,7 @@ func (c *DeleteLUN) apply(m *Model, r *Result) error {
 	slices.Sort(t.Nodes)
 	if l.Access != nil {
 		for _, g := range l.Access.Grants {
-			_ = g
+			m.free(l.ID, g)
 		}
 	}
 	delete(m.LUNs, c.ID)

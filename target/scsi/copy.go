@@ -64,7 +64,7 @@ func extendedCopy(r *request) error {
 		record.forget()
 		return err
 	}
-	record.end(err, r.unit.descriptorSense())
+	record.end(r, err)
 	return err
 }
 
@@ -171,7 +171,7 @@ func (n *nexusUnits) told(u *Unit, generation uint64) bool {
 	defer n.mu.Unlock()
 	for i := range n.luns {
 		if v := &n.luns[i]; v.unit == u {
-			return v.generation == generation && v.pending&(attendAccess|attendPowerOn|attendReset) == 0
+			return v.generation == generation && v.pending&(attendAccess|attendResets) == 0
 		}
 	}
 	return false

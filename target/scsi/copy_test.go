@@ -452,6 +452,18 @@ func TestCopyResults(t *testing.T) {
 	g.want(g.run(g.nexus, rcr(4, 9, 256), 256, nil), "05/24/00")
 	status(9, "")
 
+	g.mem.Before(func(_ context.Context, op string, _ block.Range) error {
+		if op == "Unmap" {
+			return block.ErrNoSpace
+		}
+		return nil
+	})
+	g.want(g.copy(g.nexus, copyListOf(9, 0, self, two...)), "07/27/07")
+	g.mem.Before(nil)
+	if r := g.run(g.nexus, rcr(4, 9, 256), 256, nil); len(r.data) != 78 || r.data[62] != 0x07 || r.data[72] != 0x27 || r.data[73] != 0x07 {
+		t.Errorf("details of a full pool: % x", r.data)
+	}
+
 	g.want(g.copy(g.nexus, copyListOf(0, 3<<3, self, two...)), "good") // without an identifier
 	status(0, "")
 	for id := range byte(200) { // bounded: the oldest go

@@ -2,6 +2,7 @@ package scsi
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"slices"
 	"sync"
@@ -76,15 +77,16 @@ func (c *copyRecord) forget() {
 }
 
 // end notes how the command ended.
-func (c *copyRecord) end(err error, descriptors bool) {
+func (c *copyRecord) end(r *request, err error) {
 	if c.log == nil {
 		return
 	}
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
 	c.ended, c.failed = true, err != nil
-	if sense, ok := err.(*Sense); ok { //nolint:errorlint // what copySegments returns is not wrapped
-		c.sense = appendSense(nil, *sense, descriptors)
+	var sense *Sense
+	if errors.As(outcomeOf(err, err != nil && r.ctx.Err() != nil, r.perBlock()), &sense) {
+		c.sense = appendSense(nil, *sense, r.unit.descriptorSense())
 	}
 }
 

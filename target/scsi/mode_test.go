@@ -136,7 +136,8 @@ func TestModeSelectChangesWhatCanBeChanged(t *testing.T) {
 	g.want(g.run(other, cdb(0x00), 0, nil), "06/29/03")
 
 	// Saved: it stays.
-	g.want(g.selectPages(g.nexus, 1, controlSWP), "good")
+	g.want(g.selectPages(g.nexus, 0, controlSWP), "good")
+	g.want(g.run(g.nexus, cdb(0x15, 1), 0, nil), "good") // nothing is changed, everything is saved
 	g.want(g.selectPages(g.nexus, 0, controlDSense), "good")
 	if got := g.page(g.nexus, 3, 0x0A, 0); !bytes.Equal(got, unhex("8a0a 0010 0800000000000000")) {
 		t.Errorf("saved: % x", got)

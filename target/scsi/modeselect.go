@@ -24,11 +24,13 @@ func modeList(_ *Unit, cdb *[16]byte) int64 {
 // What is set is kept by the LUN's log and so the same on every node, whoever owns it. With SP=0 it holds until the next reset of the
 // logical unit; with SP=1 it is what a reset returns to.
 func modeSelect(r *request) error {
-	want := modeList(r.unit, &r.CDB)
+	want, save := modeList(r.unit, &r.CDB), r.CDB[1]&modeSelectSP != 0
 	r.TransferOut = want
 	switch {
-	case want == 0:
+	case want == 0 && !save:
 		return nil
+	case want == 0:
+		return r.setModes(nil, true)
 	case r.CDB[1]&modeSelectPF == 0:
 		return senseInvalidField // there are no vendor specific pages
 	case int64(r.ExpectedOut) < want:
@@ -40,19 +42,21 @@ func modeSelect(r *request) error {
 	if err != nil {
 		return err
 	}
+	return r.setModes(pages, save)
+}
+
+// setModes puts a list of pages into the unit's state, tells the other nexuses, and returns when the LUN's log has it.
+func (r *request) setModes(pages []byte, save bool) error {
 	if r.operation == 0 {
 		r.operation = rand.Uint64()
 	}
-	_, err = r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
+	_, err := r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
 		before := s.mode
 		if err := takePages(r.unit, &s.mode.current, pages); err != nil {
 			return false, err
 		}
-		if r.CDB[1]&modeSelectSP != 0 {
-			// Only the pages in the list are saved, with the values they have now.
-			if err := takePages(r.unit, &s.mode.saved, pages); err != nil {
-				return false, err
-			}
+		if save {
+			s.mode.saved = s.mode.current // all pages, not only those in the list (SPC-4 r37 §6.11: SP)
 		}
 		if s.mode == before {
 			return false, nil

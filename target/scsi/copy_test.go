@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"pgregory.net/rapid"
 
 	"sanctuary/blockstore/block"
 	"sanctuary/target/scsi"
@@ -310,6 +313,11 @@ func TestExtendedCopyStaysWithinTheTargetAndItsRights(t *testing.T) {
 	}
 	g.want(g.copy(g.nexus, list), "good")
 
+	// A command that was long in coming.
+	late := g.task(g.nexus, copyCDB(len(list)), 0, list)
+	late.Accepted = time.Now().Add(-time.Second)
+	g.want(g.execute(t.Context(), late), "0A/0D/02")
+
 	// A nexus that has never used the other unit owes it a first command.
 	n := g.attach(2)
 	g.want(g.run(n, cdb(0x00), 0, nil), "06/29/00")
@@ -344,6 +352,28 @@ func TestExtendedCopyKeepsThinThin(t *testing.T) {
 	}
 	if got := g.lbaStatus(2048, 1024); !slices.Equal(got, []extent{{2048, 8, 0}, {2056, 2040, 1}}) {
 		t.Errorf("afterwards: %v", got)
+	}
+}
+
+func TestExtendedCopyWritesSmallHolesWithWhatIsAroundThem(t *testing.T) {
+	g := newRig(t, 512, nil)
+	data := pattern(4096, 1)
+	for _, lba := range []byte{0, 16, 0x90} { // holes of 4 KiB and of 60 KiB
+		g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, lba, 0, 0, 8), 0, data), "good")
+	}
+	var wrote []string
+	g.mem.Before(func(_ context.Context, op string, r block.Range) error {
+		if op == "Write" || op == "Unmap" {
+			wrote = append(wrote, op+" "+r.String())
+		}
+		return nil
+	})
+	g.want(g.copy(g.nexus, copyListOf(1, 0, self, copySegment{blocks: 1024, toLBA: 2048})), "good")
+	if want := []string{"Write 2048+152", "Unmap 2200+872"}; !slices.Equal(wrote, want) {
+		t.Errorf("did %v, want %v", wrote, want)
+	}
+	if !bytes.Equal(g.mem.Bytes(block.Range{Count: 1024}), g.mem.Bytes(block.Range{Start: 2048, Count: 1024})) {
+		t.Error("the copy differs")
 	}
 }
 
@@ -555,4 +585,41 @@ func TestExtendedCopyHeedsReservationsOfBothUnits(t *testing.T) {
 	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 1, to: 0, blocks: 1})), "good") // may be read
 	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 0, to: 1, blocks: 8})), "status 18")
 	g.want(g.copy(g.nexus, copyListOf(1, 0, cscds, copySegment{from: 1, to: 0, blocks: 1}, copySegment{from: 0, to: 1, blocks: 8})), "status 18")
+}
+
+// TestExtendedCopyIsAsIfEachSegmentWereReadFirst: random lists over random contents and holes, against plain copies.
+func TestExtendedCopyIsAsIfEachSegmentWereReadFirst(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		g := newRig(t, 512, nil)
+		for i := range rapid.IntRange(0, 12).Draw(rt, "written") {
+			start := rapid.IntRange(0, testSectors-1).Draw(rt, "at")
+			n := min(rapid.IntRange(1, 700).Draw(rt, "sectors"), testSectors-start)
+			if err := g.mem.Write(t.Context(), block.Fence{}, block.Range{Start: block.Sector(start), Count: block.Count(n)}, pattern(n*512, byte(i))); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		want := g.mem.Bytes(block.Range{Count: testSectors})
+		var segments []copySegment
+		for range rapid.IntRange(1, 6).Draw(rt, "segments") {
+			n := rapid.IntRange(0, testSectors).Draw(rt, "blocks")
+			s := copySegment{
+				fromLBA: uint64(rapid.IntRange(0, testSectors-n).Draw(rt, "from")),
+				toLBA:   uint64(rapid.IntRange(0, testSectors-n).Draw(rt, "to")),
+			}
+			if rapid.Bool().Draw(rt, "by byte") {
+				s.bytes = uint32(n * 512)
+			} else {
+				s.blocks = uint16(n)
+			}
+			segments = append(segments, s)
+			copy(want[s.toLBA*512:], bytes.Clone(want[s.fromLBA*512:][:n*512]))
+		}
+		r := g.copy(g.nexus, copyListOf(1, 0, self, segments...))
+		if outcome(&r.Task) != "good" {
+			rt.Fatalf("%s", outcome(&r.Task))
+		}
+		if got := g.mem.Bytes(block.Range{Count: testSectors}); !bytes.Equal(got, want) {
+			rt.Fatalf("first difference in sector %d", firstDifference(got, want)/512)
+		}
+	})
 }

@@ -102,7 +102,6 @@ type spaceWatch struct {
 
 	mu      sync.Mutex
 	reached [spaceThresholds]bool
-	looked  bool
 }
 
 const spaceEvery = time.Second
@@ -110,8 +109,8 @@ const spaceEvery = time.Second
 // processStart is where monotonic times that fit into an integer count from.
 var processStart = time.Now()
 
-// look returns crossings, brought up to date if it is time. A threshold that is reached when the unit is first looked at
-// was reached before, and those who use the unit had their chance to hear of it.
+// look returns crossings, brought up to date if it is time. A threshold that is reached when the unit is first used is
+// nobody's news: a nexus compares with what it found at its own first command.
 func (w *spaceWatch) look(u *Unit) uint64 {
 	if u.cfg.Space == nil {
 		return 0
@@ -126,12 +125,11 @@ func (w *spaceWatch) look(u *Unit) uint64 {
 	for i, k := range thresholdKinds {
 		t := values.threshold(i, space)
 		reached := t.enabled && !values.quietSpace && k.reached(t.count, space, w.reached[i])
-		if reached && !w.reached[i] && w.looked {
+		if reached && !w.reached[i] {
 			w.crossings.Add(1)
 		}
 		w.reached[i] = reached
 	}
-	w.looked = true
 	return w.crossings.Load()
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"sanctuary/node/api"
 	"sanctuary/target"
+	"sanctuary/target/login"
 )
 
 // sessionView is a session as the API shows it.
@@ -15,7 +16,7 @@ func (s service) sessionView(x target.Session) api.Session {
 	return api.Session{
 		ID: api.SessionID(s.n.cfg.Node, strconv.Itoa(int(x.TSIH))), Node: s.n.cfg.Node,
 		Initiator: x.Initiator, ISID: hex.EncodeToString(x.ISID[:]), Target: x.Target, Remote: x.Remote, Local: x.Local,
-		Since: x.Since, Alias: p.InitiatorAlias, HeaderDigest: p.HeaderDigest, DataDigest: p.DataDigest,
+		Since: x.Since, PortalGroup: x.Group.Tag, CHAPUser: p.User, Algorithm: algorithm(p), Alias: p.InitiatorAlias, HeaderDigest: p.HeaderDigest, DataDigest: p.DataDigest,
 		Commands: x.Stats.Commands, ReadBytes: x.Stats.BytesOut, WrittenBytes: x.Stats.BytesIn,
 		Params: api.SessionParams{
 			MaxRecvDataSegmentLength: p.MaxRecvData, MaxSendDataSegmentLength: p.MaxSendData,
@@ -28,6 +29,13 @@ func (s service) sessionView(x target.Session) api.Session {
 			Ignored: x.Stats.Ignored, Crowded: x.Stats.Crowded, Aborted: x.Stats.Aborted,
 		},
 	}
+}
+
+func algorithm(p login.Params) string {
+	if p.User == "" {
+		return ""
+	}
+	return p.Algorithm.String()
 }
 
 // CloseSession implements api.Service.

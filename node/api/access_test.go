@@ -249,3 +249,29 @@ func TestSettingsThatMakeNoSenseAreRefused(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// What an operator takes away must be gone everywhere when the answer comes.
+func TestChangesAreKnownEverywhereWhenTheyAreAnswered(t *testing.T) {
+	c := cluster(t, "alpha", "beta", "gamma")
+	for _, f := range c {
+		f.set(func() { f.luns = []api.LUN{lun("alpha", api.HealthHealthy, 4)} })
+	}
+	c["alpha"].set(func() { c["alpha"].peers["gamma"] = deadAddress(t) }) // is not waited for
+	for _, r := range []struct{ method, path, body string }{
+		{"DELETE", "/v1/luns/vm1/hosts/esx", ""},
+		{"PUT", "/v1/hosts/esx", `{}`},
+		{"DELETE", "/v1/hosts/esx", ""},
+		{"PUT", "/v1/luns/vm1/access", `{"open":false}`},
+		{"PUT", "/v1/settings", `{"settings":{"chap.algorithms":"sha-256"}}`},
+	} {
+		c["beta"].set(func() { c["beta"].behind = 5 })
+		if a := call(t, r.method, c["alpha"].url+r.path, r.body); a.status/100 != 2 {
+			t.Errorf("%s %s: status %d: %s", r.method, r.path, a.status, a.body)
+		}
+		left := uint64(0)
+		c["beta"].set(func() { left = c["beta"].behind })
+		if left != 0 {
+			t.Errorf("%s %s: answered while beta was %d changes behind", r.method, r.path, left)
+		}
+	}
+}

@@ -40,6 +40,7 @@ type fakeNode struct {
 	onMove   func(*fakeNode, string, string)
 	hosts    []api.Host
 	reserved api.Reservations
+	behind   uint64 // changes of the catalog it has yet to hear of; one less each time it is asked
 }
 
 var _ api.Service = (*fakeNode)(nil)
@@ -81,7 +82,8 @@ func (f *fakeNode) Cluster() string { return "test" }
 func (f *fakeNode) Catalog() api.Catalog {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return api.Catalog{Leader: f.leader, Term: 3, Index: 9, Voters: 3}
+	defer func() { f.behind = max(f.behind, 1) - 1 }()
+	return api.Catalog{Leader: f.leader, Term: 3, Index: 9 - f.behind, Voters: 3}
 }
 
 func (f *fakeNode) Nodes(context.Context) ([]api.Node, error) {

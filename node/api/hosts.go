@@ -163,6 +163,7 @@ func (s *Server) putHost(ctx context.Context, in *hostPutRequest) (*reply[Host],
 	if err := s.svc.SetHost(ctx, in.Host, in.Body, in.Create); err != nil {
 		return nil, asProblem(err)
 	}
+	s.settle(ctx)
 	return s.host(ctx, in.Host)
 }
 
@@ -173,6 +174,7 @@ func (s *Server) deleteHost(ctx context.Context, in *hostDeleteRequest) (*struct
 	if err := s.svc.RemoveHost(ctx, in.Host, in.Force); err != nil {
 		return nil, asProblem(err)
 	}
+	s.settle(ctx)
 	return nil, nil
 }
 
@@ -181,6 +183,7 @@ func (s *Server) after(ctx context.Context, ref string, err error) (*reply[LUN],
 	if err != nil {
 		return nil, asProblem(err)
 	}
+	s.settle(ctx)
 	l, err := s.lookup(ctx, ref, false)
 	if err != nil {
 		return nil, asProblem(err)

@@ -126,6 +126,7 @@ func (s *Server) register() {
 		http.StatusOK, s.toLeader), s.setSettings)
 	huma.Register(s.api, changes("propose", http.MethodPost, "/v1/internal/propose", "Pass a change of the catalog to its leader (between nodes)",
 		"internal", http.StatusOK, s.toLeader), s.propose)
+	s.registerCatalog()
 	s.registerAccess()
 	s.registerTargets()
 	s.registerReservations()
@@ -208,6 +209,7 @@ func (s *Server) setSettings(ctx context.Context, in *settingsRequest) (*reply[S
 	if err := s.svc.SetSettings(ctx, in.Body.Settings); err != nil {
 		return nil, asProblem(err)
 	}
+	s.settle(ctx)
 	return s.settings(ctx)
 }
 

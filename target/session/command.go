@@ -48,33 +48,7 @@ type command struct {
 
 	manage func() scsi.FunctionResponse // not nil: a task management function
 	answer scsi.FunctionResponse
-}
-
-// blank returns an empty command, one that was used before if there is one. For the reader.
-func (s *Session) blank() *command {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := len(s.spares) - 1
-	if last < 0 {
-		return &command{}
-	}
-	c := s.spares[last]
-	s.spares[last] = nil
-	s.spares = s.spares[:last]
-	return c
-}
-
-// recycle keeps commands that have been answered for blank, as many as can be outstanding.
-func (s *Session) recycle(answered []*command) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range answered {
-		if c.shared || len(s.spares) >= s.cfg.Window {
-			continue
-		}
-		*c = command{}
-		s.spares = append(s.spares, c)
-	}
+	end    error // not nil: the session ends after the answer
 }
 
 // refusal is a status the session gives by itself.
@@ -117,6 +91,7 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 		return protocolError("unsolicited data beyond the first burst of %d bytes", firstBurst)
 	}
 	s.stats.commands.Add(1)
+	s.stats.lastCommand.Store(s.live.last.Load()) // when its bytes came; the clock costs more
 	c := s.blank()
 	c.tag, c.immediate = h.Tag(), h.Immediate()
 	c.task = scsi.Task{Nexus: s.cfg.Nexus, Tag: h.Tag(), LUN: h.LUN(), CDB: *h.CDB(), Buffers: s.memory, Revoked: &c.revoked}
@@ -147,6 +122,7 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	s.allocate(c, min(unasked, c.want))
 	s.mu.Lock()
 	s.tasks[c.tag] = c
+	s.longest = max(s.longest, len(s.tasks))
 	if c.immediate {
 		s.immediate++
 	}
@@ -296,7 +272,10 @@ func (s *Session) spoiledBy(c *command, outOfSequence bool) bool {
 	if !outOfSequence {
 		return false
 	}
-	s.log.Warn("data of a write out of sequence: the command is failed", "task", c.tag, "number", s.header.DataSN(), "offset", s.header.BufferOffset())
+	if !s.warned { // once: nobody is to fill the log
+		s.warned = true
+		s.log.Warn("data of a write out of sequence: the command is failed", "task", c.tag, "number", s.header.DataSN(), "offset", s.header.BufferOffset())
+	}
 	s.mu.Lock()
 	c.spoiled, c.want = true, 0
 	// ABORTED COMMAND, WRITE ERROR - NOT ENOUGH UNSOLICITED DATA (§11.4.7.2): initiators repeat the command.

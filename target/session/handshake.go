@@ -32,6 +32,7 @@ type Handshake struct {
 // returned; a *login.Refusal has been told to the initiator by then. window is how many commands the initiator may have
 // outstanding; the session must be given the same.
 func Accept(conn net.Conn, cfg login.Config, window uint32) (*Handshake, error) {
+	tune(conn)
 	live := &liveReader{r: conn}
 	hs := &Handshake{conn: conn, live: live, reader: pdu.NewReader(live, readBuffer, loginSegment), writer: pdu.NewWriter(conn)}
 	m := login.New(cfg)

@@ -14,10 +14,10 @@ import (
 type item struct {
 	header   pdu.Header
 	data     []byte
-	numbered bool // takes a StatSN of its own
-	last     bool // nothing follows; the session ends
-	ping     bool // our own ping: its answer is due from when it has been sent
-	bytes    int  // counted in unsent: what the reader left
+	numbered bool  // takes a StatSN of its own
+	end      error // not nil: nothing follows, the session ends with it
+	ping     bool  // our own ping: its answer is due from when it has been sent
+	bytes    int   // counted in unsent: what the reader left
 	command  *command
 }
 
@@ -115,25 +115,33 @@ func (o *outbox) takeOver(it item) bool {
 
 // sendTaken sends everything queued, after takeOver. An error ends the session.
 func (o *outbox) sendTaken() {
+	var batch []item
 	freed, broken := 0, true
-	defer func() { o.stepDown(freed, broken) }() // also of a panic, which goes on to whoever reports it
+	defer func() { // also of a panic, which goes on to whoever reports it
+		if broken {
+			o.giveBackRest(batch)
+			o.giveBack()
+		}
+		o.stepDown(freed, broken)
+	}()
 	o.mu.Lock()
-	batch := o.queue
+	batch = o.queue
 	o.queue, o.spare = o.spare[:0], nil
 	o.held = false
 	o.mu.Unlock()
 	err := o.send(batch)
+	broken = err != nil
 	for i := range batch {
 		freed += batch[i].bytes
+	}
+	if err != nil {
+		o.s.Close(err)
+		return
 	}
 	clear(batch)
 	o.mu.Lock()
 	o.spare = batch[:0]
 	o.mu.Unlock()
-	broken = err != nil
-	if err != nil {
-		o.s.Close(err)
-	}
 }
 
 // stepDown ends the caller's being the sender. freed is what it has sent of unsent.
@@ -204,26 +212,26 @@ func (o *outbox) stuck(now int64) bool {
 // buffers wait long for their return.
 const flushBytes = 1 << 20
 
-// send writes a batch and returns the buffers.
-func (o *outbox) send(batch []item) (err error) {
-	defer func() { o.giveBack() }()
-	last, ping := false, false
+// send writes a batch and returns the buffers of what it has written.
+func (o *outbox) send(batch []item) error {
+	var end error
+	ping := false
 	for i := range batch {
 		it := &batch[i]
-		if it.command != nil {
-			if err := o.appendCommand(it.command); err != nil {
-				o.sent = append(o.sent, it.command)
-				o.giveBackRest(batch[i+1:])
+		if c := it.command; c != nil {
+			if err := o.appendCommand(c); err != nil {
 				return err
 			}
-			o.sent = append(o.sent, it.command)
+			o.sent, it.command = append(o.sent, c), nil
 			continue
 		}
 		if err := o.append(&it.header, it.data, it.numbered); err != nil {
-			o.giveBackRest(batch[i+1:])
 			return err
 		}
-		last, ping = last || it.last, ping || it.ping
+		ping = ping || it.ping
+		if end = it.end; end != nil {
+			break
+		}
 	}
 	if err := o.flushWriter(); err != nil {
 		return err
@@ -231,10 +239,7 @@ func (o *outbox) send(batch []item) (err error) {
 	if ping {
 		o.s.pinged.Store(sinceEpoch())
 	}
-	if last {
-		return ErrLoggedOut
-	}
-	return nil
+	return end
 }
 
 func (o *outbox) flushWriter() error {

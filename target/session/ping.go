@@ -61,6 +61,7 @@ func (p *pinger) tick() {
 		p.tag = (p.tag + 1) & 0x7FFFFFFF
 		var h pdu.Header
 		(&pdu.NopIn{Tag: pdu.NoTag, TransferTag: p.tag}).Put(&h)
+		p.s.stats.pings.Add(1)
 		p.s.out.post(item{header: h, ping: true})
 		p.timer.Reset(p.s.cfg.PingTimeout)
 	case p.s.pinged.Load() < p.asked: // still behind other data; the writer has a timeout of its own

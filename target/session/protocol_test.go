@@ -229,6 +229,10 @@ func TestResetsEndEveryTaskOfTheLUN(t *testing.T) {
 		p.expect(pdu.OpR2T)
 		p.expect(pdu.OpR2T)
 		p.expectManaged(p.manage(f, 0, pdu.NoTag), scsi.FunctionComplete)
+		if f == scsi.TargetColdReset {
+			p.expectClosed(0, ErrColdReset)
+			continue
+		}
 		p.alive()
 		if n := p.disk.executed(); n != 1 {
 			t.Errorf("function %d: %d commands ran to their end", f, n)

@@ -52,6 +52,8 @@ var (
 	ErrSilent    = errors.New("the initiator does not answer")
 	ErrProtocol  = errors.New("the initiator broke the protocol")
 	ErrPanic     = errors.New("internal error")
+	ErrOverdue   = errors.New("the initiator was asked to log out and has not")
+	ErrColdReset = errors.New("the target was reset")
 )
 
 // Config is what a session needs besides its connection. Durations and counts of zero mean the default.
@@ -61,6 +63,9 @@ type Config struct {
 	Memory   *Memory
 	// SendTargets answers the key of that name: value is "All", a target's name, or empty for this session's target.
 	SendTargets func(value string) []pdu.Pair
+	// ColdReset, unless nil, is called when this session's initiator has reset the target cold and every task has ended; it
+	// ends the other sessions of the target (RFC 7143 §11.5.1). This one ends by itself, after its answer.
+	ColdReset   func()
 	Window      int           // commands outstanding, 1..1024
 	Ping        time.Duration // silence after which the initiator is pinged
 	PingTimeout time.Duration // silence after a ping that ends the session
@@ -100,7 +105,10 @@ type Session struct {
 	immediate int                  // immediate commands at work
 	logout    *command             // answered once tasks is empty
 	closing   bool
-	spares    []*command // answered, to be used again
+	spares    []*command  // answered, to be used again
+	asked     bool        // to log out
+	leaving   *time.Timer // ends the session that was asked to go and stays
+	longest   int         // most commands there were in tasks
 
 	inline  inliner
 	readEnd chan error // what the last reader returns
@@ -109,6 +117,8 @@ type Session struct {
 	header  pdu.Header
 	scratch []byte
 	text    textExchange
+	skipped []uint32 // CmdSNs from expCmdSN on that count as received, see skip
+	warned  bool     // of data out of sequence
 	log     *slog.Logger
 }
 
@@ -175,6 +185,9 @@ func (s *Session) Run(ctx context.Context) error {
 	go s.readOn()
 	err := <-s.readEnd
 	s.inline.timer.Stop()
+	if errors.Is(err, pdu.ErrHeaderDigest) || errors.Is(err, pdu.ErrDataDigest) {
+		s.stats.digestErrors.Add(1)
+	}
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the initiator closed the connection: %w", err)
 	}
@@ -183,6 +196,7 @@ func (s *Session) Run(ctx context.Context) error {
 	}
 	s.Close(err)
 	pinger.stop()
+	s.stopLeaving()
 	_ = s.conn.Close()
 
 	s.memory.close()
@@ -201,15 +215,6 @@ func (s *Session) Run(ctx context.Context) error {
 
 // Close ends the session; Run then returns cause. It does not wait. Only the first cause counts.
 func (s *Session) Close(cause error) { s.cancel(cause) }
-
-// AskForLogout sends an asynchronous message that asks the initiator to log out within the given time (whole seconds);
-// well-behaved ones finish their commands, log out and come back, by another path if there is one.
-func (s *Session) AskForLogout(within time.Duration) {
-	seconds := uint16(min(max(within/time.Second, 1), 65535))
-	var h pdu.Header
-	(&pdu.Async{Event: pdu.AsyncLogoutRequest, Parameters: [3]uint16{0, 0, seconds}}).Put(&h)
-	s.out.post(item{header: h, numbered: true})
-}
 
 func (s *Session) recoverPanic(who string) {
 	if r := recover(); r != nil {
@@ -288,17 +293,11 @@ func (s *Session) dispatch(h *pdu.Header) error {
 		return s.reader.Discard(h.DataLength())
 	}
 	if !h.Immediate() {
-		switch sn, exp := h.CmdSN(), s.expCmdSN.Load(); {
-		case pdu.SerialLess(sn, exp) || pdu.SerialLess(s.maxCmdSN.Load(), sn):
-			// RFC 7143 §4.2.2.1: outside the window, which may be closed, is silently ignored. Unsolicited data that
-			// follows names a task we do not have, and is ignored too.
+		if ignore, err := s.number(h.CmdSN()); err != nil {
+			return err
+		} else if ignore {
 			s.stats.ignored.Add(1)
 			return s.reader.Discard(h.DataLength())
-		case sn == exp:
-			s.expCmdSN.Store(exp + 1)
-		default:
-			// On the only connection, in order, a number that was skipped will never come.
-			return protocolError("CmdSN %d, expected %d", sn, exp)
 		}
 	}
 	s.mu.Lock()
@@ -416,9 +415,12 @@ func (s *Session) finishLogout() {
 	s.closing = true
 	s.retire(s.logout.immediate)
 	var h pdu.Header
+	wait := uint16(s.params.Time2Wait)
+	if s.asked {
+		wait = 0 // it is to come back at once, wherever it is sent to
+	}
 	(&pdu.LogoutResponse{
-		Response: pdu.LogoutDone, Tag: s.logout.tag,
-		Time2Wait: uint16(s.params.Time2Wait), Time2Retain: uint16(s.params.Time2Retain),
+		Response: pdu.LogoutDone, Tag: s.logout.tag, Time2Wait: wait, Time2Retain: uint16(s.params.Time2Retain),
 	}).Put(&h)
-	s.out.post(item{header: h, numbered: true, last: true})
+	s.out.post(item{header: h, numbered: true, end: ErrLoggedOut})
 }

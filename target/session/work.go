@@ -37,7 +37,7 @@ func (s *Session) work() {
 
 // managed is the answer to a task management function.
 func managed(c *command) item {
-	it := item{numbered: true}
+	it := item{numbered: true, end: c.end}
 	(&pdu.TaskResponse{Response: uint8(c.answer), Tag: c.tag}).Put(&it.header)
 	return it
 }
@@ -47,6 +47,7 @@ func managed(c *command) item {
 func (s *Session) taskRequest(h *pdu.Header) error {
 	f := scsi.Function(h.Function())
 	lun, referenced := h.LUN(), h.ReferencedTag()
+	refCmdSN, cmdSN := h.RefCmdSN(), h.CmdSN()
 	c := &command{tag: h.Tag(), immediate: h.Immediate(), phase: started}
 	if err := s.reader.Discard(h.DataLength()); err != nil {
 		return err
@@ -66,10 +67,10 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 		match = func(*command) bool { return false }
 	}
 	s.mu.Lock()
-	dropped := s.takeUnstarted(match)
+	dropped := s.takeUnstarted(func(o *command) bool { return match(o) && (f != scsi.AbortTask || o.task.LUN == lun) })
 	var earlier []*command
 	for _, o := range s.tasks {
-		if o.manage != nil || !match(o) {
+		if o.manage != nil || o.phase < started || !match(o) {
 			continue
 		}
 		earlier = append(earlier, o)
@@ -79,21 +80,30 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 			o.revoked.Store(true)
 		}
 	}
+	known := len(earlier) > 0 || len(dropped) > 0
+	gone := len(dropped) > 0 || f == scsi.AbortTask && !known && s.skip(refCmdSN, cmdSN)
 	c.manage = func() scsi.FunctionResponse {
 		if f == scsi.AbortTask && len(earlier) == 0 {
-			if len(dropped) > 0 {
+			if gone {
 				return scsi.FunctionComplete
 			}
 			return scsi.TaskDoesNotExist
 		}
 		r := s.cfg.Executor.Manage(s.ctx, f, s.cfg.Nexus, lun, referenced)
 		s.await(earlier)
+		if f == scsi.TargetColdReset && r == scsi.FunctionComplete {
+			c.end = ErrColdReset
+			if s.cfg.ColdReset != nil {
+				s.cfg.ColdReset()
+			}
+		}
 		if f == scsi.AbortTask && r == scsi.TaskDoesNotExist && earlier[0].silent {
 			return scsi.FunctionComplete // it was revoked before the Executor had begun it
 		}
 		return r
 	}
 	s.tasks[c.tag] = c
+	s.longest = max(s.longest, len(s.tasks))
 	if c.immediate {
 		s.immediate++
 	}

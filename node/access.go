@@ -52,8 +52,8 @@ func (r *running) accessChanged() <-chan struct{} {
 }
 
 // refresh recomputes a LUN's access states; a change raises the generation, of which every initiator is told. Initiators
-// with a single path do not listen to that: when the LUN has gone to another node they are asked to log in again, and
-// redirected.
+// with a single path do not listen to that: when it is known where the LUN has gone, the portal asks them to log in again, and
+// they are redirected.
 func (s *replicas) refresh(run *running) {
 	run.mu.Lock()
 	a := run.computeAccess(s.n.catalog.Model(), s.n.cfg.Node)
@@ -70,7 +70,7 @@ func (s *replicas) refresh(run *running) {
 	close(run.changed)
 	run.changed = make(chan struct{})
 	run.mu.Unlock()
-	if old != nil && old.LocalState() == scsi.ActiveOptimized && a.LocalState() != scsi.ActiveOptimized {
+	if old != nil {
 		s.n.recheck()
 	}
 }

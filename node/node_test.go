@@ -168,10 +168,10 @@ func TestLUNFromEndToEnd(t *testing.T) {
 			cl := c.client()
 			ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 			defer cancel()
-			if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: media}, 30*time.Second); err != nil {
+			if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: media, Open: true}, 30*time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: media}, 0); err == nil {
+			if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: media, Open: true}, 0); err == nil {
 				t.Fatal("a second LUN of the same name was made")
 			}
 			l := c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy && len(l.Portals) == 2 })

@@ -10,6 +10,7 @@ import (
 
 	"sanctuary/blockstore/block"
 	"sanctuary/target/scsi"
+	"sanctuary/target/scsi/scsitest"
 )
 
 // FuzzCDB runs any CDB with any lengths and data: no panic, no data beyond what was asked for, a status that makes sense.
@@ -56,7 +57,7 @@ func FuzzCDB(f *testing.F) {
 // anything but GOOD no change.
 func fuzzList(t *testing.T, g *rig, c [16]byte, list []byte) result {
 	t.Helper()
-	all := block.Range{Count: testSectors}
+	all := block.Range{Count: g.mem.Geometry().Capacity}
 	was := g.mem.Bytes(all)
 	r := g.run(g.nexus, c, 0, list)
 	switch r.Status {
@@ -74,11 +75,18 @@ func fuzzList(t *testing.T, g *rig, c [16]byte, list []byte) result {
 	return r
 }
 
-// filled is a rig with data in the first half of the unit.
+// fuzzSectors is how large the unit is that lists are tried on: small, so that many are tried.
+const fuzzSectors = 256
+
+var fuzzData = pattern(fuzzSectors/2*512, 1)
+
+// filled is a rig with a small unit and data in the first half of it.
 func filled(t *testing.T) *rig {
 	t.Helper()
-	g := newRig(t, 512, nil)
-	if err := g.mem.Write(t.Context(), block.Fence{}, block.Range{Count: testSectors / 2}, pattern(testSectors/2*512, 1)); err != nil {
+	small := scsitest.NewMemory(block.Geometry{Capacity: fuzzSectors, LogicalBlockBytes: 512})
+	g := newRig(t, 512, func(c *scsi.UnitConfig) { c.Backend = small })
+	g.mem = small
+	if err := g.mem.Write(t.Context(), block.Fence{}, block.Range{Count: fuzzSectors / 2}, fuzzData); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -110,7 +118,7 @@ func FuzzWriteSame(f *testing.F) {
 		binary.BigEndian.PutUint32(c[10:], blocks)
 		g := filled(t)
 		if r := fuzzList(t, g, c, data); r.Status == scsi.StatusGood {
-			if blocks == 0 || uint64(blocks) > testSectors || lba > testSectors-uint64(blocks) || flags&^9 != 0 {
+			if blocks == 0 || uint64(blocks) > fuzzSectors || lba > fuzzSectors-uint64(blocks) || flags&^9 != 0 {
 				t.Fatalf("%d blocks from %d with flags %02x: good", blocks, lba, flags)
 			}
 			want := make([]byte, 512)
@@ -161,7 +169,7 @@ func FuzzModeSelect(f *testing.F) {
 
 func FuzzExtendedCopy(f *testing.F) {
 	f.Add(copyListOf(1, 0, self, copySegment{blocks: 8, toLBA: 64}))
-	f.Add(copyListOf(0, 3<<3, self, copySegment{blocks: 1500, toLBA: 3}, copySegment{bytes: 4096, fromLBA: 9, toLBA: 4000}))
+	f.Add(copyListOf(0, 3<<3, self, copySegment{blocks: 150, toLBA: 3}, copySegment{bytes: 4096, fromLBA: 9, toLBA: 200}))
 	f.Add(copyListOf(1, 2<<3, slices.Repeat(self, 16), slices.Repeat([]copySegment{{blocks: 1, toLBA: 9}}, 16)...))
 	f.Add(copyListOf(1, 0, self, copySegment{from: 0xFFFF, blocks: 65535, toLBA: 1<<64 - 1}))
 	f.Add([]byte{})

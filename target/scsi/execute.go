@@ -32,6 +32,7 @@ type request struct {
 
 	// Guarded by Nexus.units.mu.
 	next, prev *request
+	own        *taskContext // what ctx is, in Execute
 	cancel     context.CancelFunc
 	aborted    bool          // no response must be sent any more
 	done       chan struct{} // closed at the end; made by whoever waits
@@ -40,13 +41,21 @@ type request struct {
 // Execute implements Executor.
 func (t *Target) Execute(ctx context.Context, task *Task) {
 	task.Status, task.Sense, task.DataIn, task.TransferIn, task.TransferOut = StatusGood, nil, nil, 0, 0
-	r := &request{Task: task, target: t, set: t.units.Load(), cmd: find(&task.CDB), accepted: task.Accepted}
+	nexus := &task.Nexus.units
+	r := nexus.request(ctx)
+	r.Task, r.target, r.set, r.cmd, r.accepted = task, t, t.units.Load(), find(&task.CDB), task.Accepted
 	r.unit = r.set.lookup(task.LUN)
 	if r.accepted.IsZero() {
 		r.accepted = time.Now()
 	}
-	r.ctx, r.cancel = context.WithCancel(ctx)
-	defer r.cancel()
+	finished := false
+	defer func() {
+		if finished {
+			nexus.keep(r)
+		} else {
+			r.cancel()
+		}
+	}()
 	if !r.begin() {
 		task.Status = StatusTaskAborted
 		return
@@ -60,7 +69,8 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	aborted := r.end()
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
 	r.conclude(outcome, aborted)
-	r.Nexus.units.stats.count(task, outcome)
+	nexus.stats.count(task, outcome)
+	finished = true
 }
 
 // blockSectors is perBlock, also before the geometry is known.

@@ -19,6 +19,8 @@ type nexusUnits struct {
 	luns     []lunView // few; searched from the start
 	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
 	copies   copyLog   // has its own mutex
+	spare    *request  // ended, for the next commands; linked through request.next
+	spares   int
 
 	// Set by Attach, constant from then on.
 	name    reserve.Nexus

@@ -22,9 +22,11 @@ BENCH_RUNS   ?= 3
 BENCH_SECONDS?= 5
 BENCH_REPORT ?=
 FUZZ_SECONDS ?= 20
+# Which tests of test-guest; empty is all.
+GUEST_TESTS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit e2e lint bench conformance prove fuzz proto clean FORCE
+.PHONY: help build demo test unit e2e test-guest lint bench conformance prove fuzz proto clean FORCE
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +48,10 @@ test: ## everything that must pass before a change goes in: vet, all tests with 
 
 unit: ## vet-less quick part of test: Go tests with the race detector
 	$(GO) test -race -tags $(TAGS) -timeout $(TEST_TIMEOUT) $(PACKAGES)
+
+test-guest: build ## the kernel's initiator and dm-multipath in a QEMU guest, and a guest that boots from a LUN (GUEST_TESTS='CHAP|Sg')
+	scripts/setup guest
+	SANCTUARY_GUEST=1 $(GO) test -count=1 -v -tags $(TAGS) -timeout $(TEST_TIMEOUT) -run '$(GUEST_TESTS)' ./scripts/guest
 
 e2e: build ## initiators no one here wrote, against a running cluster of bin/sanctuary
 	scripts/setup test

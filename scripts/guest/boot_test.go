@@ -1,0 +1,202 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sanctuary/node/api"
+)
+
+// TestQEMUBootsFromTheLUNWhileTheOwnerIsKilled: firmware, boot loader, kernel and root file system of a guest come from a LUN
+// through QEMU's own initiator, which knows one portal: that of a node that does not own the LUN and sends it to the owner. The
+// owner is killed while the guest boots, and again while it writes; the guest hears of no error and keeps what was acknowledged.
+func TestQEMUBootsFromTheLUNWhileTheOwnerIsKilled(t *testing.T) {
+	l := useLab(t)
+	image := l.bootImage(t)
+	info, err := os.Stat(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// QEMU's initiator is a host with a single path; this name is also how it is told from the kernel's.
+	name := initiatorName + "-qemu"
+	if _, err := l.cluster.api.SetHost(t.Context(), "qemu", api.HostSpec{Initiators: []string{name}, SinglePath: true}, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.cluster.api.DeleteHost(context.Background(), "qemu", true); err != nil {
+			t.Errorf("delete host qemu: %v", err)
+		}
+	})
+	lun := l.create(t, api.LUNSpec{Name: "boot", SizeBytes: info.Size(), Hosts: []string{"qemu"}})
+	portal := other(lun.Owner)
+	drive := fmt.Sprintf("driver=iscsi,transport=tcp,portal=%s,target=%s,lun=0,initiator-name=%s", l.cluster.portals[portal], lun.IQN, name)
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "-n", "-f", "raw", "--target-image-opts", image, drive).CombinedOutput(); err != nil {
+		t.Fatalf("write the image to the LUN: %v: %s", err, out)
+	}
+
+	// The portal stays, the owner goes: so after each kill it is moved away from the portal's node again.
+	v := l.bootFrom(t, drive)
+	l.soon(t, "the kernel starts", v.says("guest: looking for the root file system"))
+	first, _ := l.killOwner(t, lun.Name)
+	if first == portal {
+		t.Fatalf("%s owns the LUN, although nobody moved it there", portal)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), bootTime)
+	defer cancel()
+	l.until(ctx, t, "the guest boots on without its first owner", v.says("guest: ready"))
+	l.restart(t, first, lun.Name)
+	l.soon(t, "the agent answers", func() error {
+		_, err := v.do(t.Context(), "true")
+		return err
+	})
+	v.sh(t, "mount -o remount,rw / && [ \"$(findmnt -n -o SOURCE /)\" = /dev/vda2 ]")
+
+	l.move(t, lun.Name, first)
+	v.sh(t, "%s", writer)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("console of the guest:\n%s", tail(v.console))
+		}
+	})
+	l.soon(t, "writes are acknowledged", v.acknowledged(20))
+	l.killOwner(t, lun.Name)
+	l.soon(t, "writes go on without the second owner", v.acknowledged(v.last(t)+20))
+	l.restart(t, first, lun.Name)
+	v.sh(t, "touch /stop; while [ -e /stop ]; do sleep 0.1; done")
+	n := v.last(t)
+	t.Logf("%d writes acknowledged, with the owner killed twice", n)
+	v.sh(t, `sync; echo 3 >/proc/sys/vm/drop_caches
+i=1
+while [ $i -le %d ]; do
+	[ "$(cat /kept/$i)" = "content of file $i" ] || { echo "file $i: $(cat /kept/$i)"; exit 1; }
+	i=$((i + 1))
+done`, n)
+	for _, line := range strings.Split(v.sh(t, "dmesg --raw"), "\n") {
+		if complaint(line) || strings.Contains(line, "I/O error") {
+			t.Errorf("the kernel of the guest says: %s", line)
+		}
+	}
+	v.sh(t, "mount -o remount,ro /")
+	v.kill()
+	// What is on the LUN is a sound file system with those files: through the kernel of the other guest it would be mounted;
+	// the tools of this machine read it as it is.
+	after := filepath.Join(l.dir, "after.img")
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "convert", "--image-opts", "-O", "raw", drive, after).CombinedOutput(); err != nil {
+		t.Fatalf("read the LUN: %v: %s", err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), "e2fsck", "-f", "-n", after+"?offset="+strconv.Itoa(rootOffset)).CombinedOutput(); err != nil {
+		t.Errorf("the root file system on the LUN: %v: %s", err, out)
+	}
+}
+
+// rootOffset is where scripts/guest/build puts the root file system on the disk it makes.
+const rootOffset = (1 + 48) << 20
+
+// writer runs in the background: one file after the other, each on the disk before it is called written, on the console, which
+// is out of the guest's hands.
+const writer = `mkdir -p /kept
+cat >/writer <<'END'
+#!/bin/sh
+i=0
+until [ -e /stop ]; do
+	i=$((i + 1))
+	echo "content of file $i" >/kept/$i || echo "wrote: error" >/dev/console
+	sync /kept/$i /kept && echo "wrote: $i" >/dev/console || echo "wrote: error" >/dev/console
+done
+rm /stop
+END
+setsid sh /writer >/dev/null 2>&1 </dev/null &`
+
+// bootImage is a copy of the disk scripts/guest/build makes, whose boot loader tells the kernel about this machine.
+func (l *lab) bootImage(t *testing.T) string {
+	t.Helper()
+	image, settings := filepath.Join(l.dir, "boot.img"), filepath.Join(l.dir, "syslinux.cfg")
+	text := "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\nLINUX /vmlinuz\nINITRD /initrd\nAPPEND " + kernelArguments() + "\n"
+	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"cp", "--sparse=always", filepath.Join(l.image, "boot.img"), image},
+		{"mcopy", "-o", "-i", image + "@@1M", settings, "::/syslinux.cfg"},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	return image
+}
+
+// bootFrom starts a PC that boots from a disk through QEMU's own block driver. Errors go to the guest, as QEMU's default is, and
+// Proxmox's: werror=report would be seen there, and werror=stop would hide a lost write behind a pause.
+func (l *lab) bootFrom(t *testing.T, drive string) *vm {
+	t.Helper()
+	v := &vm{console: filepath.Join(l.dir, "boot.console"), agent: net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))}
+	cmd := exec.Command("qemu-system-x86_64",
+		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:"+v.console,
+		"-drive", "id=disk,if=none,format=raw,cache=none,werror=report,rerror=report,"+"file."+strings.ReplaceAll(drive, ",", ",file."),
+		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
+		"-netdev", "user,id=net,hostfwd=tcp:"+v.agent+"-10.0.2.15:1024", "-device", "virtio-net-pci,netdev=net,romfile=",
+		"-device", "virtio-rng-pci")
+	var err error
+	if v.process, err = run("guest boot", filepath.Join(l.dir, "boot.qemu.log"), cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(v.kill)
+	return v
+}
+
+// says looks for a text on the console.
+func (v *vm) says(text string) func() error {
+	return func() error {
+		if err := v.ended(); err != nil {
+			return err
+		}
+		if console, err := os.ReadFile(v.console); err != nil || !strings.Contains(string(console), text) {
+			return fmt.Errorf("the console does not say %q:\n%s", text, tail(v.console))
+		}
+		return nil
+	}
+}
+
+// last is the number of the last file that was called written.
+func (v *vm) last(t *testing.T) int {
+	t.Helper()
+	console, err := os.ReadFile(v.console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(console), "wrote: error") {
+		t.Fatalf("a write failed in the guest:\n%s", tail(v.console))
+	}
+	n := 0
+	for _, line := range strings.Split(string(console), "\n") {
+		if _, number, ok := strings.Cut(line, "wrote: "); ok && strings.HasSuffix(line, "\r") {
+			if i, err := strconv.Atoi(strings.TrimSpace(number)); err == nil {
+				n = max(n, i)
+			}
+		}
+	}
+	return n
+}
+
+func (v *vm) acknowledged(n int) func() error {
+	return func() error {
+		if err := v.ended(); err != nil {
+			return err
+		}
+		console, err := os.ReadFile(v.console)
+		if err == nil && !strings.Contains(string(console), fmt.Sprintf("wrote: %d\r", n)) {
+			err = fmt.Errorf("%d are not acknowledged yet:\n%s", n, tail(v.console))
+		}
+		return err
+	}
+}

@@ -1,0 +1,219 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+const (
+	initiatorName = "iqn.2026-11.local.check:guest"
+	buildTime     = 5 * time.Minute // to build the guest, once
+	waitTime      = time.Minute     // for anything that takes seconds on an idle machine
+	pollEvery     = 50 * time.Millisecond
+)
+
+// lab is what all tests share: one cluster and one guest. Tests run one after the other.
+type lab struct {
+	dir     string // of this run: state and logs
+	image   string // directory of scripts/guest/build
+	cluster *cluster
+	vm      *vm
+}
+
+var (
+	start  sync.Once
+	shared *lab
+	broken error // why there is no lab
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared != nil {
+		if err := shared.close(code == 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// useLab skips the test where no guest can run, starts what is shared at the first call, and looks at the kernel's log of the
+// guest when the test ends.
+func useLab(t *testing.T) *lab {
+	t.Helper()
+	if os.Getenv("SANCTUARY_GUEST") != "1" {
+		t.Skip("needs a guest: make test-guest")
+	}
+	if why := impossible(); why != "" {
+		t.Skip("no guest can run here: " + why)
+	}
+	start.Do(func() { shared, broken = startLab() })
+	if broken != nil {
+		t.Fatal(broken)
+	}
+	if err := shared.alive(); err != nil {
+		t.Fatal(err)
+	}
+	shared.watchKernel(t)
+	return shared
+}
+
+func impossible() string {
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		return runtime.GOOS + "/" + runtime.GOARCH + ": the guest is Debian for amd64 and emulated, which only its own kind does quickly enough"
+	}
+	for _, tool := range []string{"qemu-system-x86_64", "qemu-img", "mmdebstrap"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return tool + " is not installed: scripts/setup guest"
+		}
+	}
+	if os.Getuid() != 0 {
+		return "building its image needs root"
+	}
+	return ""
+}
+
+func startLab() (l *lab, err error) {
+	dir, err := os.MkdirTemp(os.Getenv("GUEST_DIR"), "guest-")
+	if err != nil {
+		return nil, err
+	}
+	l = &lab{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close(false))
+			l = nil
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), buildTime)
+	defer cancel()
+	build := exec.CommandContext(ctx, "./build")
+	build.Stderr = os.Stderr
+	out, err := build.Output()
+	if err != nil {
+		return l, fmt.Errorf("scripts/guest/build: %w", err)
+	}
+	l.image = strings.TrimSpace(string(out))
+	if l.cluster, err = startCluster(filepath.Join(dir, "cluster")); err != nil {
+		return l, err
+	}
+	if l.vm, err = startVM(l, "main"); err != nil {
+		return l, err
+	}
+	err = l.startInitiators()
+	return l, err
+}
+
+// alive names what of the lab has ended by itself.
+func (l *lab) alive() error {
+	if err := l.vm.ended(); err != nil {
+		return err
+	}
+	return l.cluster.ended()
+}
+
+// close ends everything. State and logs stay unless all is well.
+func (l *lab) close(well bool) error {
+	var err error
+	if l.vm != nil {
+		l.vm.kill()
+	}
+	if l.cluster != nil {
+		err = l.cluster.close()
+	}
+	if err != nil || !well {
+		return errors.Join(err, fmt.Errorf("state and logs of the guest and the nodes stay in %s", l.dir))
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// until calls check until it returns nil. The end of ctx, a node or the guest ends the test.
+func (l *lab) until(ctx context.Context, t *testing.T, what string, check func() error) {
+	t.Helper()
+	tick := time.NewTicker(pollEvery) // a poll of other processes: there is nothing to wait on
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if gone := l.alive(); gone != nil {
+			t.Fatalf("%s: %v (%v)", what, gone, err)
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("%s: %v", what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// soon is until within waitTime.
+func (l *lab) soon(t *testing.T, what string, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), waitTime)
+	defer cancel()
+	l.until(ctx, t, what, check)
+}
+
+// process is a child that dies with this one.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended and err is set
+	err  error
+}
+
+// run starts a child with its output in a file. ended says why it is no longer there.
+func run(name, log string, cmd *exec.Cmd) (*process, error) {
+	file, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	cmd.Stdout, cmd.Stderr = file, file
+	p := &process{name: name, cmd: cmd, done: make(chan struct{})}
+	if err := spawn(cmd); err != nil {
+		return nil, err
+	}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+func (p *process) ended() error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("%s has ended by itself: %v", p.name, p.err)
+	default:
+		return nil
+	}
+}
+
+// kill ends the process with SIGKILL and waits until it is gone.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // an error: it has ended already
+	<-p.done
+}
+
+// tail returns the end of a file, for a message.
+func tail(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
+	return string(bytes.Join(lines[max(0, len(lines)-30):], []byte("\n")))
+}

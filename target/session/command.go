@@ -2,6 +2,7 @@ package session
 
 import (
 	"sync/atomic"
+	"time"
 
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -102,7 +103,7 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
 	dataOut, fence := s.cfg.Executor.Accept(c.task.LUN, &c.task.CDB)
-	c.task.Fence = fence
+	c.task.Fence, c.task.Accepted = fence, epoch.Add(time.Duration(s.live.last.Load()))
 	if write {
 		c.edtl, c.task.ExpectedOut = edtl, edtl
 		if c.refused == nil {

@@ -52,8 +52,8 @@ type Config struct {
 	Journal Journal `toml:"journal" json:"journal"`
 	Log     Log     `toml:"log" json:"log"`
 
-	// Reserved for later, and refused until then so that nobody believes to be protected by them: [tls] (certificates of
-	// the cluster's own CA, for peers, gossip and API) and [chap] (credentials of iSCSI initiators).
+	// Refused, so that nobody believes to be protected by it: [tls], reserved for certificates of the cluster's own CA, for
+	// peers, gossip and API. CHAP credentials are the cluster's and not a node's: "sanctuary host create" sets them.
 }
 
 // Listen says which addresses this node opens, each "host:port". An empty host is every address of the machine.

@@ -3,6 +3,7 @@ package hostsetup
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,7 +159,7 @@ func (s *section) find(name string) []*section {
 // quotes, no key comes twice, and only keywords of multipath.conf(5) are taken.
 func parseMultipath(text string) (*section, error) {
 	allowed := map[string][]string{
-		"":        {},
+		"":         {},
 		"defaults": {"find_multipaths"}, "devices": {}, "multipaths": {},
 		"multipath": {"wwid", "alias"},
 		"device": {
@@ -230,14 +231,14 @@ func TestMultipathConfNamesEveryLUN(t *testing.T) {
 		if conf.find("defaults")[0].keys["find_multipaths"] != "yes" {
 			t.Error("Debian's default makes no map")
 		}
-		maps := conf.find("multipaths")[0].find("multipath")
-		if len(maps) != len(s.LUNs()) {
-			t.Fatalf("%d maps for %d LUNs", len(maps), len(s.LUNs()))
+		aliases := conf.find("multipaths")[0].find("multipath")
+		if len(aliases) != len(s.LUNs()) {
+			t.Fatalf("%d maps for %d LUNs", len(aliases), len(s.LUNs()))
 		}
 		for i, l := range s.LUNs() {
 			// udev's and multipath's name for a disk with an NAA identifier: its type, 3, and the identifier.
-			if maps[i].keys["wwid"] != "3"+l.NAA || maps[i].keys["alias"] != "sanctuary-"+l.Name {
-				t.Errorf("%+v", maps[i].keys)
+			if aliases[i].keys["wwid"] != "3"+l.NAA || aliases[i].keys["alias"] != "sanctuary-"+l.Name {
+				t.Errorf("%+v", aliases[i].keys)
 			}
 		}
 	})
@@ -257,7 +258,7 @@ func TestParserOfMultipathConfIsStrict(t *testing.T) {
 // parseISCSID is strict: "key = value", keys known to open-iscsi, each once.
 func parseISCSID(text string) (map[string]string, error) {
 	known := []string{
-		"node.startup", "node.session.timeo.replacement_timeout", "node.conn[0].timeo.noop_out_interval", "node.conn[0].timeo.noop_out_timeout",
+		"node.session.timeo.replacement_timeout", "node.conn[0].timeo.noop_out_interval", "node.conn[0].timeo.noop_out_timeout",
 		"node.session.iscsi.DefaultTime2Wait", "node.session.cmds_max", "node.session.queue_depth",
 	}
 	for _, auth := range []string{"discovery.sendtargets.auth.", "node.session.auth."} {
@@ -314,6 +315,50 @@ func TestISCSIDConf(t *testing.T) {
 	}
 }
 
+// What docs/OPERATING.md tells a user to write is what client-config prints, less what depends on the host; the tests with a guest
+// take it from there.
+func TestTheManualSaysTheSame(t *testing.T) {
+	manual, err := os.ReadFile("../../../docs/OPERATING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(begin string) string {
+		_, rest, found := strings.Cut(string(manual), "\n```\n"+begin)
+		body, _, closed := strings.Cut(rest, "\n```\n")
+		if !found || !closed {
+			t.Fatalf("no block that begins with %q", begin)
+		}
+		return begin + body
+	}
+	text, err := Text(Multipath, setups["open"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed, err := parseISCSID(heredoc(t, text, "/etc/iscsi/iscsid.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	written, err := parseISCSID(block("node.session."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(printed, written) {
+		t.Errorf("iscsid.conf: printed %v, in the manual %v", printed, written)
+	}
+	conf, err := parseMultipath(heredoc(t, text, "/etc/multipath/conf.d/sanctuary.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manualConf, err := parseMultipath(block("defaults {"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := func(s *section) map[string]string { return s.find("devices")[0].find("device")[0].keys }
+	if !maps.Equal(device(conf), device(manualConf)) || !maps.Equal(conf.find("defaults")[0].keys, manualConf.find("defaults")[0].keys) {
+		t.Errorf("multipath.conf: printed %v, in the manual %v", device(conf), device(manualConf))
+	}
+}
+
 func TestEveryPortalAndLUNIsInTheText(t *testing.T) {
 	each(t, func(t *testing.T, c Client, s Setup, text string) {
 		for _, p := range s.Portals() {
@@ -326,7 +371,7 @@ func TestEveryPortalAndLUNIsInTheText(t *testing.T) {
 			}
 		}
 		for _, target := range s.Targets {
-			if !strings.Contains(text, target.IQN) && c != ESXi { // ESXi discovers them
+			if !strings.Contains(text, target.IQN) {
 				t.Errorf("no %s", target.IQN)
 			}
 		}
@@ -353,7 +398,7 @@ func TestSetupsThatCannotBe(t *testing.T) {
 	}
 }
 
-// The program's own reading of the file, where it is installed.
+// The program's own reading of the file, where it is installed. It looks at /etc alone, so the test gives it another one.
 func TestMultipathItselfReadsTheFile(t *testing.T) {
 	tool, err := exec.LookPath("multipath")
 	if err != nil {
@@ -363,19 +408,28 @@ func TestMultipathItselfReadsTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "sanctuary.conf"), []byte(heredoc(t, text, "/etc/multipath/conf.d/sanctuary.conf")+"\n"), 0o644); err != nil {
+	etc := t.TempDir()
+	conf := filepath.Join(etc, "multipath", "conf.d")
+	if err := os.MkdirAll(conf, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	main := filepath.Join(dir, "multipath.conf")
-	if err := os.WriteFile(main, fmt.Appendf(nil, "defaults {\n config_dir %q\n}\n", dir), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(conf, "sanctuary.conf"), []byte(heredoc(t, text, "/etc/multipath/conf.d/sanctuary.conf")+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(tool, "-t", "-C", main).CombinedOutput()
+	// -T prints what it has read and nothing of its own.
+	out, err := exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" /etc && exec "$2" -T`, "sh", etc, tool).CombinedOutput()
 	if err != nil {
-		t.Skipf("multipath cannot run here: %v: %s", err, out)
+		t.Skipf("there can be no other /etc here: %v: %s", err, out)
 	}
-	if strings.Contains(string(out), "invalid") || strings.Contains(string(out), "error") {
+	for _, want := range []string{
+		`find_multipaths "on"`, `product "Sanctuary LUN"`, `no_path_retry "queue"`, `fast_io_fail_tmo 5`, `dev_loss_tmo "infinity"`,
+		`wwid "36002534e000000000000000000000002"`, `alias "sanctuary-vm-2"`,
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %s in:\n%s", want, out)
+		}
+	}
+	if strings.Contains(string(out), "invalid") || strings.Contains(string(out), "line ") {
 		t.Errorf("%s", out)
 	}
 }

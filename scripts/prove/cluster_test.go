@@ -111,7 +111,7 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 		return err
 	})
 	c.until(ctx, "LUN created", func() error {
-		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Copies: 2}, 0)
+		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Copies: 2, Open: true}, 0)
 		return err
 	})
 	c.healthy()

@@ -28,6 +28,7 @@ type clusterHost struct {
 
 	mu       sync.Mutex
 	sessions map[string]*initiator.Session // by node
+	active   string                        // node that answered last
 }
 
 const (
@@ -37,6 +38,7 @@ const (
 	prIn, prOut                    = 0x5E, 0x5F
 	readKeys, readReservation      = 0x00, 0x01
 	reserveAction                  = 0x01
+	clearAction                    = 0x03
 	preemptAndAbort                = 0x05
 	registerAndIgnore              = 0x06
 	writeExclusiveRegistrants      = 0x05
@@ -44,7 +46,7 @@ const (
 )
 
 func newClusterHost(cl *cluster, l api.LUN, name string, key uint64) *clusterHost {
-	h := &clusterHost{cl: cl, lun: l, name: name, key: key, isid: initiator.NewISID(), sessions: map[string]*initiator.Session{}}
+	h := &clusterHost{cl: cl, lun: l, name: name, key: key, isid: initiator.NewISID(), sessions: map[string]*initiator.Session{}, active: alpha}
 	cl.t.Cleanup(h.close)
 	return h
 }
@@ -53,7 +55,7 @@ func (h *clusterHost) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.sessions {
-		_ = s.Close()
+		s.Close()
 	}
 	clear(h.sessions)
 }
@@ -97,12 +99,13 @@ var errConflict = errors.New("reservation conflict")
 
 // do sends a command until it is answered for good, through node, or through whichever answers if node is empty.
 func (h *clusterHost) do(ctx context.Context, node string, c *initiator.Command) error {
-	nodes := []string{node}
-	if node == "" {
-		nodes = []string{alpha, beta}
-	}
-	for i := 0; ; i++ {
-		err := h.try(ctx, nodes[i%len(nodes)], c)
+	for at := node; ; {
+		if node == "" {
+			h.mu.Lock()
+			at = h.active
+			h.mu.Unlock()
+		}
+		err := h.try(ctx, at, c)
 		var status *initiator.StatusError
 		switch {
 		case err == nil:
@@ -111,6 +114,13 @@ func (h *clusterHost) do(ctx context.Context, node string, c *initiator.Command)
 			return errConflict
 		case errors.As(err, &status) && status.Status == scsi.StatusCheckCondition && byte(status.Key) != unitAttention && byte(status.Key) != notReady:
 			return err
+		}
+		if node == "" && (status == nil || status.Code == 0x040B || status.Code == 0x040A) {
+			h.mu.Lock()
+			if h.active == at { // not if another command has changed it already
+				h.active = other(at)
+			}
+			h.mu.Unlock()
 		}
 		select {
 		case <-ctx.Done():
@@ -251,6 +261,10 @@ func TestProvePreemptFences(t *testing.T) {
 	var acknowledged [writers]atomic.Uint64
 	for round := range 6 {
 		l = cl.healthy()
+		b.register(ctx)
+		if err := b.reserve(ctx, "", clearAction, keyOfB, 0); err != nil { // what the round before has left
+			t.Fatal(err)
+		}
 		b.register(ctx)
 		a.register(ctx)
 		if err := a.reserve(ctx, "", reserveAction, keyOfA, 0); err != nil {

@@ -127,6 +127,7 @@ func (u *Unit) onOwner(ctx context.Context, limit time.Duration, try func(contex
 // manageHere carries out the function on the owner.
 func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fence block.Fence, from reserve.Nexus) error {
 	var others []uint64
+	u.cutOff()
 	// At once: tasks that wait for a quorum would otherwise keep the function waiting that is to end them.
 	doomed := u.doom(func(n *Nexus, r *request) bool {
 		if r.unit == u && f == ClearTaskSet && !n.named(from) {
@@ -140,7 +141,8 @@ func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fen
 			// TAS=0: whose tasks were ended hears of it this way only.
 			slices.Sort(others)
 			s.raise(codeCleared, toOnly, slices.Compact(others)...)
-			return len(others) > 0, nil
+			// Also if nobody had a task: the next owner refuses what was accepted before this entry of the log.
+			return true, nil
 		case LogicalUnitReset:
 			// SAM-5 §6.3.3: every nexus is told, also the one that asked.
 			s.raise(codeUnitReset, toAllBut)

@@ -22,7 +22,7 @@ type peerWork struct {
 	running map[uint64]*request // by operation
 	// refused holds operations that were cancelled before they arrived, until they would be too late anyway.
 	refused map[uint64]time.Time
-	// since: asks whose ticket is older are refused, because refused could not remember them all.
+	// since is a moment of the owner's clock: what another node accepted before it is refused. See cutOff.
 	since uint64
 }
 
@@ -166,7 +166,7 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case u.tooOld(a) || a.ticket.stamp < w.since:
+	case u.tooOld(a) || a.ticket.stamp < w.since+uint64(a.elapsed):
 		return tooLate
 	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
 		return nothingDone
@@ -204,6 +204,15 @@ func (u *Unit) serveCancel(ctx context.Context, a *ask) error {
 	return w.target.abort(ctx, func(_ *Nexus, o *request) bool { return o == r })
 }
 
+// cutOff refuses whatever other nodes have accepted up to now and is still on its way: a function that ends all tasks is answered
+// by the owner, which cannot see those. Some that were accepted a moment later are refused too; either kind ends in BUSY, or
+// is asked for again with a ticket that shows it to be newer.
+func (u *Unit) cutOff() {
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	u.peers.since = u.now().stamp
+}
+
 // refuse remembers an operation that must not begin. The caller holds mu.
 func (w *peerWork) refuse(operation, stamp uint64) {
 	now := time.Now()
@@ -215,8 +224,7 @@ func (w *peerWork) refuse(operation, stamp uint64) {
 		}
 	}
 	if len(w.refused) >= maxPeerRefused {
-		// Everything that is on its way now is refused instead. It will be asked for again.
-		w.since = stamp
+		w.since = stamp // everything that is on its way now is refused instead
 		return
 	}
 	w.refused[operation] = now

@@ -142,6 +142,7 @@ func (u *Unit) abortNexuses(ctx context.Context, nexuses []reserve.Nexus, but *r
 	if len(nexuses) == 0 {
 		return nil
 	}
+	u.cutOff()
 	return await(ctx, u.doom(func(n *Nexus, r *request) bool {
 		return r != but && r.unit == u && slices.Contains(nexuses, n.units.name)
 	}))

@@ -332,3 +332,58 @@ func FuzzText(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAHS holds CheckAHS and FindAHS to a plain reading of RFC 7143 §11.2.2: length (2), type (1), reserved (1), content, padding.
+func FuzzAHS(f *testing.F) {
+	f.Add([]byte{0, 17, AHSExtendedCDB, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}, uint8(AHSExtendedCDB))
+	f.Add([]byte{0, 5, AHSBidiReadEDTL, 0, 0, 0, 2, 0, 0, 1, 1, 0}, uint8(1))
+	f.Add([]byte{0, 0, 9, 0}, uint8(9))
+	f.Add([]byte{255, 255, 1, 0}, uint8(1))
+	f.Fuzz(func(t *testing.T, b []byte, kind uint8) {
+		type segment struct {
+			kind    uint8
+			content []byte
+		}
+		var want []segment
+		sound := true
+		for rest := b; len(rest) > 0; {
+			if len(rest) < 4 {
+				sound = false
+				break
+			}
+			length := int(rest[0])<<8 | int(rest[1])
+			whole := (3 + length + 3) / 4 * 4
+			if length == 0 { // not even the reserved byte
+				whole = 4
+			}
+			if whole > len(rest) {
+				sound = false
+				break
+			}
+			s := segment{kind: rest[2]}
+			if length > 0 {
+				s.content = rest[4 : 3+length]
+			}
+			want = append(want, s)
+			rest = rest[whole:]
+		}
+		if err := CheckAHS(b); (err == nil) != sound {
+			t.Fatalf("%x: %v, want sound %v", b, err, sound)
+		}
+		got, found := FindAHS(b, kind)
+		if !sound {
+			return // anything but a panic
+		}
+		for _, s := range want {
+			if s.kind == kind {
+				if !found || !bytes.Equal(got, s.content) {
+					t.Fatalf("%x: found %v %x, want %x", b, found, got, s.content)
+				}
+				return
+			}
+		}
+		if found {
+			t.Fatalf("%x: found a segment of type %d", b, kind)
+		}
+	})
+}

@@ -134,6 +134,21 @@ func (m *Model) UsableBy(initiator string) []LUN {
 	})
 }
 
+// Discovery returns what SendTargets should show an initiator, so that one which logs in to everything it is shown, as ESXi
+// does, has each LUN once over each path: its host's own target unless host is empty, and the LUNs whose own targets come
+// besides. With a single path only these do, since only they can be redirected to the owner.
+func (m *Model) Discovery(initiator string) (host string, luns []LUN) {
+	luns = m.UsableBy(initiator)
+	h, known := m.HostOf(initiator)
+	if !known || h.SinglePath || len(m.LUNMap(h.Name)) == 0 {
+		return "", luns
+	}
+	return h.Name, slices.DeleteFunc(luns, func(l LUN) bool {
+		_, granted := l.GrantTo(h.Name)
+		return granted
+	})
+}
+
 // MappedLUN is a LUN as a host's own target presents it.
 type MappedLUN struct {
 	Number uint16

@@ -59,6 +59,35 @@ func TestWhoMayUseALUN(t *testing.T) {
 	}
 }
 
+func TestDiscoveryShowsEachLUNOnce(t *testing.T) {
+	open := mirrored(8, "open")
+	open.Access = &NewAccess{Open: true}
+	m, _ := must(t, closed(t), open)
+	shown := func(m *Model, initiator string) string {
+		host, luns := m.Discovery(initiator)
+		out := []string{host}
+		for _, l := range luns {
+			out = append(out, l.Name)
+		}
+		return strings.Join(out, " ")
+	}
+	if a, b := shown(m, esx), shown(m, "iqn.x:unknown"); a != " open" || b != " open" {
+		t.Errorf("%q, %q", a, b)
+	}
+	m, _ = must(t, m, &GrantLUN{LUN: uid(7), Host: "esx"})
+	if a, b := shown(m, esx), shown(m, win); a != "esx open" || b != " open" {
+		t.Errorf("%q, %q", a, b)
+	}
+	m, _ = must(t, m, &GrantLUN{LUN: uid(8), Host: "esx"})
+	if a := shown(m, esx); a != "esx" {
+		t.Errorf("%q", a)
+	}
+	m, _ = must(t, m, &SetHost{Host: Host{Name: "esx", Initiators: []string{esx}, SinglePath: true}})
+	if a := shown(m, esx); a != " open vm1" {
+		t.Errorf("with a single path %q", a)
+	}
+}
+
 func TestLUNsMadeBeforeAccessControlStayOpen(t *testing.T) {
 	m, _ := must(t, threeNodes(t), mirrored(7, "vm1"), &SetHost{Host: Host{Name: "esx", Initiators: []string{esx}}})
 	if l := m.LUNs[uid(7)]; l.Access != nil || !l.IsOpen() || m.SinglePath(win, uid(7)) {

@@ -50,7 +50,7 @@ func extendedCopy(r *request) error {
 	if err != nil {
 		return err
 	}
-	record, err := r.Nexus.units.copies.begin(r, &list)
+	record, err := r.unit.copied.begin(r, &list)
 	if err != nil {
 		return err
 	}

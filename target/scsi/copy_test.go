@@ -496,6 +496,11 @@ func TestCopyResults(t *testing.T) {
 
 	g.want(g.copy(g.nexus, copyListOf(0, 3<<3, self, two...)), "good") // without an identifier
 	status(0, "")
+	g.want(g.copy(g.nexus, copyListOf(250, 0, self, two...)), "good")
+	for id := range byte(200) { // of others, they take none of ours
+		g.want(g.copy(other, copyListOf(id, 0, self, two...)), "good")
+	}
+	status(250, "00000008 01 0002 00 00001800")
 	for id := range byte(200) { // bounded: the oldest go
 		g.want(g.copy(g.nexus, copyListOf(id, 0, self, two...)), "good")
 	}

@@ -9,11 +9,16 @@ import (
 	"sync/atomic"
 )
 
-// maxCopyRecords is how many copies a nexus can ask about; the oldest that has ended makes room. More than can run at once on
-// one unit, so that there is always one.
-const maxCopyRecords = 2 * maxCopies
+const (
+	// maxCopyRecords is how many copies a nexus can ask about; the oldest that has ended makes room. More than can run at once,
+	// so that there is always one.
+	maxCopyRecords = 2 * maxCopies
+	// maxAllCopyRecords is how many there are of all nexuses.
+	maxAllCopyRecords = 8 * maxCopyRecords
+)
 
-// copyLog is what a nexus can ask about its copies, by logical unit and list identifier.
+// copyLog is what can be asked about a unit's copies, by nexus and list identifier. It is kept where the copies are done, by the
+// owner, and ends with its tenure.
 type copyLog struct {
 	mu      sync.Mutex
 	records []*copyRecord // oldest first
@@ -22,7 +27,8 @@ type copyLog struct {
 // copyRecord is one EXTENDED COPY command.
 type copyRecord struct {
 	log      *copyLog // nil: nobody can ask about it
-	unit     *Unit
+	nexus    uint64   // nexusUnits.id
+	session  uint64   // and of which login
 	id       byte
 	segments atomic.Uint32 // processed
 	bytes    atomic.Uint64 // written
@@ -37,33 +43,52 @@ type copyRecord struct {
 
 // begin enters a command. A list identifier that is in use is refused; one whose copy has ended is used anew.
 func (l *copyLog) begin(r *request, list *copyList) (*copyRecord, error) {
-	record := &copyRecord{unit: r.unit, id: list.id}
+	record := &copyRecord{nexus: r.Nexus.units.id, session: r.Nexus.units.session, id: list.id}
 	if list.usage == copyUnnamed {
 		return record, nil
 	}
 	record.log = l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i := l.find(r.unit, list.id); i >= 0 {
+	if i := l.find(r.Nexus, list.id); i >= 0 {
 		if !l.records[i].ended {
 			return nil, senseCopyInProgress
 		}
 		l.records = slices.Delete(l.records, i, i+1)
 	}
-	if len(l.records) >= maxCopyRecords {
-		i := slices.IndexFunc(l.records, func(c *copyRecord) bool { return c.ended })
-		if i < 0 {
-			return nil, statusError(StatusTaskSetFull)
-		}
-		l.records = slices.Delete(l.records, i, i+1)
+	mine := func(c *copyRecord) bool { return c.nexus == record.nexus && c.session == record.session }
+	if !l.makeRoom(maxCopyRecords, mine) || !l.makeRoom(maxAllCopyRecords, func(*copyRecord) bool { return true }) {
+		return nil, statusError(StatusTaskSetFull)
 	}
 	l.records = append(l.records, record)
 	return record, nil
 }
 
+// makeRoom forgets the oldest ended record of a kind if there are most of them; false if none has ended. The caller holds mu.
+func (l *copyLog) makeRoom(most int, kind func(*copyRecord) bool) bool {
+	n, oldest := 0, -1
+	for i, c := range l.records {
+		if !kind(c) {
+			continue
+		}
+		if n++; oldest < 0 && c.ended {
+			oldest = i
+		}
+	}
+	if n < most {
+		return true
+	}
+	if oldest >= 0 {
+		l.records = slices.Delete(l.records, oldest, oldest+1)
+	}
+	return oldest >= 0
+}
+
 // find returns the index of a record, -1 if there is none. The caller holds mu.
-func (l *copyLog) find(u *Unit, id byte) int {
-	return slices.IndexFunc(l.records, func(c *copyRecord) bool { return c.unit == u && c.id == id })
+func (l *copyLog) find(n *Nexus, id byte) int {
+	return slices.IndexFunc(l.records, func(c *copyRecord) bool {
+		return c.nexus == n.units.id && c.session == n.units.session && c.id == id
+	})
 }
 
 // forget takes the record out, as if the command had never come.
@@ -93,10 +118,10 @@ func (c *copyRecord) end(r *request, err error) {
 // receiveCopyStatus is RECEIVE COPY RESULTS with service action COPY STATUS (SPC-4 r37 §6.24.2). A copy that has ended is
 // forgotten when it was reported, unless there are details of a failure left to ask for.
 func receiveCopyStatus(r *request) error {
-	l := &r.Nexus.units.copies
+	l := &r.unit.copied
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := l.find(r.unit, r.CDB[2])
+	i := l.find(r.Nexus, r.CDB[2])
 	if i < 0 {
 		return senseInvalidField
 	}
@@ -124,10 +149,10 @@ func receiveCopyStatus(r *request) error {
 // failedSegmentDetails is RECEIVE COPY RESULTS with service action FAILED SEGMENT DETAILS (SPC-4 r37 §6.24.5): the sense data of
 // a copy that failed, once.
 func failedSegmentDetails(r *request) error {
-	l := &r.Nexus.units.copies
+	l := &r.unit.copied
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := l.find(r.unit, r.CDB[2])
+	i := l.find(r.Nexus, r.CDB[2])
 	if i < 0 || l.records[i].sense == nil {
 		return senseInvalidField
 	}

@@ -18,7 +18,6 @@ type nexusUnits struct {
 	first    *request  // running tasks, linked through request.next and prev
 	luns     []lunView // few; searched from the start
 	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
-	copies   copyLog   // has its own mutex
 	spare    *request  // ended, for the next commands; linked through request.next
 	spares   int
 

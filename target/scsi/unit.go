@@ -177,6 +177,7 @@ type Unit struct {
 	mu     sync.Mutex
 	in     map[*Target]int // the targets it is in, and as how many LUNs
 	copies copySlots
+	copied copyLog
 	space  spaceWatch
 	// outage is when a command first found neither owner nor quorum; nil when the last one to look found them.
 	outage atomic.Pointer[time.Time]

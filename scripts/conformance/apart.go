@@ -16,25 +16,30 @@ const (
 
 	readOnlySuite = "ReadOnly"
 	lbaSuite      = "GetLBAStatus"
+
+	multipathSuite = "MultipathIO"
 )
 
 // reset runs resetTest twice in one process, once in family ALL and once in family iSCSI. The second run's verdict counts,
 // provided that the first failed nowhere but at the tool's own fault. As any LUN reset it also takes away a reservation
 // that another test has left.
 //
-// The first run gives up its write and then logs out. A write that is answered meanwhile, not aborted, makes the tool use
-// what it has freed (line 202), and it may crash: that is not the target's, and another attempt may fare better.
+// The first run gives up its write and then logs out. The answer to the reset may come too late for it; and a write that is
+// answered meanwhile, not aborted, makes the tool use what it has freed (line 202), so that it may crash. Neither is the
+// target's doing, and another attempt may fare better.
 func (t tool) reset(ctx context.Context, url string) result {
 	const attempts = 5
 	for i := 1; ; i++ {
 		outcomes, err := t.run(ctx, []string{url}, "*."+resetTest)
+		r := result{name: resetTest, verdict: faulty, reason: "the tool crashes: it uses the task of its write after it has freed it (test_async_lu_reset_simple.c:202)"}
 		switch {
 		case err == nil:
-			return judgeReset(outcomes)
+			r = judgeReset(outcomes)
 		case !errors.Is(err, errCrashed):
 			return result{name: resetTest, verdict: failed, reason: err.Error()}
-		case i == attempts:
-			return result{name: resetTest, verdict: faulty, reason: "the tool crashes: it uses the task of its write after it has freed it (test_async_lu_reset_simple.c:202)"}
+		}
+		if r.verdict != faulty || i == attempts {
+			return r
 		}
 	}
 }
@@ -45,6 +50,9 @@ func judgeReset(outcomes []outcome) result {
 	}
 	if first := outcomes[0]; !first.passed && !onlyAt(resetBug, first.asserts) {
 		return judge(first)
+	}
+	if second := outcomes[1]; !second.passed && onlyAt(resetBug, second.asserts) {
+		return result{name: resetTest, verdict: faulty, reason: "ends before the reset is sent (" + resetBug + ")"}
 	}
 	return judge(outcomes[1])
 }
@@ -69,6 +77,30 @@ func show(results []result, where string) {
 	for _, r := range results {
 		fmt.Printf("%-4s %-45s %s\n", r.verdict, r.name+where, r.reason)
 	}
+}
+
+// runForwarded runs all suites through the portal of a node that does not own the LUN and passes commands on to the one that
+// does: nothing may be different there. What does not pass is printed.
+func runForwarded(ctx context.Context, t tool, s *subject, suites []suite) ([]result, error) {
+	other := s.other()
+	if s.admin == nil || other.url == s.url {
+		return nil, nil
+	}
+	var all []result
+	for _, one := range suites {
+		results, err := runSuite(ctx, t, other, one, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range results {
+			if r.verdict == failed {
+				show([]result{r}, ", forwarded")
+			}
+		}
+		all = append(all, results...)
+	}
+	fmt.Printf("forwarded: %s\n", count(all))
+	return all, nil
 }
 
 // overlay puts results in the place of those of the same tests.

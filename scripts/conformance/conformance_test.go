@@ -102,7 +102,7 @@ func TestResetCountsTheSecondTime(t *testing.T) {
 		{"as the tool is", []outcome{first, good}, passed},
 		{"the tool mended", []outcome{good, good}, passed},
 		{"the reset itself fails", []outcome{first, {name: resetTest, asserts: []assertion{{place: "x.c:1"}}}}, failed},
-		{"the same fault again", []outcome{first, first}, failed},
+		{"the same fault again", []outcome{first, first}, faulty},
 		{"the first fails elsewhere", []outcome{{name: resetTest, asserts: append(bug, assertion{place: "x.c:1"})}, good}, failed},
 		{"once only", []outcome{good}, failed},
 		{"nothing was reset", []outcome{first, {name: resetTest, passed: true, skips: []string{"Non-iSCSI"}}}, skipped},
@@ -263,8 +263,15 @@ func TestReportNamesWhatDidNotPass(t *testing.T) {
 
 func TestSubjectFollowsTheLUN(t *testing.T) {
 	t.Parallel()
-	now, fail := "iscsi://a", error(nil)
-	s := subject{url: "iscsi://a", all: []string{"iscsi://a", "iscsi://b"}, serving: func(context.Context) (string, error) { return now, fail }}
+	now, term, fail := "iscsi://a", uint64(4), error(nil)
+	s := subject{
+		url: "iscsi://a", term: 4, all: []string{"iscsi://a", "iscsi://b"},
+		serving: func(context.Context) (string, uint64, error) { return now, term, fail },
+	}
+	forwarded := s.other()
+	if forwarded.url != "iscsi://b" || s.forwarded {
+		t.Errorf("forwarded through %q", forwarded.url)
+	}
 	if s.follow(t.Context()) {
 		t.Error("it has not moved")
 	}
@@ -272,15 +279,22 @@ func TestSubjectFollowsTheLUN(t *testing.T) {
 	if s.follow(t.Context()) || s.url != "iscsi://a" {
 		t.Errorf("served nowhere, but now at %q", s.url)
 	}
-	now, fail = "iscsi://b", nil
-	if !s.follow(t.Context()) || s.url != "iscsi://b" {
-		t.Errorf("it has moved to b, but %q", s.url)
+	now, term, fail = "iscsi://b", 5, nil
+	if !s.follow(t.Context()) || s.url != "iscsi://b" || s.follow(t.Context()) {
+		t.Errorf("it has moved to b once, but %q", s.url)
 	}
-	if got := s.paths("MultipathIO"); !slices.Equal(got, []string{"iscsi://b", "iscsi://a"}) || len(s.paths("Read10")) != 1 {
+	if !forwarded.follow(t.Context()) || forwarded.url != "iscsi://a" {
+		t.Errorf("it has moved to b, but forwarded through %q", forwarded.url)
+	}
+	now, term = "iscsi://b", 7 // there and back
+	if !s.follow(t.Context()) {
+		t.Error("it has moved there and back, unnoticed")
+	}
+	if got := s.paths(multipathSuite); !slices.Equal(got, []string{"iscsi://b", "iscsi://a"}) || len(s.paths("Read10")) != 1 {
 		t.Errorf("paths %v and %v", got, s.paths("Read10"))
 	}
 	one := subject{url: "iscsi://a", all: []string{"iscsi://a"}}
-	if got := one.paths("MultipathIO"); !slices.Equal(got, []string{"iscsi://a", "iscsi://a"}) {
+	if got := one.paths(multipathSuite); !slices.Equal(got, []string{"iscsi://a", "iscsi://a"}) || one.follow(t.Context()) {
 		t.Errorf("one portal: %v", got)
 	}
 }

@@ -105,7 +105,7 @@ func run(ctx context.Context, o options) error {
 	if o.target == "tgt" {
 		return nil
 	}
-	errs := []error{gate(r.results, expected, whole), gate(r.protected, nil, false), gate(r.aligned, nil, false)}
+	errs := []error{gate(r.results, expected, whole), gate(r.forwarded, expected, whole), gate(r.protected, nil, false), gate(r.aligned, nil, false)}
 	if r.moved != nil {
 		fmt.Println("moved:", r.moved)
 		errs = append(errs, r.moved.err())
@@ -122,17 +122,19 @@ func examine(ctx context.Context, o options, suites []suite, expected map[string
 	defer func() { err = errors.Join(err, s.stop()) }()
 	r.subject = s.name
 	t := tool{timeout: o.timeout}
-	if s.admin != nil {
-		if err := checkShape(ctx, s.url); err != nil {
-			return r, err
-		}
+	if err := s.check(ctx); err != nil {
+		return r, err
 	}
 	for _, one := range suites {
 		results, err := runSuite(ctx, t, s, one, o.alone)
 		if err != nil {
 			return r, err
 		}
+		show(results, "")
 		r.results = append(r.results, results...)
+	}
+	if r.forwarded, err = runForwarded(ctx, t, s, suites); err != nil {
+		return r, err
 	}
 	if r.protected, err = runProtected(ctx, t, s, suites); err != nil {
 		return r, err
@@ -141,6 +143,9 @@ func examine(ctx context.Context, o options, suites []suite, expected map[string
 		return r, err
 	}
 	if s.admin != nil && o.moves > 0 && o.nodes > 1 && len(interruptible) > 0 {
+		if err := s.singlePath(ctx); err != nil {
+			return r, err
+		}
 		c, err := runMoved(ctx, t, s, interruptible, expected, o.moves, o.every)
 		if err != nil {
 			return r, err
@@ -150,14 +155,14 @@ func examine(ctx context.Context, o options, suites []suite, expected map[string
 	return r, nil
 }
 
-// runSuite runs a suite, and again if it failed because the LUN is served elsewhere now. What it says is printed.
+// runSuite runs a suite, and again if it failed because the LUN is served elsewhere now.
 func runSuite(ctx context.Context, t tool, s *subject, one suite, alone bool) ([]result, error) {
 	results, err := attempt(ctx, t, s, one, alone)
 	if err == nil && count(results).fail > 0 && ctx.Err() == nil {
 		// A test that ended in the middle may have left a reservation: a LUN reset takes it away.
 		_ = t.reset(ctx, s.url)
 		if s.follow(ctx) {
-			fmt.Printf("     %-45s the LUN has moved, once more\n", one.name)
+			fmt.Printf("     %-45s another node owns the LUN now, once more\n", one.name)
 			results, err = attempt(ctx, t, s, one, alone)
 		}
 	}
@@ -167,7 +172,6 @@ func runSuite(ctx context.Context, t tool, s *subject, one suite, alone bool) ([
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	show(results, "")
 	if !s.alive() {
 		return nil, fmt.Errorf("the target ended during %s", one.name)
 	}
@@ -177,6 +181,11 @@ func runSuite(ctx context.Context, t tool, s *subject, one suite, alone bool) ([
 // attempt runs a suite, with what its process cannot show put in its place.
 func attempt(ctx context.Context, t tool, s *subject, one suite, alone bool) ([]result, error) {
 	var results []result
+	if one.name == multipathSuite {
+		if err := clearBlocks(ctx, s.url); err != nil {
+			return nil, err
+		}
+	}
 	if alone {
 		results = t.apart(ctx, s.paths(one.name), one)
 	} else {

@@ -94,3 +94,18 @@ func swpList(sensed []byte, on bool) ([]byte, error) {
 	}
 	return list, nil
 }
+
+// clearBlocks writes zeros to the first blocks of the LUN. MultipathIO.CompareAndWrite clears 256 of them and then compares
+// 257 (test_multipathio_compareandwrite.c:68): it finds what another test, or an earlier run of itself, has left in the last.
+func clearBlocks(ctx context.Context, url string) error {
+	s, err := dial(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	const blocks, blockBytes = 512, 512
+	if err := s.Write(ctx, 0, blocks, make([]byte, blocks*blockBytes)); err != nil {
+		return fmt.Errorf("clear the first %d blocks: %w", blocks, err)
+	}
+	return nil
+}

@@ -35,6 +35,7 @@ func (c counts) String() string {
 type report struct {
 	subject   string // what was tested
 	results   []result
+	forwarded []result // of all suites through a node that does not own the LUN
 	protected []result // of the suite that needs a write-protected LUN
 	aligned   []result // of the suites run on the LUN with logical blocks as long as physical ones
 	moved     *campaign
@@ -48,6 +49,9 @@ func (r report) table() string {
 	fmt.Fprintf(&b, "%s: %s.\n", r.subject, count(r.results))
 	if len(r.reference) > 0 {
 		fmt.Fprintf(&b, "tgt, the reference: %s.\n", count(r.reference))
+	}
+	if len(r.forwarded) > 0 {
+		fmt.Fprintf(&b, "Through the node that does not own the LUN: %s.\n", count(r.forwarded))
 	}
 	if len(r.protected) > 0 {
 		fmt.Fprintf(&b, "%s on the same LUN, write-protected (SWP): %s", r.protected[0].suite(), count(r.protected))
@@ -82,6 +86,7 @@ func (r report) table() string {
 	list(&b, "Failed", r.results, failed)
 	list(&b, "Failed by the tool's own fault", r.results, faulty)
 	list(&b, "Skipped", r.results, skipped)
+	list(&b, "Failed through the node that does not own the LUN", r.forwarded, failed)
 	list(&b, "Failed on tgt", r.reference, failed)
 	return b.String()
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sanctuary/scripts/rig"
+	"sanctuary/target/scsi"
 )
 
 const (
@@ -32,38 +33,56 @@ type subject struct {
 	admin *admin   // nil if it is not this project's cluster
 	alive func() bool
 	stop  func() error
-	// serving says where the LUN is served now; nil if there is but one portal.
-	serving func(ctx context.Context) (string, error)
+	term  uint64 // of the owner, when last looked at
+	// forwarded: url is of a node that does not own the LUN
+	forwarded bool
+	// serving returns the URL of the owner's portal and the owner's term; nil if the LUN cannot move.
+	serving func(ctx context.Context) (url string, term uint64, err error)
 }
 
 // paths returns the URLs a suite is run on: MultipathIO takes two, on two nodes if there are two.
 func (s *subject) paths(suite string) []string {
-	if suite != "MultipathIO" {
+	if suite != multipathSuite {
 		return []string{s.url}
 	}
-	second := s.url
-	for _, u := range s.all {
-		if u != s.url {
-			second = u
-		}
-	}
-	return []string{s.url, second}
+	return []string{s.url, s.another(s.url)}
 }
 
-// follow looks where the LUN is served after a test has failed, and says whether it has moved: on a machine so busy that
-// nodes do not hear each other for a while, ownership moves, and with it what a session is told.
+// other returns the same subject through the portal of a node that does not own the LUN, if there is one.
+func (s *subject) other() *subject {
+	o := *s
+	o.url, o.forwarded = s.another(s.url), true
+	return &o
+}
+
+// follow looks where the LUN is served after a test has failed, and says whether it has had another owner since the last
+// look: on a machine so busy that nodes do not hear each other for a while, ownership moves, and sessions are told of it.
 func (s *subject) follow(ctx context.Context) bool {
 	if s.serving == nil {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	url, err := s.serving(ctx)
-	if err != nil || url == s.url {
+	url, term, err := s.serving(ctx)
+	if err != nil {
 		return false
 	}
-	s.url = url
-	return true
+	moved := term != s.term
+	s.term, s.url = term, url
+	if s.forwarded {
+		s.url = s.another(url)
+	}
+	return moved
+}
+
+// another returns the URL of a portal on a node other than that of url, if there is one.
+func (s *subject) another(url string) string {
+	for _, u := range s.all {
+		if u != url {
+			return u
+		}
+	}
+	return url
 }
 
 // start starts what is to be tested, unless target is the URL of one that runs already. Everything ends with stop.
@@ -95,16 +114,11 @@ func start(ctx context.Context, target string, o options) (*subject, error) {
 		}
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	s := &subject{name: t.Name, all: t.URLs, alive: t.Alive, serving: t.Serving}
+	s := &subject{name: t.Name, all: t.URLs, alive: t.Alive}
 	s.stop = func() error { return errors.Join(t.Stop(), os.RemoveAll(dir)) }
-	if target == "sanctuary" {
-		s.admin, err = readAdmin(o.binary, filepath.Join(dir, "state"))
-	}
-	if err == nil {
-		err = s.prepare(ctx, o)
-	}
-	if err == nil {
-		s.url, err = t.Serving(ctx)
+	s.url, err = t.Serving(ctx)
+	if err == nil && target == "sanctuary" {
+		err = s.steer(ctx, o, filepath.Join(dir, "state"))
 	}
 	if err != nil {
 		keepLog(dir)
@@ -124,12 +138,79 @@ func thinTgt(ctx context.Context, dir string) error {
 	return nil
 }
 
-// prepare makes what the suites need beside the LUN they find: data through the portals of both nodes.
-func (s *subject) prepare(ctx context.Context, o options) error {
-	if s.admin == nil || o.nodes == 1 {
-		return nil
+// steer makes ready to give orders to the cluster whose state is in dir, and gives those that the suites need.
+func (s *subject) steer(ctx context.Context, o options, dir string) (err error) {
+	if s.admin, err = readAdmin(o.binary, dir); err != nil {
+		return err
 	}
-	_, err := s.admin.do(ctx, "lun", "set", lunName, "--non-optimized-paths=on")
+	s.serving = s.admin.serving
+	if o.nodes > 1 {
+		if err := s.forward(ctx); err != nil {
+			return err
+		}
+	}
+	s.url, s.term, err = s.serving(ctx)
+	return err
+}
+
+// forward makes the node that does not own the LUN pass commands on, and waits until the owner reports it as Active/Non-optimized:
+// the change raises a unit attention (2Ah/06h), which the tool takes for a failure.
+func (s *subject) forward(ctx context.Context) error {
+	if _, err := s.admin.do(ctx, "lun", "set", lunName, "--non-optimized-paths", "on"); err != nil {
+		return err
+	}
+	for {
+		ready, err := s.forwards(ctx)
+		if ready {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no node is Active/Non-optimized: %w", errors.Join(ctx.Err(), err))
+		case <-time.After(200 * time.Millisecond): // a poll of a foreign process: there is nothing to wait on
+		}
+	}
+}
+
+// forwards says whether every portal reports one port group as Active/Optimized and the others as Active/Non-optimized.
+func (s *subject) forwards(ctx context.Context) (bool, error) {
+	for _, url := range s.all {
+		session, err := dial(ctx, url)
+		if err != nil {
+			return false, err
+		}
+		groups, err := session.ReportTargetPortGroups(ctx)
+		session.Close()
+		if err != nil {
+			return false, err
+		}
+		count := map[scsi.AccessState]int{}
+		for _, g := range groups {
+			count[g.State]++
+		}
+		if count[scsi.ActiveOptimized] != 1 || count[scsi.ActiveNonOptimized] != len(groups)-1 {
+			return false, fmt.Errorf("port groups %+v through %s", groups, url)
+		}
+	}
+	return true, nil
+}
+
+// check looks whether the tool's initiators may log in at all, and whether our own LUN is one on which every test can run.
+func (s *subject) check(ctx context.Context) error {
+	if s.admin != nil {
+		return checkShape(ctx, s.url)
+	}
+	session, err := dial(ctx, s.url)
+	if err == nil {
+		session.Close()
+	}
+	return err
+}
+
+// singlePath says that the tool's initiators use one path and know nothing of ALUA: they are sent to the node that owns the
+// LUN from now on, instead of being told by unit attentions, which the tool takes for failures.
+func (s *subject) singlePath(ctx context.Context) error {
+	_, err := s.admin.do(ctx, "lun", "allow", lunName, "--any", "--single-path")
 	return err
 }
 
@@ -139,22 +220,11 @@ func (s *subject) aligned(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var lun struct {
-		Owner   string `json:"owner"`
-		Portals []struct {
-			Node string `json:"node"`
-			URL  string `json:"url"`
-		} `json:"portals"`
-	}
-	if err := json.Unmarshal(out, &lun); err != nil {
+	var l lunState
+	if err := json.Unmarshal(out, &l); err != nil {
 		return "", fmt.Errorf("LUN %s: %w", alignedLUN, err)
 	}
-	for _, p := range lun.Portals {
-		if p.Node == lun.Owner {
-			return p.URL, nil
-		}
-	}
-	return "", fmt.Errorf("LUN %s has no portal on its owner %q: %s", alignedLUN, lun.Owner, out)
+	return l.ownerURL()
 }
 
 // admin gives an operator's commands to a demo's cluster.
@@ -205,28 +275,61 @@ func (a *admin) do(ctx context.Context, args ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// owner returns the name of the node that owns the LUN.
-func (a *admin) owner(ctx context.Context) (string, error) {
+// lunState is what "lun show" says.
+type lunState struct {
+	Owner   string `json:"owner"`
+	Term    uint64 `json:"term"` // grows with every owner
+	Portals []struct {
+		Node string `json:"node"`
+		URL  string `json:"url"`
+	} `json:"portals"`
+}
+
+// ownerURL returns the URL of the owner's portal.
+func (l *lunState) ownerURL() (string, error) {
+	for _, p := range l.Portals {
+		if p.Node == l.Owner {
+			return p.URL, nil
+		}
+	}
+	return "", fmt.Errorf("no portal on the owner %q among %v", l.Owner, l.Portals)
+}
+
+func (a *admin) lun(ctx context.Context) (l lunState, err error) {
 	out, err := a.do(ctx, "lun", "show", lunName, "-o", "json")
 	if err != nil {
-		return "", err
+		return l, err
 	}
-	var lun struct {
-		Owner string `json:"owner"`
+	if err := json.Unmarshal(out, &l); err != nil {
+		return l, fmt.Errorf("lun show %s: %w", lunName, err)
 	}
-	if err := json.Unmarshal(out, &lun); err != nil {
-		return "", fmt.Errorf("lun show %s: %w", lunName, err)
+	return l, nil
+}
+
+// serving returns where the LUN is served, waiting until it is.
+func (a *admin) serving(ctx context.Context) (url string, term uint64, err error) {
+	for {
+		l, err := a.lun(ctx)
+		if err == nil {
+			if url, err = l.ownerURL(); err == nil {
+				return url, l.Term, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", 0, errors.Join(ctx.Err(), err)
+		case <-time.After(200 * time.Millisecond): // a poll of a foreign process: there is nothing to wait on
+		}
 	}
-	return lun.Owner, nil
 }
 
 // move hands the LUN to a node that does not own it now, and waits until that one serves.
 func (a *admin) move(ctx context.Context) error {
-	owner, err := a.owner(ctx)
+	now, err := a.lun(ctx)
 	if err != nil {
 		return err
 	}
-	to := slices.IndexFunc(a.data, func(n string) bool { return n != owner })
+	to := slices.IndexFunc(a.data, func(n string) bool { return n != now.Owner })
 	if to < 0 {
 		return errors.New("there is no other data node to move the LUN to")
 	}

@@ -35,7 +35,7 @@ type cluster struct {
 	binary  string
 	api     *client.Client
 	apiList []string
-	portals map[string]string // of data nodes: host:port on this machine's loopback
+	portals map[string]string // of data nodes: host:port as advertised
 	procs   map[string]*process
 }
 
@@ -115,9 +115,11 @@ func (c *cluster) configure() error {
 		if n == witness {
 			cfg = config.DefaultWitness()
 		} else {
-			c.portals[n] = at(i, 3)
-			cfg.Listen.ISCSI = []string{at(i, 3)}
-			cfg.Advertise.ISCSI = []string{net.JoinHostPort(hostInGuest, strconv.Itoa(ports[4*i+3]))}
+			// A guest's way to the host leads to 127.0.0.1, QEMU's own to the address itself.
+			port := strconv.Itoa(ports[4*i+3])
+			c.portals[n] = net.JoinHostPort(hostInGuest, port)
+			cfg.Listen.ISCSI = []string{net.JoinHostPort("0.0.0.0", port)}
+			cfg.Advertise.ISCSI = []string{c.portals[n]}
 			cfg.Pools.File.Capacity = 8 << 30
 		}
 		cfg.Cluster, cfg.Node, cfg.DataDir = "guest", n, filepath.Join(c.dir, n)

@@ -55,13 +55,17 @@ func (l *lab) startInitiators() error {
 	script := fmt.Sprintf(`set -e
 echo InitiatorName=%[1]s >/etc/iscsi/initiatorname.iscsi
 modprobe -a iscsi_tcp dm_multipath dm_service_time sd_mod sg scsi_dh_alua
-apt-get() { :; }
-systemctl() {
-	case "$*" in
-	*multipathd*) multipathd && timeout 30 sh -c 'until multipathd show status >/dev/null 2>&1; do sleep 0.1; done' ;;
-	*iscsid*) iscsid ;;
-	esac
-}
+cat >/usr/bin/apt-get <<'END'
+#!/bin/sh
+END
+cat >/usr/bin/systemctl <<'END'
+#!/bin/sh
+case "$*" in
+*multipathd*) multipathd && timeout 30 sh -c 'until multipathd show status >/dev/null 2>&1; do sleep 0.1; done' ;;
+*iscsid*) iscsid ;;
+esac
+END
+chmod +x /usr/bin/apt-get /usr/bin/systemctl
 %[2]s
 timeout 60 sh -c 'until multipathd show map sanctuary-%[3]s topology | grep -q ghost; do sleep 0.2; done'
 multipath -ll
@@ -103,13 +107,7 @@ func (l *lab) discover(t *testing.T, node, iface string) string {
 	if iface != "" {
 		iface = "-I " + iface
 	}
-	return l.vm.sh(t, "iscsiadm -m discovery -t sendtargets %s -p %s", iface, l.inGuest(node))
-}
-
-// inGuest is a node's portal as the guest reaches it.
-func (l *lab) inGuest(node string) string {
-	_, port, _ := strings.Cut(l.cluster.portals[node], ":")
-	return hostInGuest + ":" + port
+	return l.vm.sh(t, "iscsiadm -m discovery -t sendtargets %s -p %s", iface, l.cluster.portals[node])
 }
 
 // login logs in to all portals that discovery has found for the LUN's own target, and waits for the map.

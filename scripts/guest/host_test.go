@@ -65,7 +65,7 @@ func (h *host) grant(t *testing.T, name string, bytes int64) granted {
 // discover returns what discovery at a node shows this host. Settings, as key and value, come first.
 func (h *host) discover(t *testing.T, node string) result {
 	t.Helper()
-	return h.l.vm.try(t, "iscsiadm -m discovery -t sendtargets -I %s -p %s", h.name, h.l.inGuest(node))
+	return h.l.vm.try(t, "iscsiadm -m discovery -t sendtargets -I %s -p %s", h.name, h.l.cluster.portals[node])
 }
 
 // set changes settings of the node records of the host's target: key, value, key, value...
@@ -142,7 +142,7 @@ func TestHostSeesItsOwnLUNsOnly(t *testing.T) {
 	l := useLab(t)
 	h := l.host(t, "mine", api.HostSpec{Initiators: []string{initiatorName + "-mine"}})
 	g := h.grant(t, "granted", 64*mib)
-	stranger := l.vm.try(t, "iscsiadm -m discovery -t sendtargets -o nonpersistent -p %s", l.inGuest(alpha))
+	stranger := l.vm.try(t, "iscsiadm -m discovery -t sendtargets -o nonpersistent -p %s", l.cluster.portals[alpha])
 	if strings.Contains(stranger.out, h.iqn) || strings.Contains(stranger.out, g.lun.IQN) {
 		t.Errorf("discovery shows a stranger what is not for it:\n%s", stranger.out)
 	}
@@ -156,7 +156,7 @@ func TestHostSeesItsOwnLUNsOnly(t *testing.T) {
 	l.vm.sh(t, "iscsiadm -m session --rescan")
 	h.sg(t, second)
 	r := l.vm.try(t, `iscsiadm -m node -T %s -p %s -I default -o new && iscsiadm -m node -T %[1]s -I default --login; status=$?
-iscsiadm -m node -T %[1]s -I default -o delete; exit $status`, h.iqn, l.inGuest(alpha))
+iscsiadm -m node -T %[1]s -I default -o delete; exit $status`, h.iqn, l.cluster.portals[alpha])
 	if r.status == 0 {
 		t.Errorf("a stranger logs in to the target of host %s", h.name)
 	}
@@ -179,7 +179,7 @@ set discovery.sendtargets.auth.password %[4]s
 iscsiadm -m discoverydb -t sendtargets -p %[2]s -I %[1]s --discover
 status=$?
 iscsiadm -m discoverydb -t sendtargets -p %[2]s -o delete
-exit $status`, iface, l.inGuest(node), user, password)
+exit $status`, iface, l.cluster.portals[node], user, password)
 	}
 	for _, c := range []struct {
 		name string

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -37,6 +38,10 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("SANCTUARY_GUEST") == "1" && impossible() == "" && os.Getenv(imageVariable) == "" {
+		fmt.Fprintln(os.Stderr, isolate()) // returns only if it failed
+		os.Exit(1)
+	}
 	code := m.Run()
 	if shared != nil {
 		if err := shared.close(code == 0); err != nil {
@@ -83,27 +88,50 @@ func impossible() string {
 	return ""
 }
 
-func startLab() (l *lab, err error) {
-	dir, err := os.MkdirTemp(os.Getenv("GUEST_DIR"), "guest-")
-	if err != nil {
-		return nil, err
-	}
-	l = &lab{dir: dir}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.close(false))
-			l = nil
-		}
-	}()
+// imageVariable tells the tests where the guest is, once they run in a network of their own.
+const imageVariable = "GUEST_IMAGE"
+
+// isolate builds the guest, which needs the machine's network, and starts this program again in a network namespace of its own:
+// there 10.0.2.2, where the nodes say they are, can be an address of the host as it is one for the guest, ports collide with
+// nobody's, and nothing gets out.
+func isolate() error {
 	ctx, cancel := context.WithTimeout(context.Background(), buildTime)
 	defer cancel()
 	build := exec.CommandContext(ctx, "./build")
 	build.Stderr = os.Stderr
 	out, err := build.Output()
 	if err != nil {
-		return l, fmt.Errorf("scripts/guest/build: %w", err)
+		return fmt.Errorf("scripts/guest/build: %w", err)
 	}
-	l.image = strings.TrimSpace(string(out))
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		return err
+	}
+	args := append([]string{unshare, "--net", "--", self}, os.Args[1:]...)
+	return syscall.Exec(unshare, args, append(os.Environ(), imageVariable+"="+strings.TrimSpace(string(out))))
+}
+
+func startLab() (l *lab, err error) {
+	dir, err := os.MkdirTemp(os.Getenv("GUEST_DIR"), "guest-")
+	if err != nil {
+		return nil, err
+	}
+	l = &lab{dir: dir, image: os.Getenv(imageVariable)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close(false))
+			l = nil
+		}
+	}()
+	for _, args := range []string{"link set lo up", "address add " + hostInGuest + "/32 dev lo"} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			return l, fmt.Errorf("ip %s: %w: %s", args, err, out)
+		}
+	}
 	if l.cluster, err = startCluster(filepath.Join(dir, "cluster")); err != nil {
 		return l, err
 	}

@@ -12,8 +12,8 @@ func TestGuestFindsBothNodesAndUsesTheOwner(t *testing.T) {
 	for _, node := range []string{alpha, beta} {
 		found := l.discover(t, node, "")
 		for _, n := range []string{alpha, beta} {
-			if !strings.Contains(found, l.inGuest(n)) || !strings.Contains(found, d.lun.IQN) {
-				t.Errorf("discovery at %s does not lead to %s at %s:\n%s", node, n, l.inGuest(n), found)
+			if !strings.Contains(found, l.cluster.portals[n]) || !strings.Contains(found, d.lun.IQN) {
+				t.Errorf("discovery at %s does not lead to %s at %s:\n%s", node, n, l.cluster.portals[n], found)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,7 +55,7 @@ Initiators that belong to a host with credentials must still prove them.`,
 						line(w, "Anyone else may use it as well; to end that: sanctuary lun deny %s --any", l.Name)
 					}
 					for _, h := range hosts {
-						line(w, "How to set up host %s: sanctuary target client-config --host %s --for esxi|linux-multipath|open-iscsi|windows|proxmox", h, h)
+						line(w, "How to set up host %s: sanctuary target client-config --host %s --for %s", h, h, strings.Join(clientNames(), "|"))
 					}
 				})
 			})(cmd, args)

@@ -229,8 +229,8 @@ func (c *cli) lunMove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "move NAME --to NODE", Short: "Make another node the owner", Args: oneName("the name or ID of the LUN"),
 		Long: `Hand the ownership of a LUN to another node that holds a copy in sync, for example before maintenance of the owner. No
-data moves and none is at risk. Initiators with multipath pause for a moment and go on; one that knows the old owner's portal
-alone, such as QEMU's own driver, gets an I/O error.`,
+data moves and none is at risk. Initiators with multipath pause for a moment and go on. So do those of a host with a single path
+(sanctuary host set --single-path), which are sent to the new owner; any other that uses one path gets an I/O error.`,
 		Example:           "  sanctuary lun move vm1 --to beta",
 		ValidArgsFunction: c.completeLUN,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -275,3 +275,25 @@ func TestChangesAreKnownEverywhereWhenTheyAreAnswered(t *testing.T) {
 		}
 	}
 }
+
+func TestALUNInUseThroughAHostsTargetIsNotDeleted(t *testing.T) {
+	c := cluster(t, "alpha", "beta")
+	for _, f := range c {
+		f.set(func() {
+			f.luns = []api.LUN{lun("alpha", api.HealthHealthy, 4)}
+			f.hosts = []api.Host{
+				{Name: "esx", Target: "iqn.t:host.esx", LUNs: []api.HostLUN{{LUN: "vm1", ID: lunID}}},
+				{Name: "other", Target: "iqn.t:host.other", LUNs: []api.HostLUN{{LUN: "vm2", ID: "x"}}},
+			}
+		})
+	}
+	url := c["alpha"].url + "/v1/luns/vm1"
+	c["beta"].set(func() { c["beta"].sessions = []api.Session{{Node: "beta", Initiator: "iqn.i:a", Target: "iqn.t:host.esx"}} })
+	if p := call(t, http.MethodDelete, url, "").problem(t); p.Code != api.CodeInUse || !strings.Contains(p.Detail, "iqn.i:a") {
+		t.Errorf("%+v", p)
+	}
+	c["beta"].set(func() { c["beta"].sessions[0].Target = "iqn.t:host.other" })
+	if a := call(t, http.MethodDelete, url, ""); a.status != http.StatusNoContent {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -299,8 +300,18 @@ func (s *Server) unused(ctx context.Context, l LUN) error {
 	if err != nil {
 		return asProblem(err)
 	}
+	hosts, err := s.svc.Hosts(ctx)
+	if err != nil {
+		return asProblem(err)
+	}
+	through := []string{l.IQN} // the targets that present it
+	for _, h := range hosts {
+		if slices.ContainsFunc(h.LUNs, func(m HostLUN) bool { return m.ID == l.ID }) {
+			through = append(through, h.Target)
+		}
+	}
 	for _, sess := range list.Sessions {
-		if sess.Target == l.IQN {
+		if slices.Contains(through, sess.Target) {
 			return (&Problem{
 				Status: http.StatusConflict, Code: CodeInUse,
 				Detail: fmt.Sprintf("LUN %s is in use: initiator %s is logged in to node %s from %s", l.Name, sess.Initiator, sess.Node, sess.Remote),

@@ -21,20 +21,28 @@ type oracle struct{ t *testing.T }
 
 func oracleByte(tag uint32, at int) byte { return byte(at) ^ byte(at>>8) ^ byte(tag*31) }
 
+// oracleLimit is the most a command may transfer, in bytes: the way there is what is looked at, not the amount.
+const oracleLimit = 128 << 10
+
 func (o *oracle) Accept(_ uint64, cdb *[16]byte) (int64, block.Fence) {
-	if cdb[0] != 0x2A {
+	n := int64(binary.BigEndian.Uint32(cdb[6:]))
+	if cdb[0] != 0x2A || n > oracleLimit {
 		return 0, block.Fence{}
 	}
-	return int64(binary.BigEndian.Uint32(cdb[6:])), block.Fence{}
+	return n, block.Fence{}
 }
 
 func (o *oracle) Execute(_ context.Context, task *scsi.Task) {
 	task.Status = scsi.StatusGood
 	n := int64(binary.BigEndian.Uint32(task.CDB[6:]))
-	switch task.CDB[0] {
+	op := task.CDB[0]
+	if n > oracleLimit {
+		op = 0xFF
+	}
+	switch op {
 	case 0x28:
 		task.TransferIn = n
-		if size := int(min(n, int64(task.ExpectedIn), 1<<20)); size > 0 {
+		if size := int(min(n, int64(task.ExpectedIn))); size > 0 {
 			task.DataIn = task.Buffers.Get(size)
 		}
 	case 0x2A:
@@ -168,25 +176,51 @@ func (s *script) put(h *pdu.Header, data []byte) {
 
 // FuzzWire sends any bytes after the login.
 func FuzzWire(f *testing.F) {
-	s := newScript(false)
-	var h pdu.Header
-	(&pdu.SCSICommand{Final: true, Read: true, Tag: 1, CmdSN: 1, EDTL: 512, CDB: [16]byte{0: 0x28, 8: 2}}).Put(&h)
-	s.put(&h, nil)
-	(&pdu.SCSICommand{Final: true, Write: true, Tag: 2, CmdSN: 2, EDTL: 8192, CDB: [16]byte{0: 0x2A, 8: 32}}).Put(&h)
-	s.put(&h, make([]byte, 1024))
-	(&pdu.DataOut{Tag: 2, TransferTag: 0, BufferOffset: 1024}).Put(&h)
-	s.put(&h, make([]byte, 2048))
-	(&pdu.TaskRequest{Immediate: true, Function: 1, Tag: 3, ReferencedTag: 2, CmdSN: 3, RefCmdSN: 2}).Put(&h)
-	s.put(&h, nil)
-	(&pdu.NopOut{Immediate: true, Tag: 4, TransferTag: pdu.NoTag, CmdSN: 3}).Put(&h)
-	s.put(&h, []byte("ping"))
-	(&pdu.TextRequest{Final: true, Tag: 5, TransferTag: pdu.NoTag, CmdSN: 3}).Put(&h)
-	s.put(&h, []byte("SendTargets=All\x00"))
-	(&pdu.LogoutRequest{Reason: pdu.LogoutSession, Tag: 6, CmdSN: 4}).Put(&h)
-	s.put(&h, nil)
-	f.Add(uint8(0), s.bytes)
-	f.Add(uint8(8), s.bytes)
-	f.Add(uint8(0), append([]byte{0x01, 0xE0, 0, 0, 255}, make([]byte, 1100)...))
+	seed := func(bits uint8, puts ...func(h *pdu.Header) []byte) {
+		s := newScript(bits&4 != 0)
+		for _, put := range puts {
+			var h pdu.Header
+			data := put(&h)
+			s.put(&h, data)
+		}
+		f.Add(bits, s.bytes)
+	}
+	read := func(h *pdu.Header) []byte {
+		(&pdu.SCSICommand{Final: true, Read: true, Tag: 1, CmdSN: 1, EDTL: 512, CDB: [16]byte{0: 0x28, 8: 2}}).Put(h)
+		return nil
+	}
+	write := func(h *pdu.Header) []byte {
+		(&pdu.SCSICommand{Final: true, Write: true, Tag: 2, CmdSN: 1, EDTL: 64, CDB: [16]byte{0: 0x2A, 9: 64}}).Put(h)
+		return make([]byte, 16)
+	}
+	data := func(h *pdu.Header) []byte {
+		(&pdu.DataOut{Final: true, Tag: 2, BufferOffset: 16}).Put(h)
+		return make([]byte, 48)
+	}
+	abort := func(h *pdu.Header) []byte {
+		(&pdu.TaskRequest{Immediate: true, Function: 1, Tag: 3, ReferencedTag: 2, CmdSN: 2, RefCmdSN: 1}).Put(h)
+		return nil
+	}
+	ping := func(h *pdu.Header) []byte {
+		(&pdu.NopOut{Immediate: true, Tag: 4, TransferTag: pdu.NoTag, CmdSN: 1}).Put(h)
+		return []byte("ping")
+	}
+	text := func(h *pdu.Header) []byte {
+		(&pdu.TextRequest{Final: true, Tag: 5, TransferTag: pdu.NoTag, CmdSN: 1}).Put(h)
+		return []byte("SendTargets=All\x00")
+	}
+	logout := func(h *pdu.Header) []byte {
+		(&pdu.LogoutRequest{Reason: pdu.LogoutSession, Tag: 6, CmdSN: 2}).Put(h)
+		return nil
+	}
+	seed(0, read, logout)
+	seed(4, read)
+	seed(0, write, data)
+	seed(4, write, data)
+	seed(0, write, abort, data)
+	seed(2, ping, ping)
+	seed(8, text, logout)
+	f.Add(uint8(0), append([]byte{0x01, 0xE0, 0, 0, 255}, make([]byte, 60)...))
 	for _, op := range []byte{0x03, 0x10, 0x1C, 0x20, 0x3F, 0x45} {
 		f.Add(uint8(0), append([]byte{op, 0x80}, make([]byte, 46)...))
 	}

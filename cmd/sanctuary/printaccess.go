@@ -217,6 +217,9 @@ func printTarget(w io.Writer, t shownTarget) {
 			printNegotiated(w, s)
 		}
 	}
+	for _, h := range t.Through {
+		line(w, "\nHost %s has it in %s as well, which has %d sessions: sanctuary target show %s", h.Host, h.Name, len(h.Sessions), h.Host)
+	}
 	printUnreachable(w, t.Unreachable)
 	for _, r := range t.Reservations {
 		line(w, "")

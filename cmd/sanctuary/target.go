@@ -28,7 +28,9 @@ allowed to it under their numbers. Every node that holds data of the LUNs offers
 type shownTarget struct {
 	api.Target
 	Reservations []api.Reservations `json:"reservations"`
-	Unreachable  []string           `json:"unreachable,omitempty"`
+	// Through are the hosts' targets that present a LUN as well, whose own target this is.
+	Through     []api.Target `json:"through,omitempty"`
+	Unreachable []string     `json:"unreachable,omitempty"`
 }
 
 func (c *cli) targetShow() *cobra.Command {
@@ -57,6 +59,12 @@ have done, and persistent reservations. TARGET is an IQN, or the name of a LUN o
 				return err
 			}
 			shown := shownTarget{Target: t, Reservations: []api.Reservations{}, Unreachable: l.Unreachable}
+			for _, other := range l.Targets {
+				if t.Kind == api.TargetOfLUN && len(t.LUNs) == 1 && other.Kind == api.TargetOfHost &&
+					slices.ContainsFunc(other.LUNs, func(u api.TargetLUN) bool { return u.ID == t.LUNs[0].ID }) {
+					shown.Through = append(shown.Through, other)
+				}
+			}
 			for _, lun := range t.LUNs {
 				r, err := cl.Reservations(cmd.Context(), lun.ID)
 				var p *api.Problem

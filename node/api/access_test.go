@@ -288,7 +288,9 @@ func TestALUNInUseThroughAHostsTargetIsNotDeleted(t *testing.T) {
 		})
 	}
 	url := c["alpha"].url + "/v1/luns/vm1"
-	c["beta"].set(func() { c["beta"].sessions = []api.Session{{Node: "beta", Initiator: "iqn.i:a", Target: "iqn.t:host.esx"}} })
+	c["beta"].set(func() {
+		c["beta"].sessions = []api.Session{{Node: "beta", Initiator: "iqn.i:a", Target: "iqn.t:host.esx"}}
+	})
 	if p := call(t, http.MethodDelete, url, "").problem(t); p.Code != api.CodeInUse || !strings.Contains(p.Detail, "iqn.i:a") {
 		t.Errorf("%+v", p)
 	}

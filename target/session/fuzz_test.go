@@ -239,6 +239,7 @@ func FuzzDataOut(f *testing.F) {
 	f.Add(uint8(0), []byte{0, 0, 16, 0, 2, 0, 2, 0, 4, 2, 1, 0x80})
 	f.Add(uint8(4), []byte{0, 0, 64, 0, 2, 0, 2, 0, 8, 2, 0, 0, 2, 0, 8, 10, 1, 0x80, 2, 1, 8, 18, 0, 0, 2, 1, 8, 26, 1, 0x80})
 	f.Add(uint8(0), []byte{0, 0, 8, 0, 1, 0, 1, 0, 2, 1, 0, 0, 1, 0, 1, 3, 1, 0x80})
+	f.Add(uint8(0), []byte{0, 0, 4, 0, 0, 0x80, 1, 0, 2, 2, 0, 0, 1, 0, 2, 0, 1, 0x80}) // offsets changed places
 	f.Add(uint8(1), []byte{0, 1, 16, 0, 0, 0, 3, 1, 0, 0, 0, 0, 2, 0, 8, 0, 0, 0x80})
 	f.Fuzz(func(t *testing.T, bits uint8, ops []byte) {
 		if len(ops) > 6*64 {

@@ -316,7 +316,7 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 
 // play runs the steps and returns what was wrong.
 func play(t *testing.T, steps []step, seed uint64) []string {
-	w := &world{nodePair: newNodes(t, scsi.ActiveNonOptimized, nil), deeds: map[uint64]*deed{}, rnd: rand.New(rand.NewPCG(seed, 1))}
+	w := &world{nodePair: newNodesOf(t, 64, scsi.ActiveNonOptimized, nil), deeds: map[uint64]*deed{}, rnd: rand.New(rand.NewPCG(seed, 1))}
 	for i := range w.history {
 		w.history[i] = []version{{}}
 	}

@@ -36,7 +36,13 @@ const nodeSectors = 16 << 11 // 16 MiB
 
 func newNodes(t *testing.T, other scsi.AccessState, change func(int, *scsi.UnitConfig)) *nodePair {
 	t.Helper()
-	p := &nodePair{t: t, cluster: scsitest.NewCluster(block.Geometry{Capacity: nodeSectors, LogicalBlockBytes: 512}, 2, other)}
+	return newNodesOf(t, nodeSectors, other, change)
+}
+
+// newNodesOf makes a LUN of that many sectors: small ones are cheap to make again and again.
+func newNodesOf(t *testing.T, sectors block.Count, other scsi.AccessState, change func(int, *scsi.UnitConfig)) *nodePair {
+	t.Helper()
+	p := &nodePair{t: t, cluster: scsitest.NewCluster(block.Geometry{Capacity: sectors, LogicalBlockBytes: 512}, 2, other)}
 	p.cluster.Slow = func() time.Duration { return time.Duration(p.delay.Load()) }
 	for i := range p.units {
 		p.links[i] = &scsitest.Link{Cluster: p.cluster, From: i, Serve: func(n int) *scsi.Unit { return p.units[n] }}

@@ -75,6 +75,7 @@ func FuzzState(f *testing.F) {
 
 // FuzzServePeer gives the owner requests that no node of ours sends. It must answer or refuse, and stay what it is.
 func FuzzServePeer(f *testing.F) {
+	var ticketRequest []byte
 	record := func(i int, cfg *scsi.UnitConfig) {
 		if i != 1 {
 			return
@@ -82,6 +83,9 @@ func FuzzServePeer(f *testing.F) {
 		ask := cfg.AskOwner
 		cfg.AskOwner = func(ctx context.Context, b []byte) ([]byte, error) {
 			f.Add(bytes.Clone(b))
+			if ticketRequest == nil {
+				ticketRequest = bytes.Clone(b) // the first thing a node asks for
+			}
 			return ask(ctx, b)
 		}
 	}
@@ -95,7 +99,19 @@ func FuzzServePeer(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p := newNodes(t, scsi.ActiveNonOptimized, func(_ int, c *scsi.UnitConfig) { c.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) })
+		p := newNodesOf(t, 64, scsi.ActiveNonOptimized, func(_ int, c *scsi.UnitConfig) { c.Log = slog.New(slog.NewTextHandler(io.Discard, nil)) })
+		// With a ticket of this owner, or no command would be young enough to be carried out.
+		ticket, err := p.units[0].ServePeer(t.Context(), "peer", ticketRequest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) > 14 {
+			if at := 14 + 1 + int(b[14]) + 6 + 2 + 8 + 16; len(b) >= at+24 {
+				b = bytes.Clone(b)
+				copy(b[at:at+16], ticket[2:18])
+				clear(b[at+16 : at+24])
+			}
+		}
 		answer, err := p.units[0].ServePeer(t.Context(), "peer", b)
 		if err == nil && len(answer) > scsi.AnswerBytes(b) {
 			t.Fatalf("answered %d bytes, announced %d", len(answer), scsi.AnswerBytes(b))
@@ -119,8 +135,8 @@ func FuzzSetTargetPortGroups(f *testing.F) {
 		if len(list) > 8192 {
 			return
 		}
-		p := newNodes(t, scsi.ActiveNonOptimized, nil)
-		q := newNodes(t, scsi.ActiveNonOptimized, func(i int, c *scsi.UnitConfig) {
+		p := newNodesOf(t, 64, scsi.ActiveNonOptimized, nil)
+		q := newNodesOf(t, 64, scsi.ActiveNonOptimized, func(i int, c *scsi.UnitConfig) {
 			c.SetPreferred = func(_ context.Context, group uint16) error {
 				if group != 1 && group != 2 {
 					t.Errorf("moved to group %d", group)

@@ -124,6 +124,8 @@ func decodeAsk(b []byte) (*ask, error) {
 		return nil, fmt.Errorf("%w: %d bytes of the wrong length", errAskDamaged, len(b))
 	case a.kind < askTicket || a.kind > askPurge:
 		return nil, fmt.Errorf("%w: kind %d", errAskDamaged, a.kind)
+	case a.kind == askCommand && a.nexus.Initiator == "":
+		return nil, fmt.Errorf("%w: a command of nobody", errAskDamaged)
 	case a.limit > maxAskData || a.expectedIn > a.limit || a.elapsed < 0 || len(a.nexus.Initiator) > reserve.MaxNameBytes:
 		return nil, fmt.Errorf("%w: %d of %d bytes after %v", errAskDamaged, a.expectedIn, a.limit, a.elapsed)
 	case len(a.dataOut) > maxAskData || int64(len(a.dataOut)) > int64(a.expectedOut):

@@ -70,8 +70,12 @@ func (u *Unit) change(ctx context.Context, fence block.Fence, operation uint64, 
 		next.done = append(slices.Clone(next.done), operation)
 		next.done = next.done[max(0, len(next.done)-maxDone):]
 		blob := next.encode()
-		if len(blob) > block.MaxStateBytes {
-			return false, fmt.Errorf("state of %d bytes", len(blob)) // the parts are bounded so that this cannot be
+		if _, err := decodeState(blob); err != nil {
+			// The parts are checked and bounded so that this cannot be. If it is, only this command must suffer: what cannot be
+			// read again would shut out everyone.
+			u.cfg.Log.Error("a change of a LUN's reservations or mode parameters was refused because it could not be read again",
+				"lun", u.cfg.Identity.Name, "error", err)
+			return false, fmt.Errorf("state of %d bytes: %w", len(blob), err)
 		}
 		_, err := u.cfg.Backend.SwapState(ctx, fence, now.version, blob)
 		switch {

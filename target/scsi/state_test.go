@@ -121,9 +121,10 @@ func FuzzServePeer(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		h := p.attach(0, "host")
-		p.run(0, h, tur, 0, nil)
-		p.want(p.run(0, h, tur, 0, nil), "good")
+		p.want(p.run(0, p.attach(0, "host"), cdb(0x12, 0, 0, 0, 96), 96, nil), "good")
+		if _, err := p.units[0].Reservations(); err != nil {
+			t.Fatal(err)
+		}
 	})
 }
 

@@ -30,7 +30,7 @@ func (r *running) computeAccess(m *catalog.Model, self string) scsi.Access {
 		}
 		g := scsi.PortGroup{ID: node.PortGroup, State: idle}
 		for _, index := range node.PortGroups() {
-			g.Ports = append(g.Ports, node.PortID(index))
+			g.Ports = append(g.Ports, node.PortID(index), node.PortID(index)|catalog.HostPorts)
 		}
 		switch {
 		case s.Failed != nil && rep.Node == self:

@@ -121,8 +121,8 @@ func TestOnlyHostsWithAGrantGetIn(t *testing.T) {
 	cfg.CHAP = login.Credentials{User: "ours", Secret: ourSecret}
 	s := dial(t, cfg)
 	ready(t, s)
-	own := "" // the host's own target
-	for _, name := range discovered(cfg) {
+	own := ""                              // the host's own target
+	for _, name := range discovered(cfg) { // the LUN is in it, and so not listed by itself
 		if name != l.IQN {
 			own = name
 		}

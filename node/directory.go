@@ -68,16 +68,17 @@ func (d directory) List(initiator string, group uint16) []target.Listing {
 			out = append(out, l)
 		}
 	}
-	for _, l := range m.UsableBy(initiator) {
+	host, luns := m.Discovery(initiator)
+	for _, l := range luns {
 		add(l.IQN, d.n.dataNodes(l))
 	}
-	if h, ok := m.HostOf(initiator); ok {
+	if host != "" {
 		var nodes []string
-		for _, mapped := range m.LUNMap(h.Name) {
+		for _, mapped := range m.LUNMap(host) {
 			nodes = append(nodes, d.n.dataNodes(mapped.LUN)...)
 		}
 		slices.Sort(nodes)
-		add(m.TargetOf(h.Name), slices.Compact(nodes))
+		add(m.TargetOf(host), slices.Compact(nodes))
 	}
 	slices.SortFunc(out, func(a, b target.Listing) int { return cmp.Compare(a.Name, b.Name) })
 	return out

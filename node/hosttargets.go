@@ -53,7 +53,7 @@ func (h *hostTargets) follow(m *catalog.Model, units map[string]*scsi.Unit) (err
 		case t == nil && len(want) == 0:
 			continue
 		case t == nil:
-			t = &hostTarget{target: scsi.NewTarget(scsi.TargetConfig{Name: m.TargetOf(name)}), units: map[uint16]*scsi.Unit{}}
+			t = &hostTarget{target: scsi.NewTarget(scsi.TargetConfig{Name: m.TargetOf(name), Ports: catalog.HostPorts}), units: map[uint16]*scsi.Unit{}}
 			h.targets[name] = t
 		}
 		err = errors.Join(err, t.follow(want))

@@ -16,7 +16,7 @@ func (s service) sessionView(x target.Session) api.Session {
 	return api.Session{
 		ID: api.SessionID(s.n.cfg.Node, strconv.Itoa(int(x.TSIH))), Node: s.n.cfg.Node,
 		Initiator: x.Initiator, ISID: hex.EncodeToString(x.ISID[:]), Target: x.Target, Remote: x.Remote, Local: x.Local,
-		Since: x.Since, PortalGroup: x.Group.Tag, CHAPUser: p.User, Algorithm: algorithm(p), Alias: p.InitiatorAlias, HeaderDigest: p.HeaderDigest, DataDigest: p.DataDigest,
+		Since: x.Since, PortalGroup: x.Group.Tag, Port: x.Port, CHAPUser: p.User, Algorithm: algorithm(p), Alias: p.InitiatorAlias, HeaderDigest: p.HeaderDigest, DataDigest: p.DataDigest,
 		Commands: x.Stats.Commands, ReadBytes: x.Stats.BytesOut, WrittenBytes: x.Stats.BytesIn,
 		Params: api.SessionParams{
 			MaxRecvDataSegmentLength: p.MaxRecvData, MaxSendDataSegmentLength: p.MaxSendData,
@@ -27,6 +27,9 @@ func (s service) sessionView(x target.Session) api.Session {
 		Counters: api.SessionCounters{
 			PDUsIn: x.Stats.PDUsIn, PDUsOut: x.Stats.PDUsOut, R2Ts: x.Stats.R2Ts, Rejects: x.Stats.Rejects,
 			Ignored: x.Stats.Ignored, Crowded: x.Stats.Crowded, Aborted: x.Stats.Aborted,
+			Outstanding: x.Stats.Outstanding, LongestQueue: x.Stats.LongestQueue, Idle: x.Stats.SinceCommand,
+			Pings: x.Stats.Pings, DigestErrors: x.Stats.DigestErrors, Errors: x.Counters.Errors, Busy: x.Counters.Busy,
+			Conflicts: x.Counters.Conflicts, Attentions: x.Counters.Attentions,
 		},
 	}
 }

@@ -131,14 +131,21 @@ type Session struct {
 	Since     time.Time     `json:"since"`
 	Params    login.Params  `json:"params"` // as negotiated; with the CHAP user and algorithm
 	Stats     session.Stats `json:"stats"`
+	// Port is the relative target port identifier; 0 in a discovery session, as are the counters.
+	Port     uint16          `json:"port"`
+	Counters scsi.NexusStats `json:"counters"`
 }
 
 func describe(e *entry, s *session.Session) Session {
-	return Session{
+	d := Session{
 		Initiator: e.params.Initiator, ISID: e.params.ISID, TSIH: e.tsih, Target: e.params.Target, Group: e.opening.Group,
 		Remote: e.conn.RemoteAddr().String(), Local: e.conn.LocalAddr().String(),
 		Since: e.since, Params: e.params, Stats: s.Stats(),
 	}
+	if e.nexus != nil {
+		d.Port, d.Counters = e.nexus.Port, e.nexus.Stats()
+	}
+	return d
 }
 
 // Sessions returns every session in full feature phase, the oldest first.

@@ -247,6 +247,8 @@ func printNegotiated(w io.Writer, s api.Session) {
 		p.MaxRecvDataSegmentLength, p.MaxSendDataSegmentLength, p.FirstBurstLength, p.MaxBurstLength, p.MaxOutstandingR2T)
 	line(w, "  PDUs in %d, out %d; R2T %d; aborted %d; rejected %d; ignored %d; refused for want of memory %d",
 		n.PDUsIn, n.PDUsOut, n.R2Ts, n.Aborted, n.Rejects, n.Ignored, n.Crowded)
+	line(w, "  outstanding %d, at most %d; errors %d; busy %d; reservation conflicts %d; unit attentions %d; pings %d; digest errors %d",
+		n.Outstanding, n.LongestQueue, n.Errors, n.Busy, n.Conflicts, n.Attentions, n.Pings, n.DigestErrors)
 }
 
 func printReservations(w io.Writer, r api.Reservations) {

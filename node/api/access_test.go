@@ -178,7 +178,7 @@ func TestReservationsAreTheOwnersAndSayWhoIsGone(t *testing.T) {
 	}
 	c["alpha"].set(func() {
 		c["alpha"].reserved = api.Reservations{Generation: 1}
-		c["alpha"].sessions = []api.Session{{Node: "alpha", Initiator: "iqn.i:a", ISID: "400000000001", PortalGroup: 1}}
+		c["alpha"].sessions = []api.Session{{Node: "alpha", Initiator: "iqn.i:a", ISID: "400000000001", PortalGroup: 1, Port: 1}}
 	})
 	c["beta"].set(func() {
 		c["beta"].reserved = api.Reservations{Generation: 9, Type: "Write Exclusive", Registrations: []api.Registration{

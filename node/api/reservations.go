@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"sanctuary/node/catalog"
 )
 
 // Reservations are a LUN's persistent reservations (SPC-4 §5.13): the same through every node.
@@ -159,13 +161,13 @@ func (s *Server) known(ctx context.Context, r Reservations) (Reservations, error
 	for i := range r.Registrations {
 		reg := &r.Registrations[i]
 		for _, n := range nodes {
-			if n.PortGroup == reg.Port || slices.ContainsFunc(n.Portals, func(p NodePortal) bool { return p.Tag == reg.Port }) {
+			if group, _ := catalog.PortGroupOf(reg.Port); n.PortGroup == group {
 				reg.Node = n.Name
 			}
 		}
 		reg.Host = hostOf(hosts, reg.Initiator)
 		reg.LoggedIn = slices.ContainsFunc(sessions.Sessions, func(x Session) bool {
-			return strings.EqualFold(x.Initiator, reg.Initiator) && x.ISID == reg.ISID && x.PortalGroup == reg.Port
+			return strings.EqualFold(x.Initiator, reg.Initiator) && x.ISID == reg.ISID && x.Port == reg.Port
 		})
 	}
 	return r, nil

@@ -77,6 +77,16 @@ type SessionCounters struct {
 	Ignored uint64 `json:"ignored" doc:"PDUs outside the command window, or data of tasks that are no more"`
 	Crowded uint64 `json:"crowded" doc:"Commands answered with TASK SET FULL for want of memory"`
 	Aborted uint64 `json:"aborted" doc:"Commands aborted while they ran"`
+
+	Outstanding  int     `json:"outstanding" doc:"Commands not yet answered, now"`
+	LongestQueue int     `json:"longest_queue" doc:"Most commands outstanding there ever were"`
+	Idle         float64 `json:"idle_seconds" doc:"Since the last command; -1: there was none"`
+	Pings        uint64  `json:"pings" doc:"Sent because the initiator was silent"`
+	DigestErrors uint64  `json:"digest_errors" doc:"PDUs damaged on the way"`
+	Errors       uint64  `json:"errors" doc:"Commands answered with CHECK CONDITION, unit attentions left out"`
+	Busy         uint64  `json:"busy" doc:"Commands answered with BUSY or TASK SET FULL"`
+	Conflicts    uint64  `json:"conflicts" doc:"Commands answered with RESERVATION CONFLICT"`
+	Attentions   uint64  `json:"unit_attentions" doc:"Unit attentions told"`
 }
 
 // SessionRequest is a request about one session.

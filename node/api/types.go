@@ -177,7 +177,8 @@ type Session struct {
 	Host        string          `json:"host,omitempty" doc:"Host the initiator belongs to"`
 	Alias       string          `json:"alias,omitempty" doc:"What the initiator calls itself"`
 	Local       string          `json:"local" doc:"host:port of the portal"`
-	PortalGroup uint16          `json:"portal_group" doc:"Target portal group tag of the portal: the relative target port of its reservations"`
+	PortalGroup uint16          `json:"portal_group" doc:"Target portal group tag of the portal"`
+	Port        uint16          `json:"port" doc:"Relative target port identifier: what its reservations are registered under"`
 	CHAPUser    string          `json:"chap_user,omitempty" doc:"Name it has proven; empty: no proof was asked for"`
 	Algorithm   string          `json:"chap_algorithm,omitempty" doc:"CHAP algorithm used"`
 	Params      SessionParams   `json:"params" doc:"As negotiated"`

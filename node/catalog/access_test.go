@@ -367,7 +367,7 @@ func TestPortals(t *testing.T) {
 	if m, _ = must(t, m, reg(ports[0])); len(m.Nodes["a"].Portals) != 1 {
 		t.Error("portals that are gone stay")
 	}
-	if !slices.Equal(Node{}.PortGroups(), []uint8{0}) || m.Nodes["a"].PortID(2) != 0x2001 || PortID(MaxPortGroup, 15) != 0xFFFF {
+	if !slices.Equal(Node{}.PortGroups(), []uint8{0}) || m.Nodes["a"].PortID(2) != 0x2001 || PortID(MaxPortGroup, 15)|HostPorts != 0xFFFF {
 		t.Error("port identifiers")
 	}
 }

@@ -12,8 +12,11 @@ import (
 const (
 	MaxPortals      = 16 // of one node
 	MaxPortalGroups = 15 // prefixes of the setting portal_groups: indexes 1 to 15; 0 is what none of them matches
-	// MaxPortGroup bounds Node.PortGroup, so that it shares 16 bits with a portal group's index: see PortID.
-	MaxPortGroup = 4095
+	// MaxPortGroup bounds Node.PortGroup, so that it shares 16 bits with HostPorts and a portal group's index: see PortID.
+	MaxPortGroup = 2047
+	// HostPorts is set in the relative target port identifiers of hosts' own targets: a target has ports of its own, and an
+	// initiator may use one session name with both kinds (RFC 7143 §4.4.3). Reservations must not take the two for one.
+	HostPorts = 1 << 11
 )
 
 // Portal is an address at which a node serves initiators.
@@ -27,6 +30,11 @@ type Portal struct {
 // PortID returns the target portal group tag, which is also the relative target port identifier, of a node's portal group.
 // It is unique in the cluster.
 func PortID(portGroup uint16, index uint8) uint16 { return portGroup | uint16(index)<<12 }
+
+// PortGroupOf returns the Node.PortGroup and the portal group's index of a relative target port identifier of either kind.
+func PortGroupOf(port uint16) (portGroup uint16, index uint8) {
+	return port & MaxPortGroup, uint8(port >> 12)
+}
 
 // PortID returns the target portal group tag of one of the node's portal groups.
 func (n Node) PortID(index uint8) uint16 { return PortID(n.PortGroup, index) }

@@ -18,6 +18,9 @@ import (
 type TargetConfig struct {
 	// Name is the iSCSI name; reported as SCSI name designator (VPD 83h). May be empty.
 	Name string
+	// Ports is set in the relative target port identifier of every nexus, where the transport knows only that of the portal: a
+	// target has ports of its own, and a unit may be in several targets.
+	Ports uint16
 }
 
 // Target is a set of LUNs and the nexuses that use them. It implements Executor. All methods may be called concurrently.
@@ -163,6 +166,7 @@ func EncodeLUN(lun uint16) uint64 {
 
 // Attach makes n known. It must come before the first Execute of the nexus.
 func (t *Target) Attach(n *Nexus) {
+	n.Port |= t.cfg.Ports
 	n.introduce()
 	t.mu.Lock()
 	defer t.mu.Unlock()

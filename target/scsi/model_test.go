@@ -148,14 +148,14 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 	}
 	alone := w.changers == 1
 	w.mu.Unlock()
-	before := w.cluster.Node(0).State().Version
+	before := w.cluster.State().Version
 	task := w.task(node, n, c, in, out)
 	w.mu.Lock()
 	d.task, d.began = task, time.Now()
 	w.latest[path] = d
 	w.mu.Unlock()
 	r := w.execute(context.Background(), node, task)
-	after := w.cluster.Node(0).State().Version
+	after := w.cluster.State().Version
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	end := w.moment()
@@ -331,6 +331,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 	w.cluster.Slow = func() time.Duration { return []time.Duration{200, 60, 5, 1, 1, 0}[dice(6)] * time.Millisecond }
 	w.cluster.Forget = func() bool { return dice(20) == 0 }
 	w.cluster.Applied = w.apply
+	w.cluster.Lag = time.Duration(seed%3) * 40 * time.Millisecond
 	for i := range w.links {
 		w.links[i].Fault = func() scsitest.Fault {
 			switch dice(12) {

@@ -658,3 +658,27 @@ func TestReservationWaitsForWhatItShutsOut(t *testing.T) {
 		p.want(p.run(1, b, write10(0, 1), 0, pattern(512, 2)), "status 18")
 	})
 }
+
+// A node that learns of changes late knows them when it has answered for them, and when it is asked whether it is ready.
+func TestNodeThatLagsCatchesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNodes(t, scsi.ActiveNonOptimized, nil)
+		p.cluster.Lag = 100 * time.Millisecond
+		a, b := p.attach(0, "a"), p.attach(1, "b")
+		for _, f := range []func() bool{
+			func() bool { return manage(scsi.LogicalUnitReset)(p, 1, b) },
+			func() bool { return manage(scsi.LogicalUnitReset)(p, 0, a) },
+		} {
+			if !f() {
+				t.Fatal("refused")
+			}
+			p.want(p.run(1, b, tur, 0, nil), "06/29/03")
+			p.want(p.run(1, b, tur, 0, nil), "good")
+			p.want(p.run(0, a, tur, 0, nil), "06/29/03")
+		}
+		p.want(p.prout(1, b, reserve.Register, 0, 0, 1), "good")
+		if r, err := p.units[1].Reservations(); err != nil || len(r.Table.Registrations()) != 1 {
+			t.Error("answered before this node knew of it", err)
+		}
+	})
+}

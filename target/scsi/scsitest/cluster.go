@@ -18,6 +18,8 @@ import (
 type Cluster struct {
 	// Slow, unless nil, is how long an operation of the owner takes before it takes effect.
 	Slow func() time.Duration
+	// Lag is how long a node that does not own the LUN does not know of a change of the state.
+	Lag time.Duration
 	// Forget, unless nil, says whether the answer to a change is lost although it was made, as if ownership was lost in
 	// between.
 	Forget func() bool
@@ -27,6 +29,8 @@ type Cluster struct {
 	mu      sync.Mutex
 	mem     *Memory
 	state   block.State
+	older   block.State // the one before state, which came at stateAt
+	stateAt time.Time
 	term    uint64
 	index   uint64 // of the newest entry
 	owner   int    // -1: none
@@ -244,9 +248,13 @@ func (n *Node) Flush(ctx context.Context) error { return n.do(ctx, nil, func() e
 
 // State implements scsi.Backend.
 func (n *Node) State() block.State {
-	n.c.mu.Lock()
-	defer n.c.mu.Unlock()
-	return n.c.state
+	c := n.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n.id != c.owner && time.Since(c.stateAt) < c.Lag {
+		return c.older
+	}
+	return c.state
 }
 
 // Confirm implements scsi.Backend.
@@ -260,11 +268,19 @@ func (n *Node) SwapState(ctx context.Context, f block.Fence, old uint64, next []
 		if n.c.state.Version != old {
 			return block.ErrStale
 		}
+		n.c.older, n.c.stateAt = n.c.state, time.Now()
 		n.c.state = block.State{Version: old + 1, Blob: bytes.Clone(next)}
 		state = n.c.state
 		return nil
 	})
 	return state, err
+}
+
+// State returns the newest state.
+func (c *Cluster) State() block.State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
 }
 
 // Link carries what a node asks the owner, with faults.

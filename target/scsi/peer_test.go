@@ -245,8 +245,7 @@ func TestAgeIsMeasuredByTheOwner(t *testing.T) {
 	}{{500 * time.Millisecond, true}, {1100 * time.Millisecond, false}} {
 		synctest.Test(t, func(t *testing.T) {
 			var write []byte
-			var p *nodePair
-			p = newNodes(t, scsi.ActiveNonOptimized, func(i int, cfg *scsi.UnitConfig) {
+			p := newNodes(t, scsi.ActiveNonOptimized, func(i int, cfg *scsi.UnitConfig) {
 				if i == 1 {
 					ask := cfg.AskOwner
 					cfg.AskOwner = func(ctx context.Context, request []byte) ([]byte, error) {

@@ -143,7 +143,7 @@ func (l *lab) bootImage(t *testing.T) string {
 func (l *lab) bootFrom(t *testing.T, drive string) *vm {
 	t.Helper()
 	v := &vm{console: filepath.Join(l.dir, "boot.console"), agent: net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))}
-	cmd := exec.Command("qemu-system-x86_64",
+	cmd := exec.Command("nice", "-n", "10", "qemu-system-x86_64",
 		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:"+v.console,
 		"-drive", "id=disk,if=none,format=raw,cache=none,werror=report,rerror=report,"+"file."+strings.ReplaceAll(drive, ",", ",file."),

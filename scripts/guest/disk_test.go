@@ -170,10 +170,6 @@ iscsiadm -m node -T %[3]s -o delete`, d.dev, d.wwid, d.lun.IQN))
 	}
 }
 
-// onOwner and offOwner are the paths through the node that owns the LUN now, and through the other.
-func (d *disk) onOwner(t *testing.T) path  { return d.paths[d.l.lun(t, d.lun.Name).Owner] }
-func (d *disk) offOwner(t *testing.T) path { return d.paths[other(d.l.lun(t, d.lun.Name).Owner)] }
-
 // topology is what multipath says about a map.
 type topology struct {
 	text   string

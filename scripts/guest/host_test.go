@@ -49,17 +49,34 @@ func (l *lab) host(t *testing.T, name string, spec api.HostSpec) *host {
 	return &host{l: l, name: name, spec: spec, iqn: h.Target}
 }
 
-// grant makes a LUN only this host may use.
+// grant makes a LUN only this host may use. Whoever logs in to it does so afterwards: it goes when the sessions have gone.
 func (h *host) grant(t *testing.T, name string, bytes int64) granted {
 	t.Helper()
-	lun := h.l.create(t, api.LUNSpec{Name: name, SizeBytes: bytes, Hosts: []string{h.name}})
-	for _, g := range lun.Access.Hosts {
-		if g.Host == h.name {
-			return granted{lun: lun, number: int(g.Number)}
+	g := h.later(t, name, bytes)
+	h.allow(t, &g)
+	return g
+}
+
+// later makes a LUN nobody may use yet.
+func (h *host) later(t *testing.T, name string, bytes int64) granted {
+	t.Helper()
+	return granted{lun: h.l.create(t, api.LUNSpec{Name: name, SizeBytes: bytes})}
+}
+
+// allow lets the host use a LUN.
+func (h *host) allow(t *testing.T, g *granted) {
+	t.Helper()
+	lun, err := h.l.cluster.api.GrantLUN(t.Context(), g.lun.Name, h.name, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range lun.Access.Hosts {
+		if a.Host == h.name {
+			g.number = int(a.Number)
+			return
 		}
 	}
-	t.Fatalf("LUN %s is not granted to %s: %+v", name, h.name, lun.Access)
-	return granted{}
+	t.Fatalf("LUN %s is not granted to %s: %+v", lun.Name, h.name, lun.Access)
 }
 
 // discover returns what discovery at a node shows this host. Settings, as key and value, come first.
@@ -99,6 +116,7 @@ done; true`, h.iqn)
 			continue
 		}
 		h.l.vm.again(t, `map=$(multipathd show paths raw format "%%d %%m" | sed -n 's/^%s //p' | sed 's/[][]//g')
+[ -z "$map" ] || [ ! -e /dev/mapper/$map ] || multipathd disablequeueing map $map >/dev/null
 [ -z "$map" ] || [ ! -e /dev/mapper/$map ] || timeout 60 sh -c "until multipath -f $map; do sleep 0.2; done"`, sd)
 	}
 	h.l.vm.again(t, "timeout 60 iscsiadm -m node -T %s -I %s --logout; iscsiadm -m node -T %[1]s -I %[2]s -o delete", h.iqn, h.name)
@@ -141,15 +159,15 @@ func (h *host) sg(t *testing.T, g granted) string {
 func TestHostSeesItsOwnLUNsOnly(t *testing.T) {
 	l := useLab(t)
 	h := l.host(t, "mine", api.HostSpec{Initiators: []string{initiatorName + "-mine"}})
-	g := h.grant(t, "granted", 64*mib)
-	stranger := l.vm.try(t, "iscsiadm -m discovery -t sendtargets -o nonpersistent -p %s", l.cluster.portals[alpha])
+	g, second := h.grant(t, "granted", 64*mib), h.later(t, "granted-later", 64*mib)
+	stranger := l.vm.try(t, "iscsiadm -m discovery -t sendtargets -I default -o nonpersistent -p %s", l.cluster.portals[alpha])
 	if strings.Contains(stranger.out, h.iqn) || strings.Contains(stranger.out, g.lun.IQN) {
 		t.Errorf("discovery shows a stranger what is not for it:\n%s", stranger.out)
 	}
 	h.login(t)
 	h.sg(t, g)
 	l.vm.sh(t, "dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", g.dev())
-	second := h.grant(t, "granted-later", 64*mib)
+	h.allow(t, &second)
 	if second.number == g.number {
 		t.Fatalf("two LUNs of one host have number %d", g.number)
 	}
@@ -172,10 +190,10 @@ func TestCHAP(t *testing.T) {
 	l := useLab(t)
 	discovery := func(iface, node, user, password string) result {
 		return l.vm.try(t, `iscsiadm -m discoverydb -t sendtargets -p %[2]s -I %[1]s -o new >/dev/null
-set() { iscsiadm -m discoverydb -t sendtargets -p %[2]s -o update -n "$1" -v "$2"; }
-set discovery.sendtargets.auth.authmethod CHAP
-set discovery.sendtargets.auth.username %[3]s
-set discovery.sendtargets.auth.password %[4]s
+update() { iscsiadm -m discoverydb -t sendtargets -p %[2]s -o update -n "$1" -v "$2"; }
+update discovery.sendtargets.auth.authmethod CHAP
+update discovery.sendtargets.auth.username %[3]s
+update discovery.sendtargets.auth.password %[4]s
 iscsiadm -m discoverydb -t sendtargets -p %[2]s -I %[1]s --discover
 status=$?
 iscsiadm -m discoverydb -t sendtargets -p %[2]s -o delete

@@ -22,7 +22,7 @@ var expected = []*regexp.Regexp{
 }
 
 // alarming are messages that are errors at whatever level the kernel prints them.
-var alarming = regexp.MustCompile(`dev dm-|EXT4-fs (error|warning)|XFS .*([Cc]orrupt|[Ss]hut ?down|[Ee]rror)|Call Trace|BUG: |WARNING: |blocked for more than|Oops: |[Dd]igest`)
+var alarming = regexp.MustCompile(`dev dm-|EXT4-fs (error|warning)|XFS .*([Cc]orrupt|[Ss]hut ?down|[Ee]rror)|BUG: |blocked for more than|Oops: |[Dd]igest`)
 
 // watchKernel fails the test if the guest's kernel complains until its end of what no test expects.
 func (l *lab) watchKernel(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 // Exit statuses of sg3-utils (sg3_utils(8)).
 const (
+	sgNotReady      = 2
 	sgUnitAttention = 6
 	sgMiscompare    = 14
 	sgConflict      = 24
@@ -34,6 +35,47 @@ func number(t *testing.T, out, pattern string) string {
 		t.Fatalf("no %q in\n%s", pattern, out)
 	}
 	return m[1]
+}
+
+// told runs a script with commands for a disk again when a path has something to tell first: a unit attention, once each.
+func (l *lab) told(t *testing.T, format string, args ...any) (out string) {
+	t.Helper()
+	l.soon(t, "no more unit attentions", func() error {
+		r := l.vm.try(t, format, args...)
+		if r.status == sgUnitAttention {
+			return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+		}
+		if r.status != 0 {
+			t.Fatalf("status %d: %s\n%s%s", r.status, fmt.Sprintf(format, args...), r.out, r.err)
+		}
+		out = r.out
+		return nil
+	})
+	return out
+}
+
+// onOwner runs a script with the path to the owner in place of SG. On a busy machine a LUN may change hands meanwhile, and then a
+// path answers that it is not ready, having done nothing: the other one is tried.
+func (d *disk) onOwner(t *testing.T, format string, args ...any) (r result) {
+	t.Helper()
+	d.l.soon(t, "the owner answers", func() error {
+		r = d.l.vm.try(t, "SG=%s\n%s", d.paths[d.l.lun(t, d.lun.Name).Owner].sg, fmt.Sprintf(format, args...))
+		if r.status == sgNotReady || r.status == sgUnitAttention {
+			return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+		}
+		return nil
+	})
+	return r
+}
+
+// good is onOwner for a script that must succeed.
+func (d *disk) good(t *testing.T, format string, args ...any) string {
+	t.Helper()
+	r := d.onOwner(t, format, args...)
+	if r.status != 0 {
+		t.Fatalf("in the guest, status %d: %s\n%s%s", r.status, fmt.Sprintf(format, args...), r.out, r.err)
+	}
+	return r.out
 }
 
 // TestSgInquiryIsTheSameDiskThroughEveryPath: standard data and every page of vital product data, through both nodes and
@@ -129,11 +171,11 @@ func TestSgPersistentReservations(t *testing.T) {
 	agree := func(what string, patterns ...string) {
 		t.Helper()
 		for _, sg := range []string{a, b} {
-			has(t, what+" through "+sg, l.vm.sh(t, "sg_persist --in --read-keys %s; sg_persist --in --read-reservation %[1]s", sg), patterns...)
+			has(t, what+" through "+sg, l.told(t, "sg_persist --in --read-keys %s && sg_persist --in --read-reservation %[1]s", sg), patterns...)
 		}
 	}
 
-	has(t, "REPORT CAPABILITIES", l.vm.sh(t, "sg_persist --in --report-capabilities %s", a), `\(PTPL_C\): 1`, `Type Mask Valid`, `Write Exclusive, All Registrants`)
+	has(t, "REPORT CAPABILITIES", l.vm.sh(t, "sg_persist --in --report-capabilities %s", a), `\(PTPL_C\): 1`, `Type Mask Valid`, `Write Exclusive, all registrants: 1`)
 	out(a, "--register --param-sark=0xa1")
 	out(b, "--register --param-sark=0xb2")
 	agree("registration", `2 registered`, `0xa1`, `0xb2`, `there is NO reservation held`)
@@ -171,7 +213,7 @@ func TestSgPersistentReservations(t *testing.T) {
 	out(b, "--clear --param-rk=0xb2")
 	agree("cleared", `there are NO registered reservation keys`, `there is NO reservation held`)
 	l.soon(t, "writes are allowed again", func() error {
-		if r := write(d.onOwner(t).sg); r.status != 0 {
+		if r := write(d.paths[l.lun(t, d.lun.Name).Owner].sg); r.status != 0 {
 			return fmt.Errorf("status %d: %s", r.status, r.err)
 		}
 		return nil
@@ -182,42 +224,41 @@ func TestSgPersistentReservations(t *testing.T) {
 func TestSgBlockCommands(t *testing.T) {
 	l := useLab(t)
 	d := l.attach(t, "blocks", 64*mib)
-	sg := d.onOwner(t).sg
 	// Four times 512 bytes, each of one byte.
 	l.vm.sh(t, `for c in A B C D; do head -c 512 /dev/zero | tr '\0' $c >/tmp/$c; done
 dd if=/tmp/A of=%s bs=512 seek=1000 oflag=direct status=none
-cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD`, d.dev)
+cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD; head -c 512 /dev/zero >/tmp/0`, d.dev)
 	is := func(lba int, file string) {
 		t.Helper()
 		l.vm.sh(t, "dd if=%s bs=512 skip=%d count=1 iflag=direct status=none | cmp - %s", d.dev, lba, file)
 	}
-	l.vm.sh(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/AB %s", sg)
+	mapped := func(lba int, want string) {
+		t.Helper()
+		has(t, fmt.Sprintf("GET LBA STATUS of %d", lba), d.good(t, "sg_get_lba_status --lba=%d $SG", lba), fmt.Sprintf(`(?i)LBA: 0x0*%x\s+blocks:\s+\d+\s+%s`, lba, want))
+	}
+
+	d.good(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/AB $SG")
 	is(1000, "/tmp/B")
-	if r := l.vm.try(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/CD %s", sg); r.status != sgMiscompare {
+	if r := d.onOwner(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/CD $SG"); r.status != sgMiscompare {
 		t.Errorf("COMPARE AND WRITE with other data: status %d, want a miscompare: %s%s", r.status, r.out, r.err)
 	}
 	is(1000, "/tmp/B")
-
-	mapped := func(lba int, want string) {
-		t.Helper()
-		has(t, fmt.Sprintf("GET LBA STATUS of %d", lba), l.vm.sh(t, "sg_get_lba_status --lba=%d %s", lba, sg), fmt.Sprintf(`(?i)LBA: 0x0*%x\s+blocks:\s+\d+\s+%s`, lba, want))
-	}
 	mapped(1000, "mapped")
-	l.vm.sh(t, "sg_unmap --lba=1000 --num=8 %s", sg)
+	d.good(t, "sg_unmap --lba=1000 --num=8 $SG")
 	mapped(1000, "deallocated")
-	is(1000, "/dev/zero -n 512")
+	is(1000, "/tmp/0")
 
-	l.vm.sh(t, "sg_write_same --10 --lba=2048 --num=64 --xferlen=512 --in=/tmp/C %s; sg_write_same --16 --lba=2112 --num=64 --xferlen=512 --in=/tmp/D %[1]s", sg)
-	is(2048, "/tmp/C")
-	is(2111, "/tmp/C")
-	is(2112, "/tmp/D")
-	is(2175, "/tmp/D")
-	is(2176, "/dev/zero -n 512")
+	d.good(t, "sg_write_same --10 --lba=2048 --num=64 --xferlen=512 --in=/tmp/C $SG")
+	d.good(t, "sg_write_same --16 --lba=2112 --num=64 --xferlen=512 --in=/tmp/D $SG")
+	for lba, file := range map[int]string{2048: "/tmp/C", 2111: "/tmp/C", 2112: "/tmp/D", 2175: "/tmp/D", 2176: "/tmp/0"} {
+		is(lba, file)
+	}
 	mapped(2048, "mapped")
-	l.vm.sh(t, "sg_write_same --16 --ndob --unmap --lba=2048 --num=128 %s", sg)
-	is(2048, "/dev/zero -n 512")
+	d.good(t, "sg_write_same --16 --ndob --unmap --lba=2048 --num=128 $SG")
+	is(2048, "/tmp/0")
+	is(2175, "/tmp/0")
 	mapped(2048, "deallocated")
-	if r := l.vm.try(t, "sg_unmap --lba=131072 --num=1 %s", sg); r.status == 0 {
+	if r := d.onOwner(t, "sg_unmap --lba=131072 --num=1 $SG"); r.status == 0 {
 		t.Errorf("UNMAP beyond the end succeeds")
 	}
 }
@@ -226,13 +267,9 @@ cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD`, d.dev)
 func TestSgCopiesWithinTheLUN(t *testing.T) {
 	l := useLab(t)
 	d := l.attach(t, "copy", 64*mib)
-	sg := d.onOwner(t).sg
 	l.vm.sh(t, `dd if=/dev/urandom of=/tmp/data bs=512 count=4096 status=none
 dd if=/tmp/data of=%s bs=64k oflag=direct conv=fsync status=none`, d.dev)
-	out := l.vm.try(t, "sg_xcopy if=%s of=%[1]s bs=512 count=4096 skip=0 seek=40960", sg)
-	if out.status != 0 {
-		t.Fatalf("sg_xcopy: status %d\n%s%s", out.status, out.out, out.err)
-	}
+	d.good(t, "sg_xcopy if=$SG of=$SG bs=512 count=4096 skip=0 seek=40960")
 	l.vm.sh(t, "dd if=%s bs=512 skip=40960 count=4096 iflag=direct status=none | cmp - /tmp/data", d.dev)
 }
 
@@ -247,7 +284,7 @@ func TestSgSaysWhatItCanDo(t *testing.T) {
 		has(t, "sg_modes", l.vm.sh(t, "sg_modes -a %s", p.sg), `Read-Write error recovery`, `Caching`, `Control`, `Informational exceptions`, `DpoFua=1`, `WP=0`)
 		has(t, "sg_logs", l.vm.sh(t, "sg_logs --page=0 %s", p.sg), `(?i)0x0?c +.*`)
 	}
-	has(t, "sg_logs of provisioning", l.vm.sh(t, "sg_logs --page=0xc %s", d.onOwner(t).sg), `(?i)logical block provisioning`)
+	has(t, "sg_logs of provisioning", d.good(t, "sg_logs --page=0xc $SG"), `(?i)logical block provisioning`)
 }
 
 // TestSgResetTellsEveryPath: a logical unit reset through one path is heard of on the other, and I/O goes on.
@@ -257,7 +294,8 @@ func TestSgResetTellsEveryPath(t *testing.T) {
 	// multipathd's checker would hear of it first.
 	l.vm.sh(t, "kill -STOP $(pidof multipathd)")
 	t.Cleanup(func() { l.vm.again(t, "kill -CONT $(pidof multipathd)") })
-	a, b := d.onOwner(t).sg, d.offOwner(t).sg
+	owner := l.lun(t, d.lun.Name).Owner
+	a, b := d.paths[owner].sg, d.paths[other(owner)].sg
 	l.vm.try(t, "sg_turs %s; sg_turs %s", a, b) // what is left of the login
 	l.vm.sh(t, "sg_reset --device %s", a)
 	r := l.vm.try(t, "sg_turs -vv %s", b)

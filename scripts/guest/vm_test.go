@@ -60,7 +60,8 @@ func startVM(l *lab, name string) (*vm, error) {
 
 func tryVM(l *lab, name string) (*vm, error) {
 	v := &vm{console: filepath.Join(l.dir, name+".console"), agent: net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))}
-	cmd := exec.Command("qemu-system-x86_64",
+	// nice: what is emulated must not starve the nodes, whose leases run out.
+	cmd := exec.Command("nice", "-n", "10", "qemu-system-x86_64",
 		"-M", "microvm,rtc=on", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "768",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:"+v.console,
 		"-kernel", filepath.Join(l.image, "vmlinux"), "-initrd", filepath.Join(l.image, "initrd"), "-append", kernelArguments(),

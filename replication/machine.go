@@ -61,7 +61,7 @@ func (m *machine) apply(l *raft.Log) error {
 	if err != nil {
 		return err
 	}
-	if err := e.Verify(m.g.capacity()); err != nil {
+	if err := e.Verify(m.g.capacity(), m.g.writes.proposed(e.Proposal)); err != nil {
 		return err
 	}
 	if e.Fence != l.Term {

@@ -246,6 +246,13 @@ func (p *proposer) send(parts []*part, id uint64) {
 	inst.raft.ApplyLog(raft.Log{Data: data}, 0)
 }
 
+// proposed says whether this node has encoded that entry and not yet seen its end.
+func (p *proposer) proposed(id uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inflight[id] != nil
+}
+
 // settled is called by the state machine when an entry has been applied (err nil) or refused by its fence.
 func (p *proposer) settled(id uint64, err error) {
 	p.mu.Lock()

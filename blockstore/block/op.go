@@ -38,6 +38,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Sum returns the CRC32C (Castagnoli, as in RFC 7143) of b.
 func Sum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
+// ExtendSum returns the Sum of what sum was computed of, followed by b.
+func ExtendSum(sum uint32, b []byte) uint32 { return crc32.Update(sum, castagnoli, b) }
+
 // AppendSums appends the CRC32C of each block of data, whose length must be a multiple of Size, to dst.
 func AppendSums(dst []uint32, data []byte) []uint32 {
 	for ; len(data) >= Size; data = data[Size:] {

@@ -69,14 +69,16 @@ type Config struct {
 // Portal is the iSCSI service of one node: it takes connections from any number of listeners. Its methods may be called
 // concurrently.
 type Portal struct {
-	cfg    Config
-	memory *session.Memory
-	log    *slog.Logger
-	ctx    context.Context // ends with Close
-	cancel context.CancelCauseFunc
-	conns  sync.WaitGroup
-	door   *door
-	logins loginCounters
+	cfg     Config
+	memory  *session.Memory
+	log     *slog.Logger
+	ctx     context.Context // ends with Close
+	cancel  context.CancelCauseFunc
+	conns   sync.WaitGroup
+	watch   *session.Watch
+	watched sync.Once // watch runs, since the first Serve
+	door    *door
+	logins  loginCounters
 
 	mu          sync.Mutex
 	open        map[net.Conn]struct{} // every connection
@@ -130,7 +132,8 @@ func New(cfg Config) (*Portal, error) {
 		return nil, fmt.Errorf("portal: MemoryBytes is %d, use at least 1 MiB", cfg.MemoryBytes)
 	}
 	p := &Portal{
-		cfg: cfg, memory: session.NewMemory(cfg.MemoryBytes), log: cfg.Logger, door: newDoor(&cfg),
+		watch: session.NewWatch(),
+		cfg:   cfg, memory: session.NewMemory(cfg.MemoryBytes), log: cfg.Logger, door: newDoor(&cfg),
 		open: make(map[net.Conn]struct{}), entries: make(map[uint16]*entry), byName: make(map[sessionName]*entry),
 		changed: make(chan struct{}),
 	}
@@ -145,6 +148,13 @@ func New(cfg Config) (*Portal, error) {
 // Serve takes connections from ln until ctx ends or the portal is closed (then it returns nil), or ln fails. It closes ln.
 // Sessions that began go on: Close or Drain ends them.
 func (p *Portal) Serve(ctx context.Context, ln net.Listener) error {
+	p.watched.Do(func() {
+		p.conns.Add(1)
+		go func() {
+			defer p.conns.Done()
+			p.watch.Run(p.ctx)
+		}()
+	})
 	closeListener := func() { _ = ln.Close() }
 	defer closeListener()
 	defer context.AfterFunc(ctx, closeListener)()
@@ -254,6 +264,7 @@ func (p *Portal) serve(a *arrival) {
 		}
 	}
 	s := session.New(hs, session.Config{
+		Watch: p.watch,
 		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: sendTargets,
 		Window: p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
 	})

@@ -91,6 +91,9 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	case !h.Final() && length == firstBurst && edtl > 0:
 		return protocolError("unsolicited data beyond the first burst of %d bytes", firstBurst)
 	}
+	if s.cfg.Watch.since(s.stops, s.live.last.Load()) {
+		return ErrStoodStill
+	}
 	s.stats.commands.Add(1)
 	s.stats.lastCommand.Store(s.live.last.Load()) // when its bytes came; the clock costs more
 	c := s.blank()

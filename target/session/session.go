@@ -66,6 +66,7 @@ type Config struct {
 	// ColdReset, unless nil, is called when this session's initiator has reset the target cold and every task has ended; it
 	// ends the other sessions of the target (RFC 7143 §11.5.1). This one ends by itself, after its answer.
 	ColdReset   func()
+	Watch       *Watch        // nil: commands are taken for new, however long this process stood still
 	Window      int           // commands outstanding, 1..1024
 	Ping        time.Duration // silence after which the initiator is pinged
 	PingTimeout time.Duration // silence after a ping that ends the session
@@ -82,6 +83,7 @@ type Session struct {
 	memory *account
 	out    *outbox
 	stats  counters
+	stops  uint64 // Watch.count when the session began
 
 	expCmdSN  atomic.Uint32 // written by the reader
 	maxCmdSN  atomic.Uint32 // raised whenever a command that took a CmdSN has been dealt with
@@ -146,6 +148,7 @@ func New(hs *Handshake, cfg Config) *Session {
 		orphans:   make(map[uint32]struct{}),
 		readEnd:   make(chan error, 1),
 		log:       cfg.Logger,
+		stops:     cfg.Watch.count(),
 	}
 	s.changed = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())

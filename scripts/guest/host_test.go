@@ -196,7 +196,7 @@ update discovery.sendtargets.auth.username %[3]s
 update discovery.sendtargets.auth.password %[4]s
 iscsiadm -m discoverydb -t sendtargets -p %[2]s -I %[1]s --discover
 status=$?
-iscsiadm -m discoverydb -t sendtargets -p %[2]s -o delete
+[ $status = 0 ] || iscsiadm -m discoverydb -t sendtargets -p %[2]s -o delete # and with it the records it made
 exit $status`, iface, l.cluster.portals[node], user, password)
 	}
 	for _, c := range []struct {

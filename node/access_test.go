@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +20,7 @@ import (
 
 const (
 	ourName   = "iqn.2026-11.test:ours"
-	ourSecret = "a secret of the host"
+	ourSecret = "a-secret-of-the-host"
 )
 
 // refused returns the status of a login that was refused, 0 if it was not.
@@ -215,6 +217,44 @@ func TestSinglePathFollowsTheOwner(t *testing.T) {
 	}
 	if on := sessionsOn(t, cl, ourName); !slices.Equal(on, []string{to}) {
 		t.Fatalf("sessions on %v, the owner is %s", on, to)
+	}
+}
+
+// The same with a secret: libiscsi must be redirected before the proof.
+func TestSinglePathHostIsSentOnBeforeItProvesItself(t *testing.T) {
+	c := newCluster(t)
+	c.start("alpha", "beta", "witness")
+	cl, ctx := c.client(), t.Context()
+	if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 16 << 20, Media: "ram"}, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	l := c.lun(cl, "vm1", func(l api.LUN) bool {
+		return l.Health == api.HealthHealthy && len(l.Portals) == 2 && l.Owner == l.Preferred
+	})
+	spec := api.HostSpec{Initiators: []string{ourName}, CHAP: &api.CHAPSpec{User: "ours", Secret: ourSecret}, SinglePath: true}
+	if _, err := cl.SetHost(ctx, "ours", spec, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cl.GrantLUN(ctx, "vm1", "ours", nil); err != nil {
+		t.Fatal(err)
+	}
+	portal := c.cfgs[idle(l)].Listen.ISCSI[0]
+	cfg := initiator.Config{Address: portal, Target: l.IQN, InitiatorName: ourName, CHAP: login.Credentials{User: "ours", Secret: ourSecret}}
+	ready(t, dial(t, cfg))
+	if on := sessionsOn(t, cl, ourName); !slices.Equal(on, []string{l.Owner}) {
+		t.Fatalf("sessions on %v, the owner is %s", on, l.Owner)
+	}
+	cfg.CHAP.Secret = "another secret, as long"
+	if s := refused(t, cfg); s != uint16(login.AuthenticationFailed) {
+		t.Fatalf("wrong secret behind a redirect: %04X", s)
+	}
+	tool, err := exec.LookPath("iscsi-inq")
+	if err != nil {
+		t.Skip("iscsi-inq is not installed: libiscsi is not tried (scripts/setup test)")
+	}
+	url := "iscsi://ours%" + ourSecret + "@" + portal + "/" + l.IQN + "/0"
+	if out, err := exec.CommandContext(ctx, tool, "-i", ourName, strings.ReplaceAll(url, " ", "%20")).CombinedOutput(); err != nil || !strings.Contains(string(out), "SANCTRY") {
+		t.Fatalf("iscsi-inq: %v\n%s", err, out)
 	}
 }
 

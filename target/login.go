@@ -71,6 +71,9 @@ func (p *Portal) loginConfig(a *arrival) login.Config {
 					Reason: fmt.Sprintf("%d failed logins like this within %v", failuresPerLogin, failureWindow),
 				}
 			}
+			if err := p.sendOn(opening(a, l), l.Discovery); err != nil {
+				return login.Credentials{}, err
+			}
 			c, known := p.cfg.Directory.Credentials(l.Initiator)
 			if !known {
 				return login.Credentials{}, nil
@@ -97,6 +100,21 @@ func (p *Portal) loginConfig(a *arrival) login.Config {
 
 func opening(a *arrival, l *login.Params) Opening {
 	return Opening{Initiator: l.Initiator, Target: l.Target, User: l.User, Group: a.group}
+}
+
+// sendOn redirects an initiator that the Directory wants elsewhere, before it has proved anything: libiscsi, which is QEMU's,
+// leaves its name out when it is redirected after the security stage. What a stranger who gives such an initiator's name
+// learns is the address of a portal, where a proof is asked for all the same.
+func (p *Portal) sendOn(o Opening, discovery bool) error {
+	if discovery {
+		return nil
+	}
+	_, err := p.cfg.Directory.Open(o)
+	var refusal *login.Refusal
+	if errors.As(err, &refusal) && refusal.Status>>8 == 1 {
+		return refusal
+	}
+	return nil
 }
 
 func (p *Portal) openTarget(o Opening) (scsi.Executor, error) {

@@ -246,7 +246,7 @@ func (s *replicas) prefer(run *running) {
 		return
 	}
 	st := run.group.Status()
-	if !st.Serving || st.Applied > 0 {
+	if !st.Serving || st.Applied > 0 || st.Handed { // somebody wants it here
 		return
 	}
 	for _, p := range st.Peers {

@@ -23,7 +23,7 @@ func (c *cluster) moved(t *testing.T, to string) {
 	if err := c.group(from).Transfer(ctx, raft.ServerID(c.member(to).ID)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, to+" serves", func() bool { return c.group(to).Status().Serving })
+	eventually(t, to+" serves, and knows that it was handed the LUN", func() bool { st := c.group(to).Status(); return st.Serving && st.Handed })
 }
 
 // A command that stood still while the LUN went elsewhere and came back lands behind what was written there: it must do

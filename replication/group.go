@@ -52,6 +52,8 @@ type Group struct {
 	full   atomic.Bool // applying waits for room in the pool
 	tenure atomic.Pointer[tenure]
 	failed atomic.Pointer[error]
+	// offered is the last term whose owner wanted to hand the LUN to this node.
+	offered atomic.Uint64
 
 	// mu guards what follows; never held across disk or network.
 	mu       sync.Mutex

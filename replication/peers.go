@@ -225,6 +225,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if want := transferTerm(inst.raft.CurrentTerm()); string(c.Addr) != string(want) || !g.promise.madeTo(from) {
 			return nil, fmt.Errorf("a transfer of %q is not of this term", c.Addr), true
 		}
+		g.offered.Store(inst.raft.CurrentTerm())
 	case *raft.InstallSnapshotRequest:
 		if !g.cfg.Self.Witness {
 			return nil, errRebuild, true

@@ -41,6 +41,7 @@ type Status struct {
 	IsOwner    bool   // this node leads; Serving says whether it has finished taking over
 	Serving    bool
 	Since      time.Time // when it began to serve; zero unless Serving
+	Handed     bool      // the owner before has handed it over
 	Term       uint64
 	Applied    uint64 // this replica's volume
 	Commit     uint64
@@ -78,7 +79,7 @@ func (g *Group) Status() Status {
 	}
 	s.IsOwner, s.Serving = leader == g.cfg.Self.ID && inst.raft.State() == raft.Leader, t != nil
 	if t != nil {
-		s.Since = t.since
+		s.Since, s.Handed = t.since, t.handed
 	}
 	if !s.IsOwner {
 		return s

@@ -19,6 +19,7 @@ type tenure struct {
 	term   uint64
 	before block.Fence // the last entry of the log that this node was elected with
 	since  time.Time
+	handed bool // by the owner before, not won after its loss
 	ended  chan struct{}
 }
 
@@ -80,7 +81,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		g.mu.Lock()
 		current := g.inst == inst && g.gateTerm == term && g.gate != nil
 		if current {
-			g.tenure.Store(&tenure{term: term, before: before, since: time.Now(), ended: make(chan struct{})})
+			g.tenure.Store(&tenure{term: term, before: before, since: time.Now(), handed: g.offered.Load() == term-1, ended: make(chan struct{})})
 		}
 		g.mu.Unlock()
 		if current {

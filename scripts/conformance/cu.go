@@ -107,7 +107,7 @@ func (t tool) run(ctx context.Context, urls []string, selector string) ([]outcom
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && !exit.Exited():
-		return nil, fmt.Errorf("%w, %w, after: %s", errCrashed, err, lastLine(string(out)))
+		return nil, fmt.Errorf("%w, %w, after: %s", errCrashed, err, lastLines(string(out)))
 	case err != nil && exit == nil:
 		return nil, fmt.Errorf("%w (%w)", err, errUnfinished)
 	}
@@ -223,7 +223,7 @@ func parse(out string) ([]outcome, error) {
 		}
 	}
 	if !summary {
-		return nil, fmt.Errorf("ended without a summary: %s", lastLine(out))
+		return nil, fmt.Errorf("ended without a summary: %s", lastLines(out))
 	}
 	for _, o := range all {
 		if o.passed {
@@ -287,7 +287,13 @@ func onlyAt(place string, asserts []assertion) bool {
 	return len(asserts) > 0
 }
 
-func lastLine(out string) string {
-	out = strings.TrimSpace(out)
-	return strings.TrimSpace(out[strings.LastIndexByte(out, '\n')+1:])
+// lastLines returns the last two lines that say anything: the tool explains itself in the one before the last.
+func lastLines(out string) string {
+	var kept []string
+	for line := range strings.Lines(out) {
+		if line = strings.TrimSpace(line); line != "" {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept[max(0, len(kept)-2):], "; ")
 }

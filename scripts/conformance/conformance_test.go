@@ -38,8 +38,12 @@ func TestWhatASuiteSaid(t *testing.T) {
 	}
 	got := judgeAll(suite{name: "A", tests: []string{"A.quiet", "A.talks", "A.skips", "A.fails", "A.last", "A.missing"}}, outcomes)
 	want := []result{
-		{"A.quiet", passed, ""}, {"A.talks", passed, ""}, {"A.skips", skipped, "READ12 is not implemented."},
-		{"A.fails", failed, "a.c:12 CU_ASSERT_EQUAL(_r,0); READ16 wrong sense"}, {"A.last", passed, ""}, {"A.missing", failed, "did not run"},
+		{"A.quiet", passed, ""},
+		{"A.talks", passed, ""},
+		{"A.skips", skipped, "READ12 is not implemented."},
+		{"A.fails", failed, "a.c:12 CU_ASSERT_EQUAL(_r,0); READ16 wrong sense"},
+		{"A.last", passed, ""},
+		{"A.missing", failed, "did not run"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)

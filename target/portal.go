@@ -76,7 +76,7 @@ type Portal struct {
 	cancel  context.CancelCauseFunc
 	conns   sync.WaitGroup
 	watch   *session.Watch
-	watched sync.Once // watch runs, since the first Serve
+	watched bool // watch runs, since the first Serve; guarded by mu
 	door    *door
 	logins  loginCounters
 
@@ -148,13 +148,7 @@ func New(cfg Config) (*Portal, error) {
 // Serve takes connections from ln until ctx ends or the portal is closed (then it returns nil), or ln fails. It closes ln.
 // Sessions that began go on: Close or Drain ends them.
 func (p *Portal) Serve(ctx context.Context, ln net.Listener) error {
-	p.watched.Do(func() {
-		p.conns.Add(1)
-		go func() {
-			defer p.conns.Done()
-			p.watch.Run(p.ctx)
-		}()
-	})
+	p.startWatch()
 	closeListener := func() { _ = ln.Close() }
 	defer closeListener()
 	defer context.AfterFunc(ctx, closeListener)()
@@ -220,6 +214,20 @@ func (p *Portal) admit(conn net.Conn) *arrival {
 		p.log.Warn("connection refused", "remote", conn.RemoteAddr(), "reason", why, "not_logged", unsaid)
 	}
 	return nil
+}
+
+func (p *Portal) startWatch() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.watched || p.ctx.Err() != nil { // Close waits for nothing that begins after it
+		return
+	}
+	p.watched = true
+	p.conns.Add(1)
+	go func() {
+		defer p.conns.Done()
+		p.watch.Run(p.ctx)
+	}()
 }
 
 // serve runs one connection from its first byte to its last task.

@@ -87,8 +87,17 @@ func (d directory) List(initiator string, _ uint16) []Listing {
 	}
 	return []Listing{
 		{Name: "iqn.test:a", Portals: []PortalAddress{
-			{"0.0.0.0:3260", 2}, {"192.0.2.7:3260", 7}, {"[::]:3261", 2}, {":3262", 2}, {"nonsense", 2}, {":0", 2}, {"0.0.0.0:3260", 7},
-			{"127.0.0.1:3260", 2}, {"a,b:3260", 7}, {"san.example:3260", 7}, {"[::ffff:192.0.2.8]:3260", 7},
+			{"0.0.0.0:3260", 2},
+			{"192.0.2.7:3260", 7},
+			{"[::]:3261", 2},
+			{":3262", 2},
+			{"nonsense", 2},
+			{":0", 2},
+			{"0.0.0.0:3260", 7},
+			{"127.0.0.1:3260", 2},
+			{"a,b:3260", 7},
+			{"san.example:3260", 7},
+			{"[::ffff:192.0.2.8]:3260", 7},
 		}},
 		{Name: "iqn.test:unreachable", Portals: []PortalAddress{{"0.0.0.0:3260", 7}}},
 		{Name: "iqn.test:b", Portals: []PortalAddress{{"[2001:db8::1]:3260", 1}}},

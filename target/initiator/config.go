@@ -3,7 +3,7 @@
 //
 // Invariant: a command has exactly one outcome, and "acknowledged" is said only when its own response with GOOD has come;
 // a Disk never has two copies of one write outstanding on two connections it has not closed.
-// It is no block device driver: it does not cache, merge or reorder, and it logs in without CHAP.
+// It is no block device driver: it does not cache, merge or reorder.
 package initiator
 
 import (
@@ -12,18 +12,22 @@ import (
 	"fmt"
 	"time"
 
+	"sanctuary/target/login"
 	"sanctuary/target/scsi"
 )
 
 // Config describes a session. Zero means the default where one is named.
 type Config struct {
-	Address       string // host:port of the portal
+	Address       string // host:port of the portal, IPv6 in brackets; without a port, 3260
 	InitiatorName string // iSCSI name, default "iqn.2024-01.io.sanctuary:initiator"
 	Target        string // iSCSI name; empty for a discovery session (see Discover)
 	LUN           uint16 // for the helper commands, 0..16383
 	// ISID names this initiator port; the same one at a later login takes the old session's place (reinstatement).
 	// Default: random, type 10b.
 	ISID [6]byte
+
+	// CHAP is what this initiator proves and, with a mutual user, what it wants proved; without a User, nothing.
+	CHAP login.Credentials
 
 	HeaderDigest, DataDigest bool // CRC32C
 	InitialR2T               bool // true: no unsolicited data
@@ -73,6 +77,8 @@ func (c *Config) setDefaults() error {
 	switch {
 	case c.FirstBurst > c.MaxBurst:
 		return fmt.Errorf("FirstBurst of %d bytes: use at most MaxBurst, %d", c.FirstBurst, c.MaxBurst)
+	case c.CHAP.Validate() != nil:
+		return c.CHAP.Validate()
 	case c.LUN > scsi.MaxLUN:
 		return fmt.Errorf("LUN %d: use at most %d", c.LUN, scsi.MaxLUN)
 	}
@@ -95,6 +101,9 @@ var (
 	ErrSession = errors.New("iSCSI session has ended")
 	// ErrProtocol: the target broke the protocol. The session is given up.
 	ErrProtocol = errors.New("iSCSI protocol error")
+	// ErrAskedToLeave: the target asked for a logout, and got it once the commands at work had ended; it expects this
+	// initiator back at once. Commands that came meanwhile were not sent. Wraps into ErrSession.
+	ErrAskedToLeave = errors.New("the target asked for a logout")
 	// ErrSilent: the target answered nothing, not even a ping. Wraps into ErrSession.
 	ErrSilent = errors.New("target is silent")
 )

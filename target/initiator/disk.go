@@ -301,6 +301,8 @@ func judge(err error) (Outcome, next) {
 	case err == nil:
 		return Acknowledged, giveUp
 	case errors.As(err, &e):
+	case errors.Is(err, errNotSent):
+		return Failed, retryElsewhere
 	default:
 		return Unknown, retryElsewhere // the session is gone, or was cancelled
 	}

@@ -3,6 +3,7 @@ package initiator_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -44,6 +45,10 @@ type node struct {
 	portal  *target.Portal
 	stop    context.CancelFunc
 	served  sync.WaitGroup
+
+	credentials atomic.Pointer[login.Credentials] // what every initiator must prove; nil: nothing
+	moved       atomic.Value                      // string: where every initiator is sent, empty for nowhere
+	listed      atomic.Int64                      // further targets in answers to SendTargets
 }
 
 func newCluster(t testing.TB, n int) *cluster {
@@ -109,19 +114,31 @@ func (n *node) access() scsi.Access {
 }
 
 // Credentials, List and Open make a node the Directory of its portal.
-func (*node) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
+func (n *node) Credentials(string) (login.Credentials, bool) {
+	if c := n.credentials.Load(); c != nil {
+		return *c, true
+	}
+	return login.Credentials{}, true
+}
 
 func (n *node) List(string, uint16) []target.Listing {
 	l := target.Listing{Name: targetName}
 	for i, o := range n.cluster.nodes {
 		l.Portals = append(l.Portals, target.PortalAddress{Address: o.address, GroupTag: uint16(i + 1)})
 	}
-	return []target.Listing{l}
+	list := []target.Listing{l}
+	for i := range n.listed.Load() {
+		list = append(list, target.Listing{Name: fmt.Sprintf("iqn.2024-01.test:further-%04d", i), Portals: l.Portals})
+	}
+	return list
 }
 
 func (n *node) Open(o target.Opening) (scsi.Executor, error) {
 	if o.Target != targetName {
 		return nil, target.ErrNoTarget
+	}
+	if to, _ := n.moved.Load().(string); to != "" {
+		return nil, &login.Refusal{Status: login.MovedTemporarily, Address: to}
 	}
 	return n.target, nil
 }
@@ -198,3 +215,5 @@ func pattern(n int, seed byte) []byte {
 	}
 	return b
 }
+
+func ptr(c login.Credentials) *login.Credentials { return &c }

@@ -1,6 +1,7 @@
 package initiator
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -67,21 +68,25 @@ func digestOffer(on bool) string {
 	return "None"
 }
 
-// offer returns the keys of the first login request.
-func (c *Config) offer() []pdu.Pair {
+// names returns the keys of the first login request, whatever its stage.
+func (c *Config) names() []pdu.Pair {
 	keys := []pdu.Pair{{Key: "InitiatorName", Value: c.InitiatorName}}
 	if c.Target == "" {
-		keys = append(keys, pdu.Pair{Key: "SessionType", Value: "Discovery"})
-	} else {
-		keys = append(keys, pdu.Pair{Key: "SessionType", Value: "Normal"}, pdu.Pair{Key: "TargetName", Value: c.Target})
+		return append(keys, pdu.Pair{Key: "SessionType", Value: "Discovery"})
 	}
-	keys = append(keys,
-		pdu.Pair{Key: "HeaderDigest", Value: digestOffer(c.HeaderDigest)},
-		pdu.Pair{Key: "DataDigest", Value: digestOffer(c.DataDigest)},
-		pdu.Pair{Key: "MaxRecvDataSegmentLength", Value: strconv.Itoa(c.MaxRecvData)},
-		pdu.Pair{Key: "DefaultTime2Wait", Value: "0"},
-		pdu.Pair{Key: "DefaultTime2Retain", Value: "0"},
-		pdu.Pair{Key: "ErrorRecoveryLevel", Value: "0"})
+	return append(keys, pdu.Pair{Key: "SessionType", Value: "Normal"}, pdu.Pair{Key: "TargetName", Value: c.Target})
+}
+
+// offer returns the keys of the operational stage.
+func (c *Config) offer() []pdu.Pair {
+	keys := []pdu.Pair{
+		{Key: "HeaderDigest", Value: digestOffer(c.HeaderDigest)},
+		{Key: "DataDigest", Value: digestOffer(c.DataDigest)},
+		{Key: "MaxRecvDataSegmentLength", Value: strconv.Itoa(c.MaxRecvData)},
+		{Key: "DefaultTime2Wait", Value: "0"},
+		{Key: "DefaultTime2Retain", Value: "0"},
+		{Key: "ErrorRecoveryLevel", Value: "0"},
+	}
 	if c.Target == "" {
 		return keys
 	}
@@ -99,17 +104,18 @@ func (c *Config) offer() []pdu.Pair {
 const (
 	maxR2T        = 8  // outstanding per command
 	maxRedirects  = 3  // of one login
-	maxLoginSteps = 16 // request and response pairs
+	maxLoginSteps = 32 // request and response pairs
 )
 
-// Dial connects and logs in. It follows redirections. Errors are a *LoginError, ErrProtocol, or the network's.
+// Dial connects and logs in. It follows redirections; they are for this session, so the next Dial begins at
+// Config.Address again. Errors are a *LoginError, ErrNotProved, ErrProtocol, or the network's.
 func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
 	limited, cancel := context.WithTimeout(ctx, cfg.LoginTimeout)
 	defer cancel()
-	address := cfg.Address
+	address := withPort(cfg.Address)
 	for range maxRedirects + 1 {
 		s, redirect, err := dialOnce(limited, cfg, address)
 		if redirect == "" {
@@ -147,75 +153,124 @@ func dialOnce(ctx context.Context, cfg Config, address string) (*Session, string
 	return s, "", nil
 }
 
-// login negotiates in the operational stage; targets that insist on authentication refuse that.
+// login negotiates in the operational stage, after the security stage if there is something to prove; targets that insist
+// on proof refuse it otherwise.
 func (s *Session) login() (redirect string, err error) {
-	text, answer := pdu.FormatText(s.cfg.offer()), []byte(nil)
-	request := pdu.LoginRequest{
-		Transit: true, Current: pdu.StageOperational, Next: pdu.StageFullFeature,
-		ISID: s.cfg.ISID, Tag: 1, CmdSN: s.cmdSN,
+	n := &negotiation{s: s, request: pdu.LoginRequest{ISID: s.cfg.ISID, Tag: 1, CmdSN: s.cmdSN}}
+	keys := append(s.cfg.names(), s.cfg.offer()...)
+	if s.cfg.CHAP.User != "" {
+		if redirect, err = n.authenticate(&s.cfg.CHAP, s.cfg.names()); err != nil || redirect != "" {
+			return redirect, err
+		}
+		keys = s.cfg.offer()
 	}
-	var h pdu.Header
-	for range maxLoginSteps {
-		request.Put(&h)
-		if err := s.w.Append(&h, text); err != nil {
-			return "", err
+	n.request.Current, n.request.Next, n.request.Transit = pdu.StageOperational, pdu.StageFullFeature, true
+	for {
+		got, redirect, err := n.exchange(keys)
+		if err != nil || redirect != "" {
+			return redirect, err
 		}
-		if err := s.w.Flush(); err != nil {
-			return "", err
-		}
-		text = nil
-		if err := s.r.ReadHeader(&h); err != nil {
-			return "", err
-		}
-		data := make([]byte, h.DataLength())
-		if err := s.r.ReadData(data); err != nil {
-			return "", err
-		}
-		if h.Opcode() != pdu.OpLoginResponse {
-			return "", fmt.Errorf("%w: %s in answer to a login", ErrProtocol, h.Opcode())
-		}
-		if answer = append(answer, data...); len(answer) > 64<<10 {
-			return "", fmt.Errorf("%w: more than 64 KiB of login keys", ErrProtocol)
-		}
-		s.expStatSN = h.StatSN() + 1
-		request.ExpStatSN, request.TSIH = s.expStatSN, h.TSIH()
-		if h.Has(pdu.FlagContinue) {
-			request.Transit = false // an empty request asks for the rest
-			continue
-		}
-		pairs, err := pdu.ParseText(answer)
-		if err != nil {
-			return "", err
-		}
-		answer, request.Transit = nil, true
-		if status := h.LoginStatus(); status>>8 == 1 {
-			return redirection(pairs)
-		} else if status != 0 {
-			return "", &LoginError{Status: status}
-		}
-		for _, p := range pairs {
-			if err := s.params.take(p.Key, p.Value); err != nil {
+		keys = nil
+		for k, v := range got {
+			if err := s.params.take(k, v); err != nil {
 				return "", err
 			}
 		}
-		if _, next := h.Stages(); h.Final() && next == pdu.StageFullFeature {
-			s.expCmdSN, s.maxCmdSN = h.ExpCmdSN(), h.MaxCmdSN()
+		if n.transit {
 			s.r.HeaderDigest, s.w.HeaderDigest = s.params.headerDigest, s.params.headerDigest
 			s.r.DataDigest, s.w.DataDigest = s.params.dataDigest, s.params.dataDigest
 			return "", nil
 		}
 	}
-	return "", fmt.Errorf("%w: login took more than %d steps", ErrProtocol, maxLoginSteps)
+}
+
+// negotiation is a login in progress.
+type negotiation struct {
+	s       *Session
+	request pdu.LoginRequest // of the next request
+	steps   int
+	transit bool // the target has agreed to the transition asked for last
+}
+
+// exchange sends the keys and returns the target's whole answer, or where it sends us. If a key comes twice, the last one counts.
+func (n *negotiation) exchange(keys []pdu.Pair) (got map[string]string, redirect string, err error) {
+	var (
+		h      pdu.Header
+		answer []byte
+		s      = n.s
+		text   = pdu.FormatText(keys)
+	)
+	for request := n.request; ; {
+		if n.steps++; n.steps > maxLoginSteps {
+			return nil, "", fmt.Errorf("%w: login took more than %d steps", ErrProtocol, maxLoginSteps)
+		}
+		request.ExpStatSN, request.TSIH = n.request.ExpStatSN, n.request.TSIH
+		request.Put(&h)
+		if err := s.w.Append(&h, text); err != nil {
+			return nil, "", err
+		}
+		if err := s.w.Flush(); err != nil {
+			return nil, "", err
+		}
+		if err := s.r.ReadHeader(&h); err != nil {
+			return nil, "", err
+		}
+		data := make([]byte, h.DataLength())
+		if err := s.r.ReadData(data); err != nil {
+			return nil, "", err
+		}
+		if h.Opcode() != pdu.OpLoginResponse {
+			return nil, "", fmt.Errorf("%w: %s in answer to a login", ErrProtocol, h.Opcode())
+		}
+		if answer = append(answer, data...); len(answer) > 64<<10 {
+			return nil, "", fmt.Errorf("%w: more than 64 KiB of login keys", ErrProtocol)
+		}
+		s.expStatSN = h.StatSN() + 1
+		n.request.ExpStatSN, n.request.TSIH = s.expStatSN, h.TSIH()
+		if !h.Has(pdu.FlagContinue) {
+			break
+		}
+		text, request.Transit = nil, false // an empty request asks for the rest
+	}
+	pairs, err := pdu.ParseText(answer)
+	if err != nil {
+		return nil, "", err
+	}
+	if status := h.LoginStatus(); status>>8 == 1 {
+		redirect, err = redirection(pairs)
+		return nil, redirect, err
+	} else if status != 0 {
+		return nil, "", &LoginError{Status: status}
+	}
+	got = make(map[string]string, len(pairs))
+	for _, p := range pairs {
+		got[p.Key] = p.Value
+	}
+	current, next := h.Stages()
+	n.transit = h.Final()
+	if current != n.request.Current || n.transit && (!n.request.Transit || next != n.request.Next) {
+		return nil, "", fmt.Errorf("%w: the target goes from stage %d to %d unasked", ErrProtocol, current, next)
+	}
+	s.expCmdSN, s.maxCmdSN = h.ExpCmdSN(), h.MaxCmdSN()
+	return got, "", nil
 }
 
 func redirection(pairs []pdu.Pair) (string, error) {
 	for _, p := range pairs {
-		if p.Key == "TargetAddress" {
+		if p.Key == "TargetAddress" && p.Value != "" {
 			address, _, _ := strings.Cut(p.Value, ",")
-			return address, nil
+			return withPort(address), nil
 		}
 	}
 	return "", fmt.Errorf("%w: redirected without an address", ErrProtocol)
+}
+
+// withPort adds the port of iSCSI to an address that has none (RFC 7143 §13.8).
+func withPort(address string) string {
+	if _, _, err := net.SplitHostPort(address); err == nil {
+		return address
+	}
+	return net.JoinHostPort(strings.Trim(address, "[]"), "3260")
 }
 
 // Portal is where a target can be reached.
@@ -243,24 +298,39 @@ func DiscoverAs(ctx context.Context, cfg Config) ([]Target, error) {
 		return nil, err
 	}
 	defer s.Close()
-	pairs, err := s.text(ctx, []pdu.Pair{{Key: "SendTargets", Value: "All"}})
+	answer, err := s.text(ctx, []pdu.Pair{{Key: "SendTargets", Value: "All"}})
 	if err != nil {
 		return nil, err
 	}
-	var targets []Target
-	for _, p := range pairs {
-		switch {
-		case p.Key == "TargetName":
-			targets = append(targets, Target{Name: p.Value})
-		case p.Key == "TargetAddress" && len(targets) > 0:
-			address, tag, _ := strings.Cut(p.Value, ",")
-			n, err := strconv.ParseUint(tag, 10, 16)
-			if tag != "" && err != nil {
-				return nil, fmt.Errorf("%w: TargetAddress=%.80s", ErrProtocol, p.Value)
-			}
-			t := &targets[len(targets)-1]
-			t.Portals = append(t.Portals, Portal{Address: address, GroupTag: uint16(n)})
-		}
+	targets, err := parseTargets(answer)
+	if err != nil {
+		return nil, err
 	}
 	return targets, s.Logout(ctx)
+}
+
+// parseTargets reads the answer to SendTargets (RFC 7143 appendix C), of any number of keys.
+func parseTargets(answer []byte) ([]Target, error) {
+	var targets []Target
+	for item := range bytes.SplitSeq(answer, []byte{0}) {
+		pairs, err := pdu.ParseText(item)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range pairs { // one, or none between NULs
+			switch {
+			case p.Key == "TargetName":
+				targets = append(targets, Target{Name: p.Value})
+			case p.Key == "TargetAddress" && len(targets) > 0:
+				address, tag, _ := strings.Cut(p.Value, ",")
+				n, err := strconv.ParseUint(tag, 10, 16)
+				if address == "" || tag != "" && err != nil {
+					return nil, fmt.Errorf("%w: TargetAddress=%.80s", ErrProtocol, p.Value)
+				}
+				t := &targets[len(targets)-1]
+				t.Portals = append(t.Portals, Portal{Address: withPort(address), GroupTag: uint16(n)})
+			}
+		}
+	}
+	return targets, nil
 }

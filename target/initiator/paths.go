@@ -68,8 +68,10 @@ type paths struct {
 	cfg    MultipathConfig
 	ctx    context.Context // ends with close
 	cancel context.CancelFunc
-	search sync.WaitGroup
-	isids  [][6]byte // one per path, kept for ever: a new login ends what is left of the old session
+	search sync.WaitGroup // searches
+	// followers are goroutines of follow, started by searches only: wait for those first.
+	followers sync.WaitGroup
+	isids     [][6]byte // one per path, kept for ever: a new login ends what is left of the old session
 
 	mu       sync.Mutex
 	current  *link
@@ -114,9 +116,19 @@ func (p *paths) use(ctx context.Context) (*link, error) {
 	}
 }
 
+// follow gives l up when its session ends, also when nobody is sending anything.
+func (p *paths) follow(l *link) {
+	defer p.followers.Done()
+	<-l.Done()
+	p.drop(l, l.Err())
+}
+
 // drop gives l up: its connection is reset, every command on it has ended when drop returns, and then a search begins.
 // Only the first call for a link does anything; the others wait for the close too.
 func (p *paths) drop(l *link, cause error) {
+	if errors.Is(cause, errNotSent) {
+		<-l.Done() // what was sent before the target asked for a logout may end first; see Session.leave
+	}
 	l.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,6 +157,7 @@ func (p *paths) close() {
 		defer cancel()
 		_ = l.Logout(ctx) // closes it in any case
 	}
+	p.followers.Wait()
 }
 
 // find searches until one path is usable. Every path is tried by itself, so that a silent one delays no other.
@@ -171,6 +184,8 @@ func (p *paths) find() {
 			close(p.found)
 			p.mu.Unlock()
 			p.event(l.path, PathActive, nil)
+			p.followers.Add(1)
+			go p.follow(l)
 		}
 	}
 }
@@ -266,6 +281,8 @@ func reasonOf(err error) string {
 		return refusal.Error()
 	case errors.Is(err, ErrMismatch):
 		return ErrMismatch.Error()
+	case errors.Is(err, ErrNotProved):
+		return ErrNotProved.Error()
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrSilent):
 		return "no answer"
 	}

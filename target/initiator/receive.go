@@ -52,8 +52,13 @@ func (s *Session) receive(h *pdu.Header) error {
 			return fmt.Errorf("%w: the target pings faster than it is answered", ErrProtocol)
 		}
 	case pdu.OpAsync:
-		if event, _ := h.AsyncEvent(); event != pdu.AsyncSCSI {
-			return fmt.Errorf("the target asks for the end of the session (event %d)", event)
+		event, parameters := h.AsyncEvent()
+		switch event {
+		case pdu.AsyncSCSI:
+		case pdu.AsyncLogoutRequest:
+			s.askedToLeave(time.Duration(parameters[2]) * time.Second)
+		default:
+			return fmt.Errorf("the target ends the session (event %d)", event)
 		}
 		return s.r.Discard(h.DataLength())
 	case pdu.OpReject:
@@ -137,6 +142,9 @@ func (s *Session) finish(h *pdu.Header, t *task) error {
 
 func (s *Session) complete(h *pdu.Header, t *task) {
 	t.header = *h
+	if h.Opcode() == pdu.OpLogoutResponse && h.Response() == pdu.LogoutDone {
+		s.loggedOut.Store(true)
+	}
 	s.forget(t)
 	close(t.done)
 }

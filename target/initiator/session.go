@@ -35,6 +35,8 @@ type Session struct {
 	maxCmdSN  uint32
 	window    chan struct{} // closed and replaced when maxCmdSN grows
 	err       error         // why the session ended
+	loggedOut atomic.Bool   // the target has answered a logout
+	leaving   chan struct{} // not nil: the target has asked for a logout; closed when no task is left
 
 	lastReceived atomic.Int64 // time since epoch
 	epoch        time.Time
@@ -42,6 +44,7 @@ type Session struct {
 	dead         chan struct{}   // closed when the session has ended
 	readerDone   chan struct{}
 	keeperDone   chan struct{}
+	leaver       sync.WaitGroup // the goroutine of leave; started by the reader only
 }
 
 // task is a request on its way. The reader goroutine fills it in until done is closed.
@@ -90,6 +93,10 @@ func (s *Session) end(cause error) {
 	if s.err != nil {
 		return
 	}
+	if s.leaving != nil && s.loggedOut.Load() && !errors.Is(cause, ErrAskedToLeave) {
+		// The answer to the logout was read, and then the end of the connection, before the one who waits for the answer ran.
+		cause = errors.Join(ErrAskedToLeave, cause)
+	}
 	s.err = fmt.Errorf("%w: %w", ErrSession, cause)
 	if c, ok := s.conn.(*net.TCPConn); ok {
 		_ = c.SetLinger(0)
@@ -105,6 +112,7 @@ func (s *Session) Close() {
 	s.end(errClosed)
 	<-s.readerDone
 	<-s.keeperDone
+	s.leaver.Wait()
 }
 
 // begin registers a task under a new tag; nil if the session has ended.
@@ -123,10 +131,24 @@ func (s *Session) begin(in []byte) *task {
 	return t
 }
 
+// rename gives a task that has not been sent another tag; nil if that is in use.
+func (s *Session) rename(t *task, tag uint32) *task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tasks, t.tag)
+	if s.tasks[tag] != nil {
+		return nil
+	}
+	t.tag = tag
+	s.tasks[tag] = t
+	return t
+}
+
 func (s *Session) forget(t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.tasks, t.tag)
+	s.checkLeft()
 }
 
 // send writes PDUs made by build, which gets CmdSN and ExpStatSN. If numbered it waits for the command window and takes a CmdSN.
@@ -136,6 +158,9 @@ func (s *Session) send(ctx context.Context, numbered bool, build func(cmdSN, exp
 		s.mu.Lock()
 		open := !numbered || !pdu.SerialLess(s.maxCmdSN, s.cmdSN)
 		window, expStatSN, err := s.window, s.expStatSN, s.err
+		if err == nil && numbered && s.leaving != nil {
+			err = fmt.Errorf("%w: %w: %w", ErrSession, ErrAskedToLeave, errNotSent)
+		}
 		s.mu.Unlock()
 		if err == nil && open {
 			defer s.sending.Unlock()
@@ -249,11 +274,15 @@ func (s *Session) Ping(ctx context.Context, data []byte) error {
 
 // Logout ends the session in an orderly way: running commands are not waited for.
 func (s *Session) Logout(ctx context.Context) error {
+	defer s.Close()
+	return s.logout(ctx)
+}
+
+func (s *Session) logout(ctx context.Context) error {
 	t := s.begin(nil)
 	if t == nil {
 		return s.Err()
 	}
-	defer s.Close()
 	err := s.send(ctx, false, func(cmdSN, expStatSN uint32) error {
 		var h pdu.Header
 		(&pdu.LogoutRequest{Immediate: true, Reason: pdu.LogoutSession, Tag: t.tag, CmdSN: cmdSN, ExpStatSN: expStatSN}).Put(&h)
@@ -268,17 +297,26 @@ func (s *Session) Logout(ctx context.Context) error {
 	return err
 }
 
+// maxTextAnswer bounds the answer to one text request: some 100,000 targets.
+const maxTextAnswer = 16 << 20
+
 // text sends one text request and collects its answer.
-func (s *Session) text(ctx context.Context, ask []pdu.Pair) ([]pdu.Pair, error) {
+func (s *Session) text(ctx context.Context, ask []pdu.Pair) ([]byte, error) {
 	request, out, answer := pdu.TextRequest{Final: true, TransferTag: pdu.NoTag}, pdu.FormatText(ask), []byte(nil)
-	for range 256 {
+	for {
+		// RFC 7143 §11.10.3: one task tag for the whole sequence.
 		t := s.begin(nil)
 		if t == nil {
 			return nil, s.Err()
 		}
+		if request.TransferTag == pdu.NoTag {
+			request.Tag = t.tag
+		} else if t = s.rename(t, request.Tag); t == nil {
+			return nil, fmt.Errorf("%w: text exchange overtaken", ErrProtocol)
+		}
 		err := s.send(ctx, true, func(cmdSN, expStatSN uint32) error {
 			var h pdu.Header
-			request.Tag, request.CmdSN, request.ExpStatSN = t.tag, cmdSN, expStatSN
+			request.CmdSN, request.ExpStatSN = cmdSN, expStatSN
 			request.Put(&h)
 			return s.w.Append(&h, out)
 		})
@@ -293,11 +331,13 @@ func (s *Session) text(ctx context.Context, ask []pdu.Pair) ([]pdu.Pair, error) 
 			return nil, fmt.Errorf("%w: %s in answer to a text request", ErrProtocol, t.header.Opcode())
 		}
 		if answer = append(answer, t.data...); t.header.Final() {
-			return pdu.ParseText(answer)
+			return answer, nil
+		}
+		if len(t.data) == 0 || len(answer) > maxTextAnswer {
+			return nil, fmt.Errorf("%w: text answer without end", ErrProtocol)
 		}
 		request.TransferTag, out = t.header.TransferTag(), nil
 	}
-	return nil, fmt.Errorf("%w: text answer without end", ErrProtocol)
 }
 
 // Manage sends a task management function for the configured LUN; tag is that of the task to abort (Command.Tag).

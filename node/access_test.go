@@ -208,7 +208,7 @@ func TestSinglePathFollowsTheOwner(t *testing.T) {
 	if _, err := cl.MoveLUN(ctx, "vm1", to, 20*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it has been asked to leave", func() bool { return s.Err() != nil })
+	until(t, "it has been asked to leave", func() bool { return errors.Is(s.Err(), initiator.ErrAskedToLeave) })
 	s = dial(t, cfg)
 	ready(t, s)
 	got := make([]byte, 4096)

@@ -125,10 +125,10 @@ func (d *disk) wroteTo(t *testing.T, n int) {
 func TestOwnerKilledUnderFio(t *testing.T) {
 	l := useLab(t)
 	d := l.attach(t, "killed", 64*mib)
-	wait := d.fio(t, 2000)
-	d.wroteTo(t, 200)
+	wait := d.fio(t, 1000)
+	d.wroteTo(t, 100)
 	owner, _ := l.killOwner(t, d.lun.Name)
-	d.wroteTo(t, 200) // by the other node now
+	d.wroteTo(t, 100) // by the other node now
 	l.restart(t, owner, d.lun.Name)
 	d.wroteTo(t, 100)
 	stall := wait()
@@ -143,11 +143,11 @@ func TestOwnerKilledUnderFio(t *testing.T) {
 func TestOwnerMovedUnderFio(t *testing.T) {
 	l := useLab(t)
 	d := l.attach(t, "moved", 64*mib)
-	wait := d.fio(t, 2000)
-	d.wroteTo(t, 200)
+	wait := d.fio(t, 1000)
+	d.wroteTo(t, 100)
 	for range 2 {
 		l.move(t, d.lun.Name, other(l.lun(t, d.lun.Name).Owner))
-		d.wroteTo(t, 200)
+		d.wroteTo(t, 100)
 	}
 	stall := wait()
 	t.Logf("owner moved under the kernel's initiator and dm-multipath: longest write %v", stall.Round(time.Millisecond))

@@ -310,7 +310,8 @@ func TestSgCopiesBetweenLUNs(t *testing.T) {
 	h.login(t)
 	h.sg(t, one)
 	h.sg(t, two)
-	// One node copies what it owns.
+	// One node copies what it owns. A LUN that holds nothing yet may still go to the node it was meant for.
+	l.vm.sh(t, "for dev in %s %s; do dd if=/dev/urandom of=$dev bs=64k count=1 oflag=direct status=none; done", one.dev(), two.dev())
 	owner := l.lun(t, one.lun.Name).Owner
 	l.move(t, two.lun.Name, owner)
 	from, to := h.path(t, one, owner).sg, h.path(t, two, owner).sg

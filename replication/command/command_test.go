@@ -32,7 +32,7 @@ func TestEntrySurvivesEncoding(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := e.Verify(1 << 20, false); err != nil {
+	if err := e.Verify(1<<20, false); err != nil {
 		t.Fatal(err)
 	}
 	if e.Fence != 3 || e.Proposal != 99 || len(e.Ops) != 4 {
@@ -60,7 +60,7 @@ func TestEveryDamageIsFound(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return e.Verify(1 << 20, false)
+		return e.Verify(1<<20, false)
 	}
 	for _, n := range []int{0, 1, 39, 40, len(buf) / 2, len(buf) - 1} {
 		if err := check(buf[:n]); !errors.Is(err, ErrFormat) {
@@ -92,7 +92,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(buf[:40])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if e, err := Decode(b); err == nil {
-			_ = e.Verify(1 << 20, false)
+			_ = e.Verify(1<<20, false)
 		}
 	})
 }

@@ -38,7 +38,7 @@ func ParseName(v string) (string, error) {
 			return "", errors.New("iSCSI name: naa. takes 16 or 32 hexadecimal digits")
 		}
 	default:
-		return "", fmt.Errorf("iSCSI name %.40q: use one that begins with iqn., eui. or naa.", v)
+		return "", fmt.Errorf("iSCSI name %.40q: it begins with iqn., eui. or naa. and goes on", v)
 	}
 	return name, nil
 }

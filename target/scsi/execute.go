@@ -343,9 +343,6 @@ func (r *request) begin() bool {
 	if !n.attached || r.unit != nil && r.Revoked != nil && r.Revoked.Load() {
 		return false
 	}
-	if r.unit != nil && r.unit.hasEnded(r.accepted) {
-		return false
-	}
 	if set := r.target.units.Load(); set != r.set && r.unit != nil && set.lookup(r.LUN) != r.unit {
 		return false
 	}

@@ -68,7 +68,6 @@ func response(err error) FunctionResponse {
 // manage carries out a function that concerns the whole unit: on the owner, where all tasks are that move data, and then here.
 func (u *Unit) manage(ctx context.Context, f Function, from reserve.Nexus) error {
 	accepted, fence, operation := time.Now(), u.cfg.Backend.Fence(), rand.Uint64()
-	u.endAll()
 	err := u.onOwner(ctx, manageFor, func(ctx context.Context) error {
 		access := u.cfg.Access()
 		if access.LocalState() == ActiveOptimized {
@@ -129,7 +128,6 @@ func (u *Unit) onOwner(ctx context.Context, limit time.Duration, try func(contex
 func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fence block.Fence, from reserve.Nexus) error {
 	var others []uint64
 	u.cutOff()
-	u.endAll()
 	// At once: tasks that wait for a quorum would otherwise keep the function waiting that is to end them.
 	doomed := u.doom(func(n *Nexus, r *request) bool {
 		if r.unit == u && f == ClearTaskSet && !n.named(from) {
@@ -156,17 +154,6 @@ func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fen
 		return true, nil
 	})
 	return errors.Join(err, await(ctx, append(doomed, u.doom(func(_ *Nexus, r *request) bool { return r.unit == u })...)))
-}
-
-// endAll ends the tasks that sessions of this node have accepted and not begun to execute, because their data is still coming:
-// they are in the task set, and doom cannot find them. It comes before doom, which takes each nexus' mutex: a task is either
-// found there or finds itself ended here.
-func (u *Unit) endAll() { u.ended.Store(int64(time.Since(u.made))) }
-
-// hasEnded says whether a task accepted at that time was ended before it began.
-func (u *Unit) hasEnded(accepted time.Time) bool {
-	ended := u.ended.Load()
-	return ended != 0 && int64(accepted.Sub(u.made)) <= ended
 }
 
 // doom marks the unit's running tasks on this node that match, in whatever target, and cancels them. match is called with the

@@ -221,33 +221,3 @@ func TestResetsAndDetachesUnderLoad(t *testing.T) {
 	}
 	wg.Wait()
 }
-
-// A task whose data is still coming is in the task set, though nothing of it runs yet: a reset ends it as well, also that of
-// another session. What arrives after the reset is not concerned.
-func TestResetEndsTasksWhoseDataIsStillComing(t *testing.T) {
-	for _, f := range []scsi.Function{scsi.LogicalUnitReset, scsi.ClearTaskSet, scsi.TargetWarmReset} {
-		g := newRig(t, 512, nil)
-		other := &scsi.Nexus{Initiator: "iqn.test:other", ISID: [6]byte{9}}
-		g.target.Attach(other)
-		for _, n := range []*scsi.Nexus{g.nexus, other} {
-			g.run(n, tur, 0, nil) // unit attentions out of the way
-			g.run(n, tur, 0, nil)
-		}
-		coming := g.task(other, write1, 0, bytes.Repeat([]byte{1}, 512))
-		coming.Accepted = time.Now()
-		if r := g.target.Manage(t.Context(), f, g.nexus, 0, 0); r != scsi.FunctionComplete {
-			t.Fatalf("function %d: %d", f, r)
-		}
-		if r := g.execute(t.Context(), coming); r.Status != scsi.StatusTaskAborted {
-			t.Errorf("function %d: a task from before it ended with %v", f, r.Status)
-		}
-		if got := g.mem.Bytes(block.Range{Count: 1}); got[0] != 0 {
-			t.Errorf("function %d: it was carried out", f)
-		}
-		later := g.task(other, tur, 0, nil)
-		later.Accepted = time.Now()
-		if r := g.execute(t.Context(), later); r.Status == scsi.StatusTaskAborted {
-			t.Errorf("function %d: a later task was ended too", f)
-		}
-	}
-}

@@ -172,8 +172,6 @@ type Unit struct {
 	// process and made are what tickets count from.
 	process uint64
 	made    time.Time
-	// ended is when all tasks were ended last, in nanoseconds since made; see endAll.
-	ended atomic.Int64
 
 	// mu guards in. Taken before no other mutex.
 	mu     sync.Mutex

@@ -66,7 +66,7 @@ bench: build ## side by side with tgt under fio: docs/BENCHMARKS.md (BENCH_RUNS,
 	scripts/setup bench
 	BENCH_REPORT=$(BENCH_REPORT) BENCH_RUNS=$(BENCH_RUNS) BENCH_SECONDS=$(BENCH_SECONDS) $(GO) run -tags $(TAGS) ./scripts/bench
 
-conformance: build ## iscsi-test-cu, suite by suite: docs/CONFORMANCE.md; fails when a suite that passed no longer does
+conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved, beside tgt: docs/CONFORMANCE.md; fails unless every test passes or is a skip that is named
 	scripts/setup test
 	$(GO) run -tags $(TAGS) ./scripts/conformance
 

@@ -254,7 +254,7 @@ func TestReportNamesWhatDidNotPass(t *testing.T) {
 	got := r.table()
 	for _, want := range []string{
 		"ours: 3 tests: 1 pass, 1 fail, 0 fail by the tool's own fault, 1 skip", "| A | 1 | 1 |  |  | 1 | 1 |  |", "| B |  |  |  | 1 |  |  | 1 |",
-		`- A.y: a\|b`, "- B.z: absent", "- A.x: odd", "moved 3 times, every 10s: 0 wrong", "L on a LUN with logical blocks", "R on the same LUN, write-protected",
+		`- A.y: a\|b`, "- B.z: absent", "- A.x: odd", "moved 3 times, every 10s: 0 told to repeat a command, 0 wrong", "L on a LUN with logical blocks", "R on the same LUN, write-protected",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in:\n%s", want, got)
@@ -343,5 +343,20 @@ func TestShapeNamesWhatIsMissing(t *testing.T) {
 	}
 	if err := shapeErrors(standard[:5], c, limits, thin); err == nil {
 		t.Error("5 bytes of INQUIRY data were enough")
+	}
+}
+
+func TestOnlyWhatAsksForTheCommandAgainIsRepeated(t *testing.T) {
+	for reason, want := range map[string]bool{
+		"test_writesame16_unmap.c:43 CU_ASSERT_EQUAL(_r,0); WRITE16 command failed with status 8 / sense key NO SENSE(0x00) / ASCQ (null)(0x0000)":              true,
+		"VERIFY12 failed with wrong sense. Should have failed with ILLEGAL_REQUEST(0x05)/LBA_OUT_OF_RANGE(0x2100) but failed with Sense: (null)(0x06)/(0x2a06)": true,
+		"READ10 command failed with status 2 / sense key MEDIUM_ERROR(0x03) / ASCQ READ_ERROR(0x1100)":                                                          false,
+		"READ10 command failed with status 2 / sense key NOT_READY(0x02) / ASCQ (null)(0x040b)":                                                                 false,
+		"test_compareandwrite.c:45 CU_ASSERT_EQUAL(sense.key,SCSI_SENSE_MISCOMPARE)":                                                                            false,
+		"COMPAREANDWRITE command failed with status 24 / sense key NO SENSE(0x00)":                                                                              false,
+	} {
+		if got := toRepeat(reason); got != want {
+			t.Errorf("%q is repeated: %t", reason, got)
+		}
 	}
 }

@@ -238,7 +238,7 @@ cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD; head -c 512 /dev/zero >/
 	}
 	is(1000, "/tmp/B")
 	mapped(1000, "mapped")
-	d.good(t, "sg_unmap --lba=1000 --num=8 $SG")
+	d.good(t, "sg_unmap --force --lba=1000 --num=8 $SG")
 	mapped(1000, "deallocated")
 	is(1000, "/tmp/0")
 
@@ -252,7 +252,7 @@ cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD; head -c 512 /dev/zero >/
 	is(2048, "/tmp/0")
 	is(2175, "/tmp/0")
 	mapped(2048, "deallocated")
-	if r := d.onOwner(t, "sg_unmap --lba=131072 --num=1 $SG"); r.status == 0 {
+	if r := d.onOwner(t, "sg_unmap --force --lba=131072 --num=1 $SG"); r.status == 0 {
 		t.Errorf("UNMAP beyond the end succeeds")
 	}
 }

@@ -221,7 +221,20 @@ func (d *disk) topology(t *testing.T) topology {
 // priority: what ALUA says about the two nodes.
 func (d *disk) isActive(t *testing.T, node string) {
 	t.Helper()
-	d.l.soon(t, fmt.Sprintf("multipath uses %s (%s) for %s", node, d.paths[node].sd, d.lun.Name), func() error {
+	d.isActiveOn(t, node, func() string { return node })
+}
+
+// usesTheOwner is isActive for whichever node owns the LUN at the moment one looks: the kernel itself moves it when it turns to
+// the other path (SET TARGET PORT GROUPS).
+func (d *disk) usesTheOwner(t *testing.T) {
+	t.Helper()
+	d.isActiveOn(t, "the owner", func() string { return d.l.lun(t, d.lun.Name).Owner })
+}
+
+func (d *disk) isActiveOn(t *testing.T, who string, now func() string) {
+	t.Helper()
+	d.l.soon(t, fmt.Sprintf("multipath uses %s for %s", who, d.lun.Name), func() error {
+		node := now()
 		m := d.topology(t)
 		if len(m.groups) != 2 || len(m.groups[0].paths) != 1 || len(m.groups[1].paths) != 1 {
 			return fmt.Errorf("not two groups of one path each:\n%s", m.text)

@@ -136,7 +136,7 @@ func TestOwnerKilledUnderFio(t *testing.T) {
 	if stall > stallLimit {
 		t.Errorf("a write took %v, limit %v", stall, stallLimit)
 	}
-	d.isActive(t, l.lun(t, d.lun.Name).Owner)
+	d.usesTheOwner(t)
 }
 
 // TestOwnerMovedUnderFio: a planned move, there and back, is no more than a pause.

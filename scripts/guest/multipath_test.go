@@ -17,7 +17,7 @@ func TestGuestFindsBothNodesAndUsesTheOwner(t *testing.T) {
 			}
 		}
 	}
-	d.isActive(t, l.lun(t, d.lun.Name).Owner)
+	d.usesTheOwner(t)
 	if out := l.vm.sh(t, "blockdev --getsize64 %s", d.dev); strings.TrimSpace(out) != "67108864" {
 		t.Errorf("size of the map is %s, want 67108864", out)
 	}

@@ -49,7 +49,7 @@ func (s *Session) Do(ctx context.Context, c *Command) (Result, error) {
 	}
 	t := s.begin(c.In)
 	if t == nil {
-		return Result{}, s.Err()
+		return Result{}, notSent(s.Err())
 	}
 	sent, err := s.sendCommand(ctx, c, t)
 	for err == nil {
@@ -60,7 +60,7 @@ func (s *Session) Do(ctx context.Context, c *Command) (Result, error) {
 	}
 	if !sent {
 		s.forget(t)
-		return Result{}, err
+		return Result{}, notSent(err)
 	}
 	if lost := s.Err(); lost != nil {
 		<-s.readerDone // c.In is the caller's again from here on

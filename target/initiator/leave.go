@@ -3,11 +3,20 @@ package initiator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
-// errNotSent: nothing of the command was sent. Wraps into ErrSession with ErrAskedToLeave.
+// errNotSent: nothing of the command was sent, so it had no effect and will have none. It comes with the reason: the session
+// has ended or is about to, or ctx has.
 var errNotSent = errors.New("the command was not sent")
+
+func notSent(err error) error {
+	if errors.Is(err, errNotSent) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, errNotSent)
+}
 
 // maxLeave bounds how long commands at work may delay the logout, however patient the target is.
 const maxLeave = 10 * time.Second

@@ -26,11 +26,11 @@ type Listing struct {
 	Portals []PortalAddress
 }
 
-// Opening is an initiator that wants a target. It has proved who it is, as far as Directory.Credentials asked for it.
+// Opening is an initiator that wants a target.
 type Opening struct {
 	Initiator string // iSCSI name, normalised (login.ParseName)
 	Target    string // iSCSI name, normalised
-	User      string // CHAP user it has proved to be; empty: it was not asked
+	User      string // CHAP user it has proved to be; empty: it was not asked, or not yet (see Directory.Open)
 	Group     Group  // portal group it has come in by
 }
 
@@ -47,7 +47,8 @@ type Directory interface {
 	List(initiator string, group uint16) []Listing
 	// Open returns the target as this node serves it, or ErrNoTarget, or ErrNotAllowed, or a *login.Refusal; one with
 	// login.MovedTemporarily and an Address sends the initiator there for this session. Any other error means
-	// "not now". Open is asked again for sessions that exist (Portal.Recheck): it must be free of side effects, and
-	// return the same Executor for the same target as long as that lives.
+	// "not now". Open is also asked before the initiator has proved anything, and then only a redirection counts; and
+	// again for sessions that exist (Portal.Recheck): it must be free of side effects, and return the same Executor for the
+	// same target as long as that lives.
 	Open(o Opening) (scsi.Executor, error)
 }

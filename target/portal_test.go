@@ -163,8 +163,8 @@ func serve(t *testing.T, change func(*Config)) *bench {
 	return x
 }
 
-// initiator is a connection with the least of an initiator.
-type initiator struct {
+// rawInitiator is a connection with the least of an initiator.
+type rawInitiator struct {
 	*testing.T
 	conn  net.Conn
 	r     *pdu.Reader
@@ -172,7 +172,7 @@ type initiator struct {
 	cmdSN uint32
 }
 
-func (x *bench) dial() *initiator {
+func (x *bench) dial() *rawInitiator {
 	x.Helper()
 	conn, err := net.Dial("tcp", x.addr)
 	if err != nil {
@@ -180,17 +180,17 @@ func (x *bench) dial() *initiator {
 	}
 	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	x.Cleanup(func() { conn.Close() })
-	return &initiator{T: x.T, conn: conn, r: pdu.NewReader(conn, 4096, pdu.MaxDataLength), w: pdu.NewWriter(conn), cmdSN: 1}
+	return &rawInitiator{T: x.T, conn: conn, r: pdu.NewReader(conn, 4096, pdu.MaxDataLength), w: pdu.NewWriter(conn), cmdSN: 1}
 }
 
-func (i *initiator) send(h *pdu.Header, data string) {
+func (i *rawInitiator) send(h *pdu.Header, data string) {
 	i.Helper()
 	if err := errors.Join(i.w.Append(h, []byte(data)), i.w.Flush()); err != nil {
 		i.Fatal(err)
 	}
 }
 
-func (i *initiator) read() (pdu.Header, string, error) {
+func (i *rawInitiator) read() (pdu.Header, string, error) {
 	var h pdu.Header
 	if err := i.r.ReadHeader(&h); err != nil {
 		return h, "", err
@@ -201,7 +201,7 @@ func (i *initiator) read() (pdu.Header, string, error) {
 }
 
 // login returns the status.
-func (i *initiator) login(name, target string, isid byte) (login.Status, string) {
+func (i *rawInitiator) login(name, target string, isid byte) (login.Status, string) {
 	i.Helper()
 	text := "InitiatorName=" + name + "\x00"
 	if target == "" {
@@ -219,7 +219,7 @@ func (i *initiator) login(name, target string, isid byte) (login.Status, string)
 	return login.Status(h.LoginStatus()), data
 }
 
-func (x *bench) loggedIn(name, target string, isid byte) *initiator {
+func (x *bench) loggedIn(name, target string, isid byte) *rawInitiator {
 	x.Helper()
 	i := x.dial()
 	if s, _ := i.login(name, target, isid); s != login.Success {
@@ -228,7 +228,7 @@ func (x *bench) loggedIn(name, target string, isid byte) *initiator {
 	return i
 }
 
-func (i *initiator) command(op byte) {
+func (i *rawInitiator) command(op byte) {
 	i.Helper()
 	var h pdu.Header
 	(&pdu.SCSICommand{Final: true, Tag: i.cmdSN, CmdSN: i.cmdSN, CDB: [16]byte{op}}).Put(&h)
@@ -236,7 +236,7 @@ func (i *initiator) command(op byte) {
 	i.send(&h, "")
 }
 
-func (i *initiator) alive() {
+func (i *rawInitiator) alive() {
 	i.Helper()
 	i.command(0)
 	if h, _, err := i.read(); err != nil || h.Opcode() != pdu.OpSCSIResponse {
@@ -244,7 +244,7 @@ func (i *initiator) alive() {
 	}
 }
 
-func (i *initiator) expectEnd() {
+func (i *rawInitiator) expectEnd() {
 	i.Helper()
 	for {
 		if h, _, err := i.read(); err != nil {
@@ -287,7 +287,7 @@ func TestLoginStatuses(t *testing.T) {
 	}
 }
 
-func (i *initiator) sendTargets(value string) string {
+func (i *rawInitiator) sendTargets(value string) string {
 	i.Helper()
 	var h pdu.Header
 	(&pdu.TextRequest{Final: true, Tag: 77, TransferTag: pdu.NoTag, CmdSN: i.cmdSN}).Put(&h)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -259,7 +260,7 @@ func redirection(pairs []pdu.Pair) (string, error) {
 	for _, p := range pairs {
 		if p.Key == "TargetAddress" && p.Value != "" {
 			address, _, _ := strings.Cut(p.Value, ",")
-			return withPort(address), nil
+			return parseAddress(address)
 		}
 	}
 	return "", fmt.Errorf("%w: redirected without an address", ErrProtocol)
@@ -271,6 +272,21 @@ func withPort(address string) string {
 		return address
 	}
 	return net.JoinHostPort(strings.Trim(address, "[]"), "3260")
+}
+
+// parseAddress reads an address a target has sent: host[:port], IPv6 in brackets or without a port.
+func parseAddress(address string) (string, error) {
+	address = withPort(address)
+	host, port, err := net.SplitHostPort(address)
+	_, bad := strconv.ParseUint(port, 10, 16)
+	ip, notIP := netip.ParseAddr(host)
+	if err != nil || bad != nil || host == "" || notIP != nil && strings.ContainsAny(host, "[]: /") {
+		return "", fmt.Errorf("%w: TargetAddress=%.80q", ErrProtocol, address)
+	}
+	if notIP == nil {
+		host = ip.String()
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // Portal is where a target can be reached.
@@ -324,11 +340,14 @@ func parseTargets(answer []byte) ([]Target, error) {
 			case p.Key == "TargetAddress" && len(targets) > 0:
 				address, tag, _ := strings.Cut(p.Value, ",")
 				n, err := strconv.ParseUint(tag, 10, 16)
-				if address == "" || tag != "" && err != nil {
+				if tag != "" && err != nil {
 					return nil, fmt.Errorf("%w: TargetAddress=%.80s", ErrProtocol, p.Value)
 				}
+				if address, err = parseAddress(address); err != nil {
+					return nil, err
+				}
 				t := &targets[len(targets)-1]
-				t.Portals = append(t.Portals, Portal{Address: withPort(address), GroupTag: uint16(n)})
+				t.Portals = append(t.Portals, Portal{Address: address, GroupTag: uint16(n)})
 			}
 		}
 	}

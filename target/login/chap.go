@@ -230,7 +230,7 @@ func ParseBinary(v string, least, most int) ([]byte, error) {
 		return nil, fmt.Errorf("binary value of %d bytes, expected %d..%d", n, least, most)
 	}
 	b, err := decode(text)
-	if err != nil {
+	if err != nil || len(b) != n { // base64 passes over line ends
 		return nil, errors.New("bad digit in a binary value") // without the value: it may be a secret's echo
 	}
 	return b, nil

@@ -32,6 +32,7 @@ func TestCHAPBetweenInitiatorAndTarget(t *testing.T) {
 			n.credentials.Store(ptr(x.asked))
 			s := dial(t, c, func(cfg *initiator.Config) { cfg.CHAP = x.ours })
 			awaitSessions(t, n, 1)
+			awaitSessions(t, n, 1)
 			list := n.portal.Sessions()
 			if len(list) != 1 || list[0].Params.User != "alice" || list[0].Params.Algorithm != a || list[0].Params.Mutual != (name == "mutual") {
 				t.Errorf("%v, %s: %+v", a, name, list)
@@ -116,7 +117,8 @@ func TestRedirectIsForOneSession(t *testing.T) {
 	awaitSessions(t, b, 0)
 	a.moved.Store("")
 	dial(t, c, chap)
-	if len(a.portal.Sessions()) != 1 || len(b.portal.Sessions()) != 0 {
+	awaitSessions(t, a, 1)
+	if len(b.portal.Sessions()) != 0 {
 		t.Error("the next login did not begin at the configured address")
 	}
 	// Whoever is only sent around is told so, in time.
@@ -236,6 +238,7 @@ func TestIPv6(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	awaitSessions(t, n, 1)
 	awaitSessions(t, n, 1)
 	if list := n.portal.Sessions(); len(list) != 1 || !strings.HasPrefix(list[0].Remote, "[::1]:") || list[0].Local != to {
 		t.Errorf("%+v", list)

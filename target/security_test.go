@@ -70,7 +70,7 @@ func guarded(t *testing.T, change func(*Config)) (*bench, *rules, *safeBuffer) {
 	t.Helper()
 	r, log := &rules{credentials: map[string]login.Credentials{"iqn.test:alice": alice}}, &safeBuffer{}
 	x := serve(t, func(c *Config) {
-		c.Directory, c.FailureDelay = r, time.Millisecond
+		c.Directory, c.FailureDelay, c.Ping = r, time.Millisecond, time.Hour // a session that ends was ended
 		c.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		if change != nil {
 			change(c)

@@ -167,6 +167,9 @@ func (v *Volume) BeginImport(ctx context.Context) error {
 	return nil
 }
 
+// ErrChanged: the chunk has been changed by a later entry.
+var ErrChanged = fmt.Errorf("the chunk has been changed by a later entry")
+
 // Import changes blocks as Apply does, but leaves the applied index alone: between BeginImport and EndImport only, by one
 // goroutine. OpState is refused, since the state comes with EndImport. Checkpoint may be called meanwhile, to give freed
 // chunks back. Errors as for Apply.

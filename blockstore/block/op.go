@@ -21,14 +21,26 @@ const (
 	// OpGrow makes the volume Range.Count sectors large unless it is that large already; Range.Start is 0. What is added
 	// reads as zeros. A volume never shrinks.
 	OpGrow OpKind = 5
+	// OpSnapshot keeps the present contents as a snapshot. Data is an encoded SnapshotSpec; Range is empty, as in what follows.
+	OpSnapshot OpKind = 6
+	// OpDeleteSnapshot deletes the snapshot whose ID is Data.
+	OpDeleteSnapshot OpKind = 7
+	// OpRollback makes the contents those of the snapshot whose ID is Data.
+	OpRollback OpKind = 8
 )
+
+// Blob says whether Data is a blob of its own rather than blocks: it is then covered by one checksum in a log entry, and is
+// not stored as blocks.
+func (k OpKind) Blob() bool {
+	return k == OpState || k == OpSnapshot || k == OpDeleteSnapshot || k == OpRollback
+}
 
 // Op is one absolute change to a volume: applying it twice gives the same result, and nothing in it depends on what was
 // stored before (COMPARE AND WRITE is resolved by the owner before it proposes). Ranges are aligned to blocks.
 type Op struct {
 	Kind         OpKind
 	Range        Range
-	Data         []byte   // OpWrite: Range.Bytes() bytes; OpFill: Size bytes; OpState: the blob. The callee must not keep it.
+	Data         []byte   // OpWrite: Range.Bytes() bytes; OpFill: Size bytes; OpState and later: the blob. The callee must not keep it.
 	Sums         []uint32 // CRC32C of each block of Data (OpWrite, OpFill), computed once, where the write was accepted.
 	StateVersion uint64   // OpState only: the version this change is based on.
 }
@@ -56,6 +68,9 @@ func (o Op) Check(capacity Count) error {
 			return fmt.Errorf("state of %d bytes, at most %d", len(o.Data), MaxStateBytes)
 		}
 		return nil
+	}
+	if o.Kind.Blob() {
+		return o.checkSnapshot()
 	}
 	if !o.Range.Aligned() {
 		return fmt.Errorf("range %v is not aligned to blocks", o.Range)

@@ -38,7 +38,7 @@ import (
 //	              16  8  count, in sectors
 //	              24  8  state version (kind 4), else 0
 //	             checksums, 4 bytes each, in the order of the operations: one per block of data (kinds 1 and 3), one
-//	             over all of it (kind 4), none (kind 2)
+//	             over all of it (kinds 4, 6, 7, 8), none (kinds 2, 5)
 //	     H       data of the operations, in order, without padding
 const (
 	version    = 1
@@ -78,10 +78,10 @@ func Size(ops []block.Op) int {
 func OpSize(op *block.Op) int { return opBytes + 4*sumCount(op.Kind, len(op.Data)) + len(op.Data) }
 
 func sumCount(k block.OpKind, dataBytes int) int {
-	switch k {
-	case block.OpWrite, block.OpFill:
+	switch {
+	case k == block.OpWrite || k == block.OpFill:
 		return dataBytes / block.Size
-	case block.OpState:
+	case k.Blob():
 		return 1
 	}
 	return 0
@@ -119,7 +119,7 @@ func Encode(fence, proposal uint64, ops []block.Op) ([]byte, error) {
 	}
 	for i := range ops {
 		op := &ops[i]
-		if op.Kind == block.OpState {
+		if op.Kind.Blob() {
 			buf = binary.LittleEndian.AppendUint32(buf, block.Sum(op.Data))
 			continue
 		}
@@ -197,7 +197,7 @@ func Decode(buf []byte) (Entry, error) {
 func (e Entry) Verify(capacity block.Count, own bool) error {
 	for i := range e.Ops {
 		op := &e.Ops[i]
-		if op.Kind == block.OpState {
+		if op.Kind.Blob() {
 			if block.Sum(op.Data) != op.Sums[0] { // nothing else will
 				return &block.CorruptError{Where: "log entry"}
 			}

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -24,6 +25,8 @@ const (
 	MediaFile Media = "file"
 	// MediaRAM is memory: nothing is left of it when the process ends.
 	MediaRAM Media = "ram"
+	// MediaDevice is a raw block device, with the metadata on it too.
+	MediaDevice Media = "device"
 )
 
 // The files of a pool in its directory.
@@ -42,6 +45,10 @@ type PoolConfig struct {
 	CapacityBytes int64
 	// Preallocate reserves the whole capacity on the file system at once (MediaFile only).
 	Preallocate bool
+	// Path is the block device (MediaDevice only). A device that holds a pool is opened as that pool. One that looks empty
+	// becomes a pool; one that holds anything else is refused with a *vfs.ForeignError, unless Force is set: then what it holds is lost.
+	Path  string
+	Force bool
 
 	// Device and Metadata replace what Media would open; set both or neither. The pool closes them. The device holds
 	// CapacityBytes and one chunk for the header.
@@ -64,8 +71,12 @@ func (c PoolConfig) Validate() error {
 		return errors.New("a file pool needs a directory: set Dir")
 	case c.Media == MediaRAM && c.CapacityBytes == 0:
 		return errors.New("a RAM pool needs a size: set CapacityBytes")
-	case c.Media != MediaFile && c.Media != MediaRAM:
-		return fmt.Errorf("Media %q: use %q or %q", c.Media, MediaFile, MediaRAM)
+	case c.Media == MediaDevice && !filepath.IsAbs(c.Path):
+		return fmt.Errorf("Path %q: a device pool needs the absolute path of a block device, such as /dev/disk/by-id/…", c.Path)
+	case c.Media != MediaDevice && (c.Path != "" || c.Force):
+		return fmt.Errorf("Path and Force are for Media %q", MediaDevice)
+	case c.Media != MediaFile && c.Media != MediaRAM && c.Media != MediaDevice:
+		return fmt.Errorf("Media %q: use %q, %q or %q", c.Media, MediaFile, MediaDevice, MediaRAM)
 	}
 	if c.CapacityBytes > 0 {
 		_, err := slotsFor(c.CapacityBytes)
@@ -118,12 +129,15 @@ func OpenPool(cfg PoolConfig) (*Pool, error) {
 	}
 	p, err := openPool(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open pool %s: %w", cfg.Dir, err)
+		return nil, fmt.Errorf("open pool %s: %w", cmp.Or(cfg.Dir, cfg.Path, string(cfg.Media)), err)
 	}
 	return p, nil
 }
 
 func openPool(cfg PoolConfig) (*Pool, error) {
+	if cfg.Media == MediaDevice && cfg.Device == nil {
+		return nil, errNoDevicePools
+	}
 	p := &Pool{dev: cfg.Device, meta: cfg.Metadata, open: map[string]*Volume{}}
 	err := func() error {
 		if p.meta == nil {
@@ -149,6 +163,9 @@ func openPool(cfg PoolConfig) (*Pool, error) {
 	}
 	return p, nil
 }
+
+// errNoDevicePools: the metadata of a pool are a file of its own, for which there is no place on a device.
+var errNoDevicePools = fmt.Errorf("%w: this version cannot keep a pool's metadata on a raw block device yet. Make a file system on it, and a pool of files there", errors.ErrUnsupported)
 
 func (p *Pool) openMetadata(cfg PoolConfig) error {
 	if cfg.Media == MediaRAM {

@@ -247,14 +247,22 @@ func (p *Pool) loadHeader(cfg PoolConfig) error {
 	return nil
 }
 
-func (p *Pool) openDevice(cfg PoolConfig) (err error) {
+func (p *Pool) openDevice(cfg PoolConfig) error {
 	size := p.header.capacityBytes + block.ChunkSize
 	if cfg.Media == MediaRAM {
-		p.dev, err = vfs.NewArena(size)
+		arena, err := vfs.NewArena(size)
+		if err != nil {
+			return err // not into p.dev: a nil *Arena there is not nil, and would be closed
+		}
+		p.dev = arena
+		return nil
+	}
+	file, err := vfs.OpenFile(vfs.FileConfig{Path: filepath.Join(cfg.Dir, dataFile), SizeBytes: size, Preallocate: cfg.Preallocate})
+	if err != nil {
 		return err
 	}
-	p.dev, err = vfs.OpenFile(vfs.FileConfig{Path: filepath.Join(cfg.Dir, dataFile), SizeBytes: size, Preallocate: cfg.Preallocate})
-	return err
+	p.dev = file
+	return nil
 }
 
 // load checks that the medium belongs to the metadata and finds out which slots are taken.

@@ -21,10 +21,7 @@ func TestConfigurationOfADevicePool(t *testing.T) {
 		}
 	}
 	c := blockstore.PoolConfig{Media: blockstore.MediaDevice, Path: "/dev/none", Force: true}
-	if err := c.Validate(); err != nil {
-		t.Error(err)
-	}
-	if _, err := blockstore.OpenPool(c); !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), "/dev/none") {
+	if _, err := blockstore.OpenPool(c); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("a device that cannot be a pool yet: %v", err)
 	}
 }

@@ -73,6 +73,8 @@ func (c PoolConfig) Validate() error {
 		return errors.New("a RAM pool needs a size: set CapacityBytes")
 	case c.Media == MediaDevice && !filepath.IsAbs(c.Path):
 		return fmt.Errorf("a device pool needs the absolute path of a block device, such as /dev/disk/by-id/…: set Path, which is %q", c.Path)
+	case c.Media == MediaDevice:
+		return errNoDevicePools
 	case c.Media != MediaDevice && (c.Path != "" || c.Force):
 		return fmt.Errorf("only a pool of Media %q has Path and Force", MediaDevice)
 	case c.Media != MediaFile && c.Media != MediaRAM && c.Media != MediaDevice:
@@ -135,9 +137,6 @@ func OpenPool(cfg PoolConfig) (*Pool, error) {
 }
 
 func openPool(cfg PoolConfig) (*Pool, error) {
-	if cfg.Media == MediaDevice && cfg.Device == nil {
-		return nil, errNoDevicePools
-	}
 	p := &Pool{dev: cfg.Device, meta: cfg.Metadata, open: map[string]*Volume{}}
 	err := func() error {
 		if p.meta == nil {

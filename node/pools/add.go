@@ -238,6 +238,9 @@ func (s *Set) prepareDevice(p *Pool, force bool) error {
 	case len(found) == 0 || force && !ours:
 		return nil
 	case ours && force:
+		if err := p.config().Validate(); err != nil { // nothing is erased for a pool that cannot be made
+			return explain(p, err)
+		}
 		return blockstore.ErasePool(p.config())
 	case ours:
 		return conflict(takeByForce, "%s holds a pool of Sanctuary already (UUID %s): of this node from before it was removed, or of another node or cluster", p.Path, uuid)

@@ -44,6 +44,7 @@ func TestAddRefusesADeviceThatIsNotFree(t *testing.T) {
 		{used, "in use by another process", true, 0},
 		{xfs, "an XFS file system (at byte 0)", false, 0},
 		{ours, "UUID 30313233343536373839616263646566", false, 0},
+		{ours, "cannot keep a pool's metadata on a raw block device", true, 0},
 		{make(64*mib, "", 0), "too small", false, 0},
 		{make(80*mib, "", 0), "as a whole", false, 64 * mib},
 	} {

@@ -9,7 +9,7 @@ import (
 
 // Alerts implements api.Service.
 func (s service) Alerts(context.Context) ([]api.Alert, error) {
-	var out []api.Alert
+	out := s.poolAlerts()
 	status, orphans, blind := s.n.reconciler.Status()
 	if blind != nil {
 		out = append(out, api.Alert{

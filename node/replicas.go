@@ -13,6 +13,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/node/catalog"
+	"sanctuary/node/pools"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
 	"sanctuary/target/scsi"
@@ -40,6 +41,7 @@ type running struct {
 	replica catalog.Replica
 	group   *replication.Group
 	volume  *blockstore.Volume // nil on a witness
+	pool    *pools.Pool        // nil on a witness
 	unit    *scsi.Unit         // nil on a witness
 	target  *scsi.Target       // the LUN's own; nil on a witness
 
@@ -53,6 +55,7 @@ type running struct {
 type memoryReplica struct {
 	lun, id string
 	journal journal.Journal
+	pool    *pools.Pool
 	volume  *blockstore.Volume
 	started bool // see replicaFile.Started; guarded by replicas.mu
 }
@@ -130,7 +133,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		if m == nil {
 			return fmt.Errorf("replica %s has no storage here", r.ID)
 		}
-		cfg.Journal, run.volume, cfg.First = m.journal, m.volume, !m.started
+		cfg.Journal, run.volume, run.pool, cfg.First = m.journal, m.volume, m.pool, !m.started
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
 		cfg.Limits.CheckpointBytes = memoryJournalBytes / 2 // costs nothing in RAM, and lets the log go
 		started = func() error { m.started = true; return nil }

@@ -140,7 +140,7 @@ func find(m *catalog.Model, ref string) (catalog.LUN, error) {
 func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	out := api.LUN{
 		Name: l.Name, ID: l.ID, SizeBytes: l.Geometry.Capacity.Bytes(), BlockBytes: l.Geometry.LogicalBlockBytes,
-		Media: string(l.Media), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
+		Media: string(l.Media), Class: string(l.WantedClass()), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
 		Health: api.HealthUnavailable, Replicas: []api.Replica{}, Portals: []api.Portal{},
 		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized,
 	}
@@ -264,16 +264,17 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	if err != nil {
 		return api.LUN{}, problem(err)
 	}
+	media, class, err := wanted(spec)
+	if err != nil {
+		return api.LUN{}, err
+	}
 	change := &catalog.CreateLUN{
-		ID: spec.ID, Name: spec.Name, Media: catalog.Media(spec.Media),
+		ID: spec.ID, Name: spec.Name, Media: media, Class: class,
 		Geometry: block.Geometry{Capacity: block.CountOf(spec.SizeBytes), LogicalBlockBytes: spec.BlockBytes}, Preferred: spec.Preferred,
 		Access: newAccess(spec),
 	}
 	if change.ID == "" {
 		change.ID = catalog.NewID()
-	}
-	if change.Media == "" {
-		change.Media = catalog.MediaFile
 	}
 	if change.Geometry.LogicalBlockBytes == 0 {
 		change.Geometry.LogicalBlockBytes = 512
@@ -282,7 +283,7 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 		return s.lun(model, known), nil // a repeated request
 	}
 	choice, err := placement.Choose(model, s.reachable(), placement.Request{
-		Bytes: spec.SizeBytes, Media: change.Media, Copies: spec.Copies, Nodes: spec.Nodes,
+		Bytes: spec.SizeBytes, Class: catalog.LUN{Media: media, Class: class}.WantedClass(), Copies: spec.Copies, Nodes: spec.Nodes,
 	})
 	if err != nil {
 		return api.LUN{}, api.Invalid("Change the request, or add what is missing.", "%v", err)
@@ -298,13 +299,27 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	return s.lun(s.n.catalog.Model(), *result.LUN), nil
 }
 
+// wanted turns what a request says of media and class, of which one is enough, into what the catalog records.
+func wanted(spec api.LUNSpec) (catalog.Media, catalog.Class, error) {
+	media, class := catalog.Media(spec.Media), catalog.Class(spec.Class)
+	ram := media == catalog.MediaRAM
+	switch {
+	case class == catalog.ClassRAM && media == catalog.MediaFile, ram && class != catalog.ClassAny && class != catalog.ClassRAM:
+		return "", "", api.Invalid("Give the class only.", "media %q and class %q contradict each other", media, class)
+	case ram, class == catalog.ClassRAM:
+		return catalog.MediaRAM, catalog.ClassAny, nil
+	}
+	return catalog.MediaFile, class, nil
+}
+
 // reachable is what gossip says about the nodes, this one included.
 func (s service) reachable() map[string]placement.Node {
-	out := map[string]placement.Node{}
-	self := s.n.meta(0)
-	out[s.n.cfg.Node] = placement.Node{FreeFileBytes: self.FreeFileBytes, FreeRAMBytes: self.FreeRAMBytes}
+	out := map[string]placement.Node{s.n.cfg.Node: {FreeBytes: s.n.pools.FreeBytes()}}
 	for _, m := range s.n.members().Members() {
-		out[m.Name] = placement.Node{FreeFileBytes: m.Meta.FreeFileBytes, FreeRAMBytes: m.Meta.FreeRAMBytes}
+		out[m.Name] = placement.Node{FreeBytes: map[catalog.Class]uint64{
+			catalog.ClassAny: m.Meta.FreeFileBytes, catalog.ClassRAM: m.Meta.FreeRAMBytes,
+			catalog.ClassSSD: m.Meta.FreeSSDBytes, catalog.ClassHDD: m.Meta.FreeHDDBytes,
+		}}
 	}
 	return out
 }

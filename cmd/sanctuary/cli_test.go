@@ -75,6 +75,9 @@ func TestCommandLines(t *testing.T) {
 	for k, v := range accessAnswers() {
 		standard[k] = v
 	}
+	for k, v := range poolAnswers() {
+		standard[k] = v
+	}
 	nobody, open := sampleLUN(), sampleLUN()
 	nobody.Access, open.Access = api.LUNAccess{}, api.LUNAccess{Open: true, SinglePath: true}
 	for _, tc := range []struct {
@@ -152,6 +155,27 @@ func TestCommandLines(t *testing.T) {
 		{name: "reservation-purge-nobody-there", line: "reservation purge vm1 --initiator iqn.1998-01.com.vmware:esx1"},
 		{name: "reservation-purge-nothing", line: "reservation purge vm1 --yes"},
 		{name: "reservation-purge-bad-key", line: "reservation purge vm1 --key 0 --yes"},
+		{name: "lun-create-class", line: "lun create vm1 --size 10GiB --class hdd"},
+		{name: "pool-list", line: "pool list"},
+		{name: "pool-list-none", line: "pool list", answers: map[string]any{"GET /v1/pools": api.PoolList{Unreachable: []string{"beta"}}}},
+		{name: "pool-list-json", line: "pool list -o json"},
+		{name: "pool-show", line: "pool show ssd1 --node alpha"},
+		{name: "pool-show-unique", line: "pool show hdd1"},
+		{name: "pool-show-unclear", line: "pool show ssd1"},
+		{name: "pool-show-unknown", line: "pool show nope"},
+		{name: "pool-add-device", line: "pool add --node alpha --device /dev/disk/by-id/x --force"},
+		{name: "pool-add-file", line: "pool add --node alpha --file /srv/p --capacity 100GiB --name p --class hdd --sparse -o json"},
+		{name: "pool-add-ram", line: "pool add --node alpha --ram 4GiB"},
+		{name: "pool-add-nowhere", line: "pool add --device /dev/sdb"},
+		{name: "pool-add-nothing", line: "pool add --node alpha"},
+		{name: "pool-add-two", line: "pool add --node alpha --device /dev/sdb --ram 1GiB"},
+		{name: "pool-add-no-capacity", line: "pool add --node alpha --file /srv/p"},
+		{name: "pool-add-device-capacity", line: "pool add --node alpha --device /dev/sdb --capacity 1GiB"},
+		{name: "pool-add-foreign", line: "pool add --node alpha --device /dev/sdb", answers: map[string]any{"POST /v1/nodes/alpha/pools": api.Conflict("Repeat with --force.", "/dev/sdb is not empty")}},
+		{name: "pool-remove", line: "pool remove hdd1"},
+		{name: "pool-remove-wipe", line: "pool remove ssd1 --node alpha --wipe", input: "ssd1\n"},
+		{name: "pool-remove-wrong-name", line: "pool remove ssd1 --node alpha --wipe", input: "ssd2\n"},
+		{name: "pool-remove-lost", line: "pool remove hdd1 --lost --wipe --yes -o json"},
 		{name: "setting-list", line: "setting list"},
 		{name: "setting-set", line: "setting set portal_groups 10.0.1.0/24"},
 		{name: "setting-set-nothing", line: "setting set portal_groups"},
@@ -204,6 +228,23 @@ func TestCommandLines(t *testing.T) {
 			line(&got, "exit status %d", code)
 			compare(t, filepath.Join("testdata", "cli", tc.name+".txt"), got.String())
 		})
+	}
+}
+
+// poolAnswers is what the scripted API says about pools.
+func poolAnswers() map[string]any {
+	ssd := api.Pool{
+		Node: "alpha", Name: "ssd1", ID: "00000000-0000-4000-8000-0000000000b1", Media: "device", Path: "/dev/disk/by-id/x", Class: "ssd",
+		ClassBecause: "the kernel says that nvme0n1 does not rotate", CapacityBytes: 100 << 30, AllocatedBytes: 40 << 30, FreeBytes: 60 << 30, State: api.PoolOK,
+		Replicas: []api.PoolReplica{{LUN: "vm1", LUNID: sampleLUN().ID, Replica: "alpha/1"}},
+	}
+	other, hdd := ssd, ssd
+	other.Node, other.Replicas = "beta", nil
+	hdd.Node, hdd.Name, hdd.Class, hdd.Media, hdd.Path, hdd.State, hdd.Reason = "beta", "hdd1", "hdd", "file", "/srv/p", api.PoolFailed, "its file system is not mounted"
+	ram := api.Pool{Node: "alpha", Name: "ram", Media: "ram", Class: "ram", CapacityBytes: 1 << 30, FreeBytes: 1 << 30, State: api.PoolOK, Configured: true}
+	return map[string]any{
+		"GET /v1/pools": api.PoolList{Pools: []api.Pool{ram, ssd, hdd, other}}, "GET /v1/nodes/alpha/pools/ssd1": ssd, "POST /v1/nodes/alpha/pools": other,
+		"DELETE /v1/nodes/alpha/pools/ssd1": map[string]any{}, "DELETE /v1/nodes/beta/pools/hdd1": map[string]any{},
 	}
 }
 

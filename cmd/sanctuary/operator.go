@@ -95,13 +95,14 @@ func (c *cli) lunCreate() *cobra.Command {
 		Long: `Create a LUN and wait until initiators can use it. Space is allocated when it is written, so a large LUN costs nothing
 yet. With two data nodes there are two copies and every acknowledged write is on both.
 
---media file survives a power cut. --media ram is as fast as memory and gone when the process ends; as long as one copy
-lives, the other is rebuilt from it, but if all go at once the LUN is lost.
+--class says which pools its copies are to be in: ssd, hdd, or ram; without it any that survives a power cut, where most is free.
+ram is as fast as memory and gone when the process ends; as long as one copy lives, the other is rebuilt from it, but if all go
+at once the LUN is lost. --media is the older way to say it: file is any class that lasts, ram is class ram.
 
 With --host these hosts may use it, with --open anyone who reaches a portal. With neither nobody may, until "sanctuary lun
 allow" says who.`,
 		Example: `  sanctuary lun create vm1 --size 10GiB --host esx1
-  sanctuary lun create scratch --size 512MiB --media ram --open
+  sanctuary lun create scratch --size 512MiB --class ram --open
   sanctuary lun create vm2 --size 2TiB --node alpha --node beta --prefer alpha`,
 		Args: oneName("the name of the LUN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -140,7 +141,8 @@ allow" says who.`,
 	}
 	f := cmd.Flags()
 	f.Var(&size, "size", "capacity: a whole number with KiB, MiB, GiB or TiB; a multiple of 4KiB, at most 16TiB")
-	f.StringVar(&spec.Media, "media", "file", "what the copies are kept on: file or ram")
+	f.StringVar(&spec.Class, "class", "", "class of the pools the copies are kept in: ram, ssd or hdd (default: any that lasts)")
+	f.StringVar(&spec.Media, "media", "", "older name of --class: file (any that lasts) or ram")
 	f.IntVar(&spec.Copies, "copies", 0, "copies of the data (default: 2 if there are two data nodes, otherwise 1)")
 	f.StringSliceVar(&spec.Nodes, "node", nil, "data node to place a copy on; repeat for each copy (default: chosen by free space)")
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
@@ -148,6 +150,7 @@ allow" says who.`,
 	f.BoolVar(&spec.Open, "open", false, "anyone who reaches a portal may use it")
 	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
 	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")
+	must(cmd.RegisterFlagCompletionFunc("class", cobra.FixedCompletions([]string{"ram", "ssd", "hdd"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("media", cobra.FixedCompletions([]string{"file", "ram"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -295,11 +298,11 @@ It asks for the LUN's name unless --yes is given, and refuses while an initiator
 
 // confirm asks for the LUN's name.
 func (c *cli) confirm(cmd *cobra.Command, l api.LUN) error {
-	return c.confirmName(cmd, l.Name, fmt.Sprintf("This deletes LUN %s (%s) and its data on every node, for good.", l.Name, formatSize(l.SizeBytes)), "deleted")
+	return c.confirmName(cmd, "LUN", l.Name, fmt.Sprintf("This deletes LUN %s (%s) and its data on every node, for good.", l.Name, formatSize(l.SizeBytes)), "deleted")
 }
 
-// confirmName asks for the LUN's name after a warning; done is what was not done if it is not given.
-func (c *cli) confirmName(cmd *cobra.Command, name, warning, done string) error {
+// confirmName asks for the name of a thing of that kind after a warning; done is what was not done if it is not given.
+func (c *cli) confirmName(cmd *cobra.Command, kind, name, warning, done string) error {
 	_, _ = fmt.Fprintf(c.env.err, "%s\nType its name to go on: ", warning)
 	answer, err := bufio.NewReader(c.env.in).ReadString('\n')
 	if strings.TrimSpace(answer) == name {
@@ -307,9 +310,9 @@ func (c *cli) confirmName(cmd *cobra.Command, name, warning, done string) error 
 	}
 	line(c.env.err, "")
 	if err != nil && answer == "" {
-		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask about LUN %s; nothing was %s. In scripts give --yes", name, done)}
+		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask about %s %s; nothing was %s. In scripts give --yes", kind, name, done)}
 	}
-	return &failure{what: fmt.Errorf("that is not the name of LUN %s", name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
+	return &failure{what: fmt.Errorf("that is not the name of %s %s", kind, name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
 }
 
 // completeLUN completes the names of LUNs for the shell.

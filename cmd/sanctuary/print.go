@@ -96,6 +96,7 @@ func printLUN(w io.Writer, l api.LUN) {
 		[]string{"Size:", fmt.Sprintf("%s (%d bytes, %d-byte blocks)", formatSize(l.SizeBytes), l.SizeBytes, l.BlockBytes)},
 		[]string{"Allocated:", fmt.Sprintf("%s (%d bytes) on node %s", formatSize(l.Allocated), l.Allocated, l.View.Node)},
 		[]string{"Media:", l.Media},
+		[]string{"Class:", classWord(l.Class)},
 		[]string{"Owner:", dash(l.Owner)},
 		[]string{"Preferred:", dash(l.Preferred)},
 		[]string{"Access:", accessText(l.Access)},
@@ -132,6 +133,14 @@ func printLUN(w io.Writer, l api.LUN) {
 		rows = append(rows, []string{p.URL, p.Node, p.State})
 	}
 	table(w, rows...)
+}
+
+// classWord is a LUN's class for people.
+func classWord(class string) string {
+	if class == "" {
+		return "any that lasts"
+	}
+	return class
 }
 
 func printNodes(w io.Writer, nodes []api.Node) {

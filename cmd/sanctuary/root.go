@@ -26,6 +26,7 @@ write to its peers, and takes over when another node dies. An acknowledged write
   node      a process started with "sanctuary run"; holds copies of LUNs and serves initiators
   witness   a process started with "sanctuary witness"; only votes, and fits on the smallest board
   LUN       a disk for initiators; one node owns it at a time and serves it, the others stand by
+  pool      a disk, files or memory that a node keeps copies of LUNs on
   host      an initiator, or several that share LUNs; a LUN is used by the hosts it is allowed to
   portal    host:port where initiators find LUNs; give them all portals (multipath)
 
@@ -60,7 +61,7 @@ func newRoot(env environment) *cobra.Command {
 	f.VarP(&c.output, "output", "o", "table for people, json for programs: the API's own objects")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 
-	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(),
+	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(), c.poolCommand(),
 		c.targetCommand(), c.sessionCommand(), c.reservationCommand(), c.settingCommand(), c.versionCommand())
 	root.InitDefaultCompletionCmd("completion")
 	wrapArgs(root)

@@ -131,6 +131,7 @@ func (s *Server) register() {
 	s.registerAccess()
 	s.registerTargets()
 	s.registerReservations()
+	s.registerPools()
 }
 
 func (s *Server) getHealth(context.Context, *request) (*reply[NodeHealth], error) {

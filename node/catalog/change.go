@@ -49,6 +49,7 @@ type CreateLUN struct {
 	Name      string         `json:"name"`
 	Geometry  block.Geometry `json:"geometry"`
 	Media     Media          `json:"media"`
+	Class     Class          `json:"class,omitempty"`     // see LUN.Class; every node must know it
 	Replicas  []Placement    `json:"replicas"`            // one data, two data and a witness, or three data
 	Preferred string         `json:"preferred,omitempty"` // the node to own it; empty: the first data replica's
 	// Access says who may use it from the start; nil, as programs before access control wrote it: anyone.

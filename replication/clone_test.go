@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"time"
 
@@ -19,12 +18,14 @@ func cloneOfASnapshot(_ string, p *blockstore.Pool) (*blockstore.Volume, error) 
 		return nil, err
 	}
 	defer origin.Close()
-	var ops []block.Op
 	for n := range cloned {
 		data := tagged(3*n, 7)
-		ops = append(ops, block.Op{Kind: block.OpWrite, Range: blockRange(3 * n), Data: data, Sums: block.AppendSums(nil, data)})
+		op := block.Op{Kind: block.OpWrite, Range: blockRange(3 * n), Data: data, Sums: block.AppendSums(nil, data)}
+		if err := origin.Apply(uint64(n)+1, []block.Op{op}); err != nil {
+			return nil, err
+		}
 	}
-	if err := errors.Join(origin.Apply(1, ops), origin.Apply(2, []block.Op{block.SnapshotOp(spec(1))})); err != nil {
+	if err := origin.Apply(cloned+1, []block.Op{block.SnapshotOp(spec(1))}); err != nil {
 		return nil, err
 	}
 	return p.Clone(testLUN, "origin", spec(1).ID)

@@ -26,16 +26,30 @@ func OpenPool(cfg PoolConfig) (*Pool, error) {
 }
 
 func openPool(cfg PoolConfig) (*Pool, error) {
-	p := &Pool{volumes: map[string]*Volume{}, buried: map[uint32]*Volume{}, broken: map[string]error{}, open: map[string]bool{}, holds: map[hold]int{}}
-	var err error
-	if p.dev, err = openMedium(cfg); err != nil {
+	dev, err := openMedium(cfg)
+	if err != nil {
 		return nil, err
 	}
-	err = p.start(cfg)
-	if err != nil {
-		return nil, errors.Join(err, p.dev.Close())
+	p := newPool(dev)
+	if err := p.start(cfg); err != nil {
+		return nil, errors.Join(err, dev.Close())
 	}
 	return p, nil
+}
+
+func newPool(dev vfs.Dev) *Pool {
+	return &Pool{
+		dev: dev, volumes: map[string]*Volume{}, buried: map[uint32]*Volume{}, broken: map[string]error{}, open: map[string]bool{}, holds: map[hold]int{},
+	}
+}
+
+// useLayout prepares the pool for what a superblock says.
+func (p *Pool) useLayout(s superblock) {
+	p.layout = newLayout(s.regions)
+	p.slots = newSlots(p.layout.slots)
+	p.pages = newPageStore(p.dev, &p.layout)
+	p.sums = newCachedSums(p.dev, &p.layout)
+	p.catalogue.super = s
 }
 
 // openMedium opens what the pool lies on, as large as the configuration wants it.
@@ -54,7 +68,7 @@ func openMedium(cfg PoolConfig) (vfs.Dev, error) {
 	if err := vfs.SyncDir(filepath.Dir(filepath.Clean(cfg.Dir))); err != nil {
 		return nil, err
 	}
-	if err := upgradeFromBolt(cfg.Dir); err != nil {
+	if err := upgradeFromV1(cfg.Dir); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(cfg.Dir, dataFile)
@@ -150,15 +164,14 @@ func (p *Pool) start(cfg PoolConfig) error {
 	}
 	grew := len(regions) > len(s.regions)
 	s.regions = regions
-	p.layout = newLayout(regions)
-	s.capacityBytes = int64(p.layout.slots) * block.ChunkSize
+	s.capacityBytes = 0
+	for _, r := range regions {
+		s.capacityBytes += int64(r.slots) * block.ChunkSize
+	}
+	p.useLayout(s)
 	if err := p.layout.check(p.dev.Size()); err != nil {
 		return err
 	}
-	p.slots = newSlots(p.layout.slots)
-	p.pages = newPageStore(p.dev, &p.layout)
-	p.sums = newCachedSums(p.dev, &p.layout)
-	p.catalogue.super = s
 	if err := p.load(); err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 const (
 	modelVersion     = 1
 	versionAccess    = 2                // hosts, access, portals, NonOptimized
-	versionSnapshots = 3                // Origin, ReadOnly, Schedules, Dropped
+	versionSnapshots = 4                // Origin, ReadOnly, Schedules, Dropped
 	newestVersion    = versionSnapshots // the newest this program can read
 )
 

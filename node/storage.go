@@ -114,11 +114,7 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 		if err != nil {
 			return err
 		}
-		id := volumeID(l.ID, r.ID)
-		if err := pool.Delete(id); err != nil && !errors.Is(err, blockstore.ErrNotFound) { // left by an attempt that failed
-			return err
-		}
-		if volume, err = pool.Create(id, l.Geometry); err != nil {
+		if volume, err = s.createVolume(pool, l, r); err != nil {
 			return err
 		}
 	}

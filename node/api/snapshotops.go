@@ -60,7 +60,7 @@ func (s *Server) registerSnapshots() {
 	huma.Register(s.api, s.ownerReads("list-snapshots", "/v1/luns/{lun}/snapshots", "Snapshots of a LUN, and what they take"), s.listSnapshots)
 	create := changes("create-snapshot", http.MethodPost, "/v1/luns/{lun}/snapshots", "Take a snapshot of a LUN, or of several at one moment", tag,
 		http.StatusCreated, s.toOwner)
-	create.Description = "Of one LUN: I/O goes on. Of several: writes are held at all their owners for as long as it takes, so that what a write that depended on " +
+	create.Description = "Of one LUN: writes wait for about as long as one takes. Of several: writes are held at all their owners for as long as it takes, so that what a write that depended on " +
 		"another one finds there is in the snapshot only if that one is. Either all get a snapshot, or none."
 	huma.Register(s.api, create, s.createSnapshot)
 	huma.Register(s.api, changes("delete-snapshot", http.MethodDelete, "/v1/luns/{lun}/snapshots/{snapshot}", "Delete a snapshot", tag,

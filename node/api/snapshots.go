@@ -95,7 +95,7 @@ type SnapshotSet struct {
 	Name    string        `json:"name"`
 	Created time.Time     `json:"created"`
 	LUNs    []string      `json:"luns" nullable:"false" doc:"Names of the LUNs"`
-	Held    time.Duration `json:"held_ns" doc:"How long writes were held at most, in nanoseconds; 0 for a single LUN, which goes on"`
+	Held    time.Duration `json:"held_ns" doc:"How long writes were held at most, in nanoseconds; 0 for a single LUN, whose writes wait for about as long as one takes"`
 }
 
 // RollbackSpec asks for a rollback.

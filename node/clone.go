@@ -1,0 +1,71 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/node/catalog"
+	"sanctuary/node/reconcile"
+)
+
+// How the replicas of a clone come to be. The first ones are made from the snapshot, each on its own node from the replica of
+// the origin there: the log made that snapshot at the same index on every node, so the copies are equal, and the clone's own
+// log begins with that. One that replaces a lost one is empty when it joins, and rebuilt from the others: see bootstrapClone in package
+// replication.
+
+// Prepared implements reconcile.Runner.
+func (s *replicas) Prepared(l catalog.LUN, r catalog.Replica) error {
+	if l.Origin == nil || r.Witness || r.State == catalog.ReplicaJoining {
+		return nil
+	}
+	_, err := s.source(l)
+	return err
+}
+
+// source is what a clone's replica on this node is made from.
+type source struct {
+	volume   string // its name in the pool
+	snapshot block.SnapshotID
+}
+
+func (s *replicas) source(l catalog.LUN) (source, error) {
+	id, err := block.ParseSnapshotID(l.Origin.Snapshot)
+	if err != nil {
+		return source{}, err
+	}
+	run := s.get(l.Origin.LUN)
+	switch {
+	case run == nil || run.volume == nil:
+		return source{}, fmt.Errorf("waiting for the snapshot: no copy of LUN %q runs on this node, %w", l.Origin.LUNName, reconcile.ErrNotYet)
+	case run.volume.Inconsistent():
+		return source{}, fmt.Errorf("waiting for the snapshot: the copy of LUN %q on this node is being rebuilt, %w", l.Origin.LUNName, reconcile.ErrNotYet)
+	}
+	for _, snap := range run.volume.Snapshots() {
+		if snap.ID == id {
+			return source{volumeID(run.lun.ID, run.replica.ID), id}, nil
+		}
+	}
+	return source{}, fmt.Errorf("waiting for the snapshot: the copy of LUN %q on this node does not have %q, %w", l.Origin.LUNName, l.Origin.SnapshotName, reconcile.ErrNotYet)
+}
+
+// createVolume makes the volume of a replica.
+func (s *replicas) createVolume(pool *blockstore.Pool, l catalog.LUN, r catalog.Replica) (*blockstore.Volume, error) {
+	first := l.Origin != nil && r.State != catalog.ReplicaJoining
+	var from source
+	if first {
+		var err error
+		if from, err = s.source(l); err != nil {
+			return nil, err
+		}
+	}
+	id := volumeID(l.ID, r.ID)
+	if err := pool.Delete(id); err != nil && !errors.Is(err, blockstore.ErrNotFound) { // left by an attempt that failed
+		return nil, err
+	}
+	if first {
+		return pool.Clone(id, from.volume, from.snapshot)
+	}
+	return pool.Create(id, l.Geometry)
+}

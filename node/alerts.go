@@ -41,6 +41,7 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 			Data: "It is kept as it is.", Next: "Decide whether it is still needed.",
 		})
 	}
+	out = append(out, s.n.schedules.alerts()...)
 	for _, l := range s.n.catalog.Model().LUNs {
 		run := s.n.replicas.get(l.ID)
 		if run == nil {

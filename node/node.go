@@ -48,6 +48,9 @@ type Node struct {
 	replicas    *replicas
 	reconciler  *reconcile.Reconciler
 	hostTargets hostTargets
+	schedules   *schedules
+	barriers    barriers
+	clock       func() time.Time              // the wall clock: for names and due times, for nothing that concerns data
 	portal      atomic.Pointer[target.Portal] // nil until this node has its port group, and on a witness
 
 	failed   chan error    // the first thing that ends the node; capacity 1
@@ -62,8 +65,13 @@ type Node struct {
 const catalogGroup = "catalog"
 
 // Run runs a node until ctx ends, which is not an error, or until it cannot go on. cfg is complete and valid.
-func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
-	n := &Node{cfg: cfg, version: version, log: log, failed: make(chan error, 1), rechecks: make(chan struct{}, 1)}
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+	return runWith(ctx, cfg, version, log, time.Now)
+}
+
+// runWith is Run with a wall clock.
+func runWith(ctx context.Context, cfg config.Config, version string, log *slog.Logger, clock func() time.Time) (err error) {
+	n := &Node{cfg: cfg, version: version, log: log, clock: clock, failed: make(chan error, 1), rechecks: make(chan struct{}, 1)}
 	n.waitFor("starting")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -118,12 +126,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		return err
 	}
 	down = append(down, n.catalog.Close)
-	n.replicas = newReplicas(n)
+	n.replicas, n.schedules = newReplicas(n), newSchedules(n)
 	n.reconciler = reconcile.New(reconcile.Config{
 		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
 	})
 	down = append(down, n.replicas.close)
-	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove} {
+	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot} {
 		if err := n.mux.Handle(method, handler); err != nil {
 			return err
 		}
@@ -167,6 +175,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	}
 	serve("reconciler", func() error { return n.reconciler.Run(ctx) })
 	serve("members", func() error { return n.replicas.follow(ctx) })
+	serve("schedules", func() error { return n.schedules.run(ctx) })
 	if n.cfg.Kind == config.KindData {
 		if err := n.openPortal(ctx, self, serve); err != nil {
 			return err

@@ -26,6 +26,7 @@ type cluster struct {
 	t    *testing.T
 	cfgs map[string]config.Config
 	runs map[string]*run
+	now  func() time.Time // the nodes' wall clock
 }
 
 type run struct {
@@ -61,7 +62,7 @@ func freePorts(t *testing.T, n int) []string {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}}
+	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}, now: time.Now}
 	var members []config.Member
 	for _, name := range []string{"alpha", "beta", "witness"} {
 		cfg := config.Default()
@@ -99,7 +100,7 @@ func (c *cluster) start(names ...string) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		r := &run{stop: cancel, done: make(chan error, 1)}
-		go func() { r.done <- Run(ctx, cfg, "test", slog.New(slog.DiscardHandler)) }()
+		go func() { r.done <- runWith(ctx, cfg, "test", slog.New(slog.DiscardHandler), c.now) }()
 		c.runs[name] = r
 	}
 }

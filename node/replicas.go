@@ -48,6 +48,8 @@ type running struct {
 	access    atomic.Pointer[scsi.Access]
 	preferred atomic.Bool // it has been handed to its preferred owner, or that was tried
 	growing   atomic.Bool
+	space     spaceView
+	rolling   atomic.Bool // an operator's rollback is under way here, and tells the initiators itself
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when access has changed
 }
@@ -122,7 +124,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 	cfg := replication.Config{
 		LUN: l.ID, Epoch: l.Epoch, Self: member(r), Geometry: l.Geometry, Logger: s.n.log.With("lun-name", l.Name),
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
-		OnChange: func() { go s.changed(l.ID) },
+		OnChange: func() { go s.changed(l.ID) }, OnRollback: func() { go s.rolledBack(l.ID) },
 	}
 	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
 	var started func() error
@@ -232,7 +234,7 @@ func (s *replicas) offer(run *running) error {
 		},
 		Backend: run.group, Access: func() scsi.Access { return *run.access.Load() }, AccessChanged: run.accessChanged,
 		AskOwner: s.n.askOwner(run), SetPreferred: s.n.setPreferred(run), Space: s.n.spaceOf(run),
-		Log: s.n.log.With("lun-name", run.lun.Name),
+		WriteProtected: run.lun.ReadOnly, Log: s.n.log.With("lun-name", run.lun.Name),
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -100,11 +101,12 @@ func (s service) Nodes(context.Context) ([]api.Node, error) {
 }
 
 // LUNs implements api.Service.
-func (s service) LUNs(context.Context) ([]api.LUN, error) {
+func (s service) LUNs(ctx context.Context) ([]api.LUN, error) {
 	model, err := s.model()
 	if err != nil {
 		return nil, err
 	}
+	s.countSpace(ctx, slices.Collect(maps.Keys(model.LUNs))...)
 	out := make([]api.LUN, 0, len(model.LUNs))
 	for _, l := range model.LUNs {
 		out = append(out, s.lun(model, l))
@@ -114,7 +116,7 @@ func (s service) LUNs(context.Context) ([]api.LUN, error) {
 }
 
 // LUN implements api.Service.
-func (s service) LUN(_ context.Context, ref string) (api.LUN, error) {
+func (s service) LUN(ctx context.Context, ref string) (api.LUN, error) {
 	model, err := s.model()
 	if err != nil {
 		return api.LUN{}, err
@@ -123,6 +125,7 @@ func (s service) LUN(_ context.Context, ref string) (api.LUN, error) {
 	if err != nil {
 		return api.LUN{}, err
 	}
+	s.countSpace(ctx, l.ID)
 	return s.lun(model, l), nil
 }
 
@@ -142,7 +145,10 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		Name: l.Name, ID: l.ID, SizeBytes: l.Geometry.Capacity.Bytes(), BlockBytes: l.Geometry.LogicalBlockBytes,
 		Media: string(l.Media), Class: string(l.WantedClass()), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
 		Health: api.HealthUnavailable, Replicas: []api.Replica{}, Portals: []api.Portal{},
-		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized,
+		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized, ReadOnly: l.ReadOnly, Origin: lunOrigin(model, l),
+	}
+	for _, x := range l.Schedules {
+		out.Schedules = append(out.Schedules, scheduleView(x))
 	}
 	var st replication.Status
 	if run := s.n.replicas.get(l.ID); run != nil {
@@ -159,7 +165,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		out.Reason = "no replica of it runs on this node"
 	}
 	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
-		out.Allocated = run.volume.Usage().AllocatedBytes
+		out.Allocated, out.Space = run.volume.Usage().AllocatedBytes, run.space.get()
 	}
 	peers := map[raft.ServerID]replication.PeerStatus{}
 	for _, p := range st.Peers {
@@ -184,6 +190,9 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		out.Reason = "every replica that held the data is gone"
 	case pending:
 		out.Health, out.Reason = api.HealthCreating, "its replicas are being created"
+		if l.Origin != nil {
+			out.Reason = "its copies are being made from the snapshot"
+		}
 	case !out.Served() && out.Reason == "":
 		out.Reason = "no owner: more than half of its voters must be up and reach one another"
 	}

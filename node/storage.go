@@ -145,8 +145,15 @@ func (s *replicas) pool(name string) (*pools.Pool, *blockstore.Pool, error) {
 	return p, store, err
 }
 
-// newVolume makes the volume of a new replica in the pool that suits best.
-func (s *replicas) newVolume(l catalog.LUN, r catalog.Replica) (*pools.Pool, *blockstore.Volume, func(), error) {
+// newVolume makes the volume of a new replica: in the pool that suits best; that of a clone in the pool of what it is cloned from. The
+// caller calls release when the pool's space tells of the volume.
+func (s *replicas) newVolume(l catalog.LUN, r catalog.Replica) (pool *pools.Pool, volume *blockstore.Volume, release func(), err error) {
+	var from source
+	if cloned(l, r) {
+		if from, err = s.source(l); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	id := volumeID(l.ID, r.ID)
 	for _, p := range s.n.pools.List() { // left by an attempt that failed, perhaps in another pool
 		if p.Err() != nil {
@@ -158,19 +165,25 @@ func (s *replicas) newVolume(l catalog.LUN, r catalog.Replica) (*pools.Pool, *bl
 			}
 		}
 	}
-	pool, release, err := s.n.pools.Place(l.WantedClass())
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	store, err := pool.Store()
-	if err == nil {
-		var volume *blockstore.Volume
-		if volume, err = store.Create(id, l.Geometry); err == nil {
-			return pool, volume, release, nil
+	pool, release = from.pool, func() {}
+	if pool == nil {
+		if pool, release, err = s.n.pools.Place(l.WantedClass()); err != nil {
+			return nil, nil, nil, err
 		}
 	}
-	release()
-	return nil, nil, nil, err
+	store, err := pool.Store()
+	switch {
+	case err != nil:
+	case from.pool != nil:
+		volume, err = store.Clone(id, from.volume, from.snapshot)
+	default:
+		volume, err = store.Create(id, l.Geometry)
+	}
+	if err != nil {
+		release()
+		return nil, nil, nil, err
+	}
+	return pool, volume, release, nil
 }
 
 // Create implements reconcile.Runner.

@@ -12,7 +12,8 @@ import (
 
 // Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
 type Host struct {
-	mux *transport.Mux
+	mux      *transport.Mux
+	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
 
 	mu     sync.RWMutex
 	groups map[string]*Group // by LUN
@@ -27,13 +28,17 @@ const (
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
 	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
 	methodRebuildPin  = "replication.rebuild-pin"  // learner → owner: hold your log, where does the copy begin
+
+	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
+	methodRebuildSnapshotInfo = "replication.rebuild-snapshot-info"
+	methodRebuildSnapshotRead = "replication.rebuild-snapshot-read"
 )
 
 var errNoReplica = errors.New("no replica of this LUN runs here")
 
 // NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
 func NewHost(mux *transport.Mux) (*Host, error) {
-	h := &Host{mux: mux, groups: map[string]*Group{}}
+	h := &Host{mux: mux, protocol: mux.Protocol, groups: map[string]*Group{}}
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
@@ -42,6 +47,9 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodRebuildInfo: h.serveRebuildInfo,
 		methodRebuildRead: h.serveRebuildRead,
 		methodRebuildPin:  h.serveRebuildPin,
+
+		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
+		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
 	} {
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err

@@ -72,8 +72,12 @@ func (m *machine) apply(l *raft.Log) error {
 		m.g.settledIndex.Store(l.Index)
 		return nil
 	}
+	reshapes := m.g.noteReshape(l.Index, e)
 	if err := m.applyWithRoom(l.Index, e.Ops); err != nil || m.stopped {
 		return err
+	}
+	if reshapes {
+		m.g.reshapedBy(e)
 	}
 	m.g.acknowledge(e.Proposal, l.Index)
 	m.g.settledIndex.Store(l.Index)

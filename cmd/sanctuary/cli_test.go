@@ -72,8 +72,10 @@ func TestCommandLines(t *testing.T) {
 		"GET /v1/luns/vm1": sampleLUN(), "POST /v1/luns": sampleLUN(), "POST /v1/luns/vm1/move": sampleLUN(),
 		"DELETE /v1/luns/" + sampleLUN().ID: map[string]any{},
 	}
-	for k, v := range accessAnswers() {
-		standard[k] = v
+	for _, more := range []map[string]any{accessAnswers(), snapshotAnswers()} {
+		for k, v := range more {
+			standard[k] = v
+		}
 	}
 	for k, v := range poolAnswers() {
 		standard[k] = v
@@ -122,6 +124,42 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-deny", line: "lun deny vm1 --host esx1"},
 		{name: "lun-deny-any", line: "lun deny vm1 --any"},
 		{name: "lun-deny-nobody", line: "lun deny vm1"},
+		{name: "lun-list-wide", line: "lun list -o wide"},
+		{name: "lun-show-clone", line: "lun show vm7"},
+		{name: "lun-clone", line: "lun clone vm1 golden vm7 --host esx1"},
+		{name: "lun-clone-now", line: "lun clone vm1 --now vm7 --open -o json"},
+		{name: "lun-clone-without-a-snapshot", line: "lun clone vm1 vm7"},
+		{name: "lun-clone-not-served", line: "lun clone vm1 golden vm7", answers: map[string]any{"POST /v1/luns/vm1/clones": unserved}},
+		{name: "snapshot-create", line: "lun snapshot create vm1"},
+		{name: "snapshot-create-name", line: "lun snapshot create vm1 golden -o json"},
+		{name: "snapshot-create-with", line: "lun snapshot create vm1 golden --with vm2,vm3", answers: map[string]any{"POST /v1/luns/vm1/snapshots": api.SnapshotSet{
+			ID: "00112233445566778899aabbccddeeff", Name: "golden", LUNs: []string{"vm1", "vm2", "vm3"}, Held: 4200 * time.Microsecond,
+		}}},
+		{name: "snapshot-create-nothing", line: "lun snapshot create"},
+		{name: "snapshot-list", line: "lun snapshot list vm1"},
+		{name: "snapshot-list-json", line: "lun snapshot list vm1 -o json"},
+		{name: "snapshot-list-none", line: "lun snapshot list vm1", answers: map[string]any{"GET /v1/luns/vm1/snapshots": api.SnapshotList{LUN: "vm1"}}},
+		{name: "snapshot-delete", line: "lun snapshot delete vm1 golden 4455"},
+		{name: "snapshot-delete-unknown", line: "lun snapshot delete vm1 golden nope"},
+		{name: "snapshot-delete-ambiguous", line: "lun snapshot delete vm1 twice"},
+		{name: "snapshot-delete-nothing", line: "lun snapshot delete vm1"},
+		{name: "snapshot-rollback", line: "lun snapshot rollback vm1 golden", input: "vm1\n"},
+		{name: "snapshot-rollback-wrong-name", line: "lun snapshot rollback vm1 golden", input: "vm2\n"},
+		{name: "snapshot-rollback-force", line: "lun snapshot rollback vm1 golden --yes --force --no-safety -o json"},
+		{name: "snapshot-rollback-in-use", line: "lun snapshot rollback vm1 golden --yes", answers: map[string]any{
+			"POST /v1/luns/" + sampleLUN().ID + "/rollback": api.Conflict("Log it out.", "LUN vm1 is in use"),
+		}},
+		{name: "snapshot-diff", line: "lun snapshot diff vm1 golden"},
+		{name: "snapshot-diff-json", line: "lun snapshot diff vm1 - golden -o json"},
+		{name: "snapshot-diff-nothing", line: "lun snapshot diff vm1"},
+		{name: "snapshot-export", line: "lun snapshot export vm1 golden --name vm7 --host backup"},
+		{name: "snapshot-export-no-name", line: "lun snapshot export vm1 golden"},
+		{name: "snapshot-schedule", line: "lun snapshot schedule vm1"},
+		{name: "snapshot-schedule-set", line: "lun snapshot schedule vm1 --every 7d --keep 4"},
+		{name: "snapshot-schedule-off", line: "lun snapshot schedule vm1 --off --name-prefix hourly"},
+		{name: "snapshot-schedule-no-keep", line: "lun snapshot schedule vm1 --every 1h"},
+		{name: "snapshot-schedule-bad-every", line: "lun snapshot schedule vm1 --every 1y --keep 2"},
+		{name: "snapshot-schedule-contradiction", line: "lun snapshot schedule vm1 --off --keep 2"},
 		{name: "lun-set", line: "lun set vm1 --non-optimized-paths on"},
 		{name: "lun-set-nothing", line: "lun set vm1"},
 		{name: "host-create", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1"},

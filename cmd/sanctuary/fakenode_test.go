@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 
 // fakeNode is a node that has an API and nothing behind it: its LUN is a file, so that a restart finds it.
 type fakeNode struct {
+	api.SnapshotService // nothing asks it about snapshots
+
 	cfg config.Config
 	mu  sync.Mutex // guards the file
 }

@@ -73,13 +73,13 @@ func (c *cli) nodeCommand() *cobra.Command {
 
 func (c *cli) lunCommand() *cobra.Command {
 	group := &cobra.Command{
-		Use: "lun", Short: "Create, list, show, allow, move and delete LUNs", Args: noSuchCommand, RunE: help,
+		Use: "lun", Short: "Create, list, show, allow, move, clone and delete LUNs", Args: noSuchCommand, RunE: help,
 		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
 
 Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
 every acknowledged write takes over, and initiators that know all portals go on there.`,
 	}
-	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunDelete())
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunClone(), c.snapshotCommand(), c.lunDelete())
 	return group
 }
 
@@ -185,8 +185,11 @@ func (c *cli) lunList() *cobra.Command {
   degraded     served, a copy is missing: one more failure may stop I/O
   catching-up  served, a copy is back and receives what it missed
   unavailable  not served: nothing acknowledged is lost, I/O waits
-  lost         every copy is gone`,
-		Example: "  sanctuary lun list\n  sanctuary lun list -o json | jq -r '.luns[].portals[].url'",
+  lost         every copy is gone
+
+With -o wide it shows what each LUN holds instead: ALLOCATED is what it occupies in the owner's pool with its snapshots; STORED, EXCLUSIVE and
+SHARED are of the LUN itself, without them, and "-" until they have been counted; THEIR OWN is what its snapshots hold alone.`,
+		Example: "  sanctuary lun list\n  sanctuary lun list -o wide\n  sanctuary lun list -o json | jq -r '.luns[].portals[].url'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client(cmd)
 			if err != nil {
@@ -197,7 +200,13 @@ func (c *cli) lunList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.print(l, func(w io.Writer) { printLUNs(w, l.LUNs) })
+			return c.print(l, func(w io.Writer) {
+				if c.output == outputWide && len(l.LUNs) > 0 {
+					printWideLUNs(w, l.LUNs)
+					return
+				}
+				printLUNs(w, l.LUNs)
+			})
 		},
 	}
 }
@@ -264,7 +273,8 @@ func (c *cli) lunDelete() *cobra.Command {
 	var yes, force bool
 	cmd := &cobra.Command{
 		Use: "delete NAME", Short: "Delete a LUN and its data on every node", Args: oneName("the name or ID of the LUN"),
-		Long: `Delete a LUN and its data on every node. There is no way back.
+		Long: `Delete a LUN and its data on every node, its snapshots too. There is no way back. Clones of it go on: what they need is kept, and
+takes space until they are deleted.
 
 It asks for the LUN's name unless --yes is given, and refuses while an initiator is logged in unless --force is given.`,
 		Example:           "  sanctuary lun delete vm1\n  sanctuary lun delete vm1 --yes",

@@ -12,7 +12,7 @@ import (
 
 // print writes v as JSON or with the given function as text.
 func (c *cli) print(v any, text func(io.Writer)) error {
-	if c.output != outputJSON {
+	if c.output != outputJSON { // wide is a table with other columns where there are any
 		text(c.env.out)
 		return nil
 	}
@@ -95,6 +95,9 @@ func printLUN(w io.Writer, l api.LUN) {
 		[]string{"Reason:", dash(l.Reason)},
 		[]string{"Size:", fmt.Sprintf("%s (%d bytes, %d-byte blocks)", formatSize(l.SizeBytes), l.SizeBytes, l.BlockBytes)},
 		[]string{"Allocated:", fmt.Sprintf("%s (%d bytes) on node %s", formatSize(l.Allocated), l.Allocated, l.View.Node)},
+		[]string{"Holds:", lunSpaceText(l.Space)},
+		[]string{"Mode:", modeText(l)},
+		[]string{"Origin:", originText(l.Origin)},
 		[]string{"Media:", l.Media},
 		[]string{"Class:", classWord(l.Class)},
 		[]string{"Owner:", dash(l.Owner)},

@@ -8,6 +8,8 @@ import "context"
 //
 // A ref names a LUN by name or ID.
 type Service interface {
+	SnapshotService
+
 	// Name returns this node's name. It never changes.
 	Name() string
 	// APIAddress returns host:port of the API of the named node, from gossip or configuration.

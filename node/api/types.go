@@ -60,6 +60,11 @@ type LUN struct {
 	Access       LUNAccess `json:"access" doc:"Who may use it"`
 	// NonOptimizedPaths: see LUNChange.
 	NonOptimizedPaths bool `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
+
+	ReadOnly  bool       `json:"read_only,omitempty" doc:"Initiators see a write-protected disk"`
+	Origin    *LUNOrigin `json:"origin,omitempty" doc:"What it began as, if it is a clone"`
+	Schedules []Schedule `json:"schedules,omitempty" doc:"Schedules of its snapshots"`
+	Space     *LUNSpace  `json:"space,omitempty" doc:"What it and its snapshots hold in one copy; counted in the background, absent at first"`
 }
 
 // Served says whether initiators can read and write now.

@@ -101,6 +101,13 @@ type LUN struct {
 	// NonOptimized makes nodes that do not own the LUN serve data by forwarding (ALUA Active/Non-optimized) instead of
 	// standing by.
 	NonOptimized bool `json:"non_optimized,omitempty"`
+	// Origin is set on a clone.
+	Origin *Origin `json:"origin,omitempty"`
+	// ReadOnly makes initiators see a write-protected disk. Set when the LUN is made, and never changed.
+	ReadOnly  bool       `json:"read_only,omitempty"`
+	Schedules []Schedule `json:"schedules,omitempty"` // by prefix
+	// Dropped are the IDs of the snapshots deleted last, the newest at the end; see maxDropped.
+	Dropped []string `json:"dropped,omitempty"`
 }
 
 // Tombstone remembers a deleted LUN until every node has deleted its storage. Storage is deleted on the evidence of a

@@ -235,3 +235,11 @@ func b2i(b bool) int {
 	}
 	return 0
 }
+
+// Beside returns the places of a clone: those of the LUN it comes from, since it shares what that has stored.
+func Beside(l catalog.LUN) (out []catalog.Placement) {
+	for _, r := range l.Replicas {
+		out = append(out, catalog.Placement{Node: r.Node, Witness: r.Witness})
+	}
+	return out
+}

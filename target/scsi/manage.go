@@ -227,3 +227,9 @@ func await(ctx context.Context, tasks []*request) error {
 	}
 	return err
 }
+
+// Reset does what LOGICAL UNIT RESET does, on whatever node owns the LUN: tasks end, and every nexus is told (29/03). For an
+// operator who has changed the contents behind the initiators' backs.
+func (u *Unit) Reset(ctx context.Context) error {
+	return u.manage(ctx, LogicalUnitReset, reserve.Nexus{})
+}

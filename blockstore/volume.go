@@ -198,12 +198,10 @@ func (v *Volume) change(index uint64, ops []block.Op) error {
 
 // reserve takes the slots that ops may need, so that nothing can run out of space half way.
 func (v *Volume) reserve(ops []block.Op) error {
-	slots := v.countSlots(ops)
-	if pages := v.countPages(ops); pages > 0 {
-		if err := v.pool.pages.room(pages); err != nil {
-			return err
-		}
+	if err := v.roomForPages(ops); err != nil {
+		return err
 	}
+	slots := v.countSlots(ops)
 	if slots == 0 {
 		return nil
 	}

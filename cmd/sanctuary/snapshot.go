@@ -174,7 +174,7 @@ It asks for the LUN's name unless --yes is given.`,
 				return err
 			}
 			if !yes {
-				if err := c.confirmName(cmd, l.LUN, fmt.Sprintf("This makes LUN %s what it was at %s (snapshot %s).", l.LUN, x.Created.Format(time.RFC3339), x.Name), "rolled back"); err != nil {
+				if err := c.confirmName(cmd, "LUN", l.LUN, fmt.Sprintf("This makes LUN %s what it was at %s (snapshot %s).", l.LUN, x.Created.Format(time.RFC3339), x.Name), "rolled back"); err != nil {
 					return err
 				}
 			}

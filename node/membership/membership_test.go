@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -241,8 +242,11 @@ func FuzzDecodeMeta(f *testing.F) {
 			return
 		}
 		again, err := m.encode()
-		if err != nil || !strings.HasPrefix(string(b), string(again)) {
-			t.Fatalf("%x was read as %+v, which is %x (%v)", b, m, again, err)
+		if err != nil {
+			t.Fatalf("%x was read as %+v, which does not encode: %v", b, m, err)
+		}
+		if same, err := decodeMeta(again); err != nil || !reflect.DeepEqual(same, m) {
+			t.Fatalf("%x was read as %+v, which is %x, read as %+v (%v)", b, m, again, same, err)
 		}
 	})
 }

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -48,10 +47,10 @@ func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
 	t.Status = scsi.StatusTaskAborted
 }
 
-func (l *lun) Accept(uint64, *[16]byte) (int64, block.Fence) { return 0, block.Fence{} }
+func (l *lun) Accept(*scsi.Task) int64 { return 0 }
 
-func (l *lun) Manage(context.Context, scsi.Function, *scsi.Nexus, uint64, uint32) scsi.FunctionResponse {
-	return scsi.FunctionComplete
+func (l *lun) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context.Context) scsi.FunctionResponse {
+	return func(context.Context) scsi.FunctionResponse { return scsi.FunctionComplete }
 }
 
 func (l *lun) Attach(n *scsi.Nexus) {

@@ -88,7 +88,7 @@ func copyCDB(length int) [16]byte {
 func (g *rig) copy(n *scsi.Nexus, list []byte) result {
 	g.t.Helper()
 	c := copyCDB(len(list))
-	if n, _ := g.target.Accept(0, &c); n != int64(len(list)) {
+	if n := g.dataOut(0, c); n != int64(len(list)) {
 		g.t.Errorf("a list of %d bytes: solicits %d", len(list), n)
 	}
 	return g.run(n, c, 0, list)
@@ -434,7 +434,7 @@ func TestExtendedCopyCanBeAborted(t *testing.T) {
 			return nil
 		}
 		if writes++; writes == 3 {
-			go func() { answer <- g.target.Manage(t.Context(), scsi.AbortTask, g.nexus, 0, task.Tag) }()
+			go func() { answer <- g.target.Manage(scsi.AbortTask, g.nexus, 0, task.Tag)(t.Context()) }()
 			<-ctx.Done()
 		}
 		return nil

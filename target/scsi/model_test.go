@@ -89,6 +89,7 @@ type world struct {
 	latest   [4]*deed
 	failures []string
 	rnd      *rand.Rand
+	dice     func(n int) int // less than n
 	quiet    bool // no more faults
 }
 
@@ -154,6 +155,7 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 	d.task, d.began = task, time.Now()
 	w.latest[path] = d
 	w.mu.Unlock()
+	time.Sleep([]time.Duration{400, 150, 30, 0, 0}[w.dice(5)] * time.Millisecond) // its data is coming
 	r := w.execute(context.Background(), node, task)
 	after := w.cluster.State().Version
 	w.mu.Lock()
@@ -246,7 +248,7 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 	key := uint64(path + 1)
 	manage := func(f scsi.Function, match func(*deed) bool) {
 		running.Go(func() {
-			w.closing(match, func() bool { return w.targets[node].Manage(context.Background(), f, n, 0, 0) == scsi.FunctionComplete })
+			w.closing(match, func() bool { return w.targets[node].Manage(f, n, 0, 0)(context.Background()) == scsi.FunctionComplete })
 		})
 	}
 	everything := func(*deed) bool { return true }
@@ -290,7 +292,7 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 		}
 		running.Go(func() {
 			w.closing(func(o *deed) bool { return o == d }, func() bool {
-				return w.targets[node].Manage(context.Background(), scsi.AbortTask, n, 0, d.task.Tag) == scsi.FunctionComplete
+				return w.targets[node].Manage(scsi.AbortTask, n, 0, d.task.Tag)(context.Background()) == scsi.FunctionComplete
 			})
 		})
 	case "abort tasks":
@@ -328,6 +330,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 		}
 		return w.rnd.IntN(n)
 	}
+	w.dice = dice
 	w.cluster.Slow = func() time.Duration { return []time.Duration{200, 60, 5, 1, 1, 0}[dice(6)] * time.Millisecond }
 	w.cluster.Forget = func() bool { return dice(20) == 0 }
 	w.cluster.Applied = w.apply
@@ -365,7 +368,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 	}
 	// Reservations are the same through both nodes; RESERVE would hide them.
 	for node := range 2 {
-		w.targets[node].Manage(context.Background(), scsi.LogicalUnitReset, w.paths[node], 0, 0)
+		w.targets[node].Manage(scsi.LogicalUnitReset, w.paths[node], 0, 0)(context.Background())
 	}
 	var answers [2][]byte
 	for node := range 2 {

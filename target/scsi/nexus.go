@@ -20,6 +20,7 @@ type nexusUnits struct {
 	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
 	spare    *request  // ended, for the next commands; linked through request.next
 	spares   int
+	ended    map[*Unit]ending // units on which tasks were ended; nil at first
 
 	// Set by Attach, constant from then on.
 	name    reserve.Nexus
@@ -208,6 +209,7 @@ func (n *nexusUnits) post(u *Unit, a attention) {
 func (n *nexusUnits) forget(u *Unit) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	delete(n.ended, u)
 	for i := range n.luns {
 		if n.luns[i].unit == u {
 			n.luns = append(n.luns[:i], n.luns[i+1:]...)

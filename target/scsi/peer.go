@@ -22,7 +22,7 @@ type peerWork struct {
 	running map[uint64]*request // by operation
 	// refused holds operations that were cancelled before they arrived, until they would be too late anyway.
 	refused map[uint64]time.Time
-	// since is a moment of the owner's clock: what another node accepted before it is refused. See cutOff.
+	// since is a moment of the owner's clock: what another node accepted before it is refused. See Unit.cut.
 	since uint64
 }
 
@@ -60,7 +60,9 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]by
 			p.verdict = tooLate
 			break
 		}
-		err = u.manageHere(ctx, a.function, a.operation, a.fence, a.nexus)
+		before := u.cut()
+		before.fence = a.fence
+		err = u.manageHere(ctx, a.function, a.operation, before, a.nexus)
 		p.response = response(err)
 	case askPurge:
 		var n int
@@ -174,7 +176,8 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	if _, refused := w.refused[a.operation]; refused {
 		return tooLate
 	}
-	if !r.begin() {
+	r.era = u.era.Load()
+	if r.begin() != StatusGood {
 		return endedEarly
 	}
 	w.running[a.operation] = r
@@ -202,15 +205,6 @@ func (u *Unit) serveCancel(ctx context.Context, a *ask) error {
 		return nil
 	}
 	return w.target.abort(ctx, func(_ *Nexus, o *request) bool { return o == r })
-}
-
-// cutOff refuses whatever other nodes have accepted up to now and is still on its way: a function that ends all tasks is answered
-// by the owner, which cannot see those. Some that were accepted a moment later are refused too; either kind ends in BUSY, or
-// is asked for again with a ticket that shows it to be newer.
-func (u *Unit) cutOff() {
-	u.peers.mu.Lock()
-	defer u.peers.mu.Unlock()
-	u.peers.since = u.now().stamp
 }
 
 // refuse remembers an operation that must not begin. The caller holds mu.

@@ -137,15 +137,13 @@ func refusal(err error) error {
 	return err
 }
 
-// abortNexuses ends the tasks of nexuses, but for one, and waits until they have ended.
+// abortNexuses ends the tasks of nexuses, but for one, and waits until they have ended. Whose data is still coming is ended too.
 func (u *Unit) abortNexuses(ctx context.Context, nexuses []reserve.Nexus, but *request) error {
 	if len(nexuses) == 0 {
 		return nil
 	}
-	u.cutOff()
-	return await(ctx, u.doom(func(n *Nexus, r *request) bool {
-		return r != but && r.unit == u && slices.Contains(nexuses, n.units.name)
-	}))
+	running, _ := u.endTasks(func(n *Nexus) bool { return slices.Contains(nexuses, n.units.name) }, ending{era: u.cut().era}, but)
+	return await(ctx, running)
 }
 
 // drain waits, within drainFor, for the tasks on this node that began before the reservations became what they are, and that
@@ -157,7 +155,7 @@ func (u *Unit) drain(ctx context.Context, t *reserve.Table, but *request) {
 	var tasks []*request
 	for _, target := range u.targets() {
 		tasks = append(tasks, target.mark(func(n *Nexus, r *request) bool {
-			return r != but && r.unit == u && r.cmd != nil && r.cmd.access == activeOnly && !t.Allowed(n.units.name).Allow(r.cmd.class)
+			return r != but && (r.unit == u || r.reaches(u)) && r.cmd != nil && r.cmd.access == activeOnly && !t.Allowed(n.units.name).Allow(r.cmd.class)
 		}, false)...)
 	}
 	_ = await(ctx, tasks)

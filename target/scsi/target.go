@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"sanctuary/blockstore/block"
 )
 
 // TargetConfig describes a SCSI target device.
@@ -175,7 +173,7 @@ func (t *Target) Attach(n *Nexus) {
 	defer n.units.mu.Unlock()
 	n.units.attached = true
 	n.units.luSet = t.units.Load().version
-	n.units.luns = nil // a new login: unit attention 29/00 on every LUN
+	n.units.luns, n.units.ended = nil, nil // a new login: unit attention 29/00 on every LUN
 }
 
 // Detach ends the tasks of n, waits for them and forgets n. Commands that come later end with TASK ABORTED.
@@ -229,12 +227,13 @@ func (t *Target) hasSession(session uint64) bool {
 }
 
 // Accept implements Executor.
-func (t *Target) Accept(lun uint64, cdb *[16]byte) (dataOut int64, fence block.Fence) {
-	u := t.units.Load().lookup(lun)
+func (t *Target) Accept(task *Task) (dataOut int64) {
+	u := t.units.Load().lookup(task.LUN)
 	if u == nil {
-		return 0, fence
+		return 0
 	}
-	return u.dataOutLength(cdb), u.cfg.Backend.Fence()
+	task.arrived.unit, task.arrived.era, task.Fence = u, u.era.Load(), u.cfg.Backend.Fence()
+	return u.dataOutLength(&task.CDB)
 }
 
 // dataOutLength is the first half of Accept.

@@ -37,6 +37,7 @@ var (
 	errGone       = errors.New("the target is no longer served here")
 	errRevoked    = errors.New("the initiator may no longer use the target")
 	errEnded      = errors.New("an operator ended the session")
+	errReset      = errors.New("another session has reset the target cold")
 	errIdle       = errors.New("the discovery session has asked for nothing")
 )
 
@@ -274,7 +275,8 @@ func (p *Portal) serve(a *arrival) {
 	s := session.New(hs, session.Config{
 		Watch: p.watch,
 		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: sendTargets,
-		Window: p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
+		ColdReset: func() { p.endOthers(e) },
+		Window:    p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
 	})
 	if !e.begin(s, hs.Params) {
 		return // ended from outside while the login was being answered

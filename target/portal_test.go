@@ -385,6 +385,24 @@ func TestSessionsAreListed(t *testing.T) {
 	}
 }
 
+func TestColdResetEndsTheSessionsOfTheTarget(t *testing.T) {
+	x := serve(t, nil)
+	first, second := x.loggedIn("iqn.test:i", "iqn.test:a", 1), x.loggedIn("iqn.test:j", "iqn.test:a", 1)
+	beside := x.loggedIn("iqn.test:j", "iqn.test:b", 1)
+	for _, i := range []*rawInitiator{first, second, beside} {
+		i.alive()
+	}
+	var h pdu.Header
+	(&pdu.TaskRequest{Function: uint8(scsi.TargetColdReset), Tag: first.cmdSN, CmdSN: first.cmdSN, ReferencedTag: pdu.NoTag}).Put(&h)
+	first.send(&h, "")
+	if h, _, err := first.read(); err != nil || h.Opcode() != pdu.OpTaskResponse {
+		t.Errorf("%v %v, want an answer", h.Opcode(), err)
+	}
+	first.expectEnd()
+	second.expectEnd()
+	beside.alive()
+}
+
 func TestCloseTargetEndsItsSessionsOnly(t *testing.T) {
 	x := serve(t, nil)
 	a, b := x.loggedIn("iqn.test:i", "iqn.test:a", 1), x.loggedIn("iqn.test:i", "iqn.test:b", 1)

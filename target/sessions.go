@@ -268,6 +268,16 @@ func (p *Portal) CloseTarget(ctx context.Context, target string) error {
 	return p.endSessions(ctx, strings.ToLower(target), func(e *entry) { e.close(errGone) })
 }
 
+// endOthers ends the other sessions of a session's target (TARGET COLD RESET, RFC 7143 §11.5.1). It does not wait: their tasks
+// have ended.
+func (p *Portal) endOthers(than *entry) {
+	for _, e := range p.snapshot() {
+		if e != than && e.name.target == than.name.target {
+			e.close(errReset)
+		}
+	}
+}
+
 // Drain refuses new logins to targets, asks every initiator to log out, waits for that until ctx ends, and then ends the
 // sessions that are left. Portal.Close may follow. It returns ctx's error if an initiator had to be cut off.
 func (p *Portal) Drain(ctx context.Context) error {

@@ -386,7 +386,7 @@ func TestSessionsAreListed(t *testing.T) {
 }
 
 func TestColdResetEndsTheSessionsOfTheTarget(t *testing.T) {
-	x := serve(t, nil)
+	x := serve(t, func(c *Config) { c.Ping = time.Minute })
 	first, second := x.loggedIn("iqn.test:i", "iqn.test:a", 1), x.loggedIn("iqn.test:j", "iqn.test:a", 1)
 	beside := x.loggedIn("iqn.test:j", "iqn.test:b", 1)
 	for _, i := range []*rawInitiator{first, second, beside} {

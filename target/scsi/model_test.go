@@ -90,7 +90,7 @@ type world struct {
 	failures []string
 	rnd      *rand.Rand
 	dice     func(n int) int // less than n
-	quiet    bool // no more faults
+	quiet    bool            // no more faults
 }
 
 func (w *world) fail(format string, args ...any) {

@@ -29,6 +29,8 @@ type lun struct {
 	waiting  chan struct{} // one for each command that waits
 	release  chan struct{}
 	running  atomic.Int32
+
+	elsewhere atomic.Bool // a session on another node cannot be ended
 }
 
 func newLUN() *lun {
@@ -51,6 +53,13 @@ func (l *lun) Accept(*scsi.Task) int64 { return 0 }
 
 func (l *lun) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context.Context) scsi.FunctionResponse {
 	return func(context.Context) scsi.FunctionResponse { return scsi.FunctionComplete }
+}
+
+func (l *lun) Reinstate(context.Context, *scsi.Nexus) error {
+	if l.elsewhere.Load() {
+		return errors.New("a task of the old session still runs on another node")
+	}
+	return nil
 }
 
 func (l *lun) Attach(n *scsi.Nexus) {
@@ -363,6 +372,19 @@ func TestReinstatementThatCannotEndTheOldSessionIsRefused(t *testing.T) {
 		t.Error("logged in beside a running task of the old session")
 	}
 	close(x.a.release)
+}
+
+func TestLoginWaitsForTasksOfASessionOnAnotherNode(t *testing.T) {
+	x := serve(t, nil)
+	x.a.elsewhere.Store(true)
+	if s, _ := x.dial().login("iqn.test:i", "iqn.test:a", 1); s != login.ServiceUnavailable {
+		t.Errorf("status %04Xh", uint16(s))
+	}
+	x.a.elsewhere.Store(false)
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	if now, _ := x.a.nexuses(); now != 1 {
+		t.Errorf("%d nexuses, want the one", now)
+	}
 }
 
 func TestSessionsAreListed(t *testing.T) {

@@ -2,7 +2,6 @@ package scsi
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
@@ -219,10 +218,10 @@ func (n *nexusUnits) forget(u *Unit) {
 }
 
 // introduce fills in what Attach sets.
-func (n *Nexus) introduce() {
+func (n *Nexus) introduce(session uint64) {
 	n.units.name = reserve.Nexus{Initiator: n.Initiator, ISID: n.ISID, Port: n.Port}
 	n.units.id = nexusID(n.units.name)
-	n.units.session = rand.Uint64()
+	n.units.session = session
 }
 
 func nexusName(n *Nexus) string { return fmt.Sprintf("%s,i,0x%012x", n.Initiator, n.ISID) }

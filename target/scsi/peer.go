@@ -24,6 +24,8 @@ type peerWork struct {
 	refused map[uint64]time.Time
 	// since is a moment of the owner's clock: what another node accepted before it is refused. See Unit.cut.
 	since uint64
+	// ports holds the sessions of initiator ports that have been seen.
+	ports map[initiatorPort][]portSession
 }
 
 // Limits of the work for other nodes.
@@ -64,6 +66,10 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]by
 		before.fence = a.fence
 		err = u.manageHere(ctx, a.function, a.operation, before, a.nexus)
 		p.response = response(err)
+	case askArrive:
+		if !u.tooOld(a) { // else the first command does it
+			_, err = u.admit(ctx, a)
+		}
 	case askPurge:
 		var n int
 		n, err = u.purgeHere(ctx, a.operation, a.fence, a.purge, a.nexus, a.session)
@@ -105,9 +111,8 @@ func (u *Unit) tooOld(a *ask) bool {
 func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 	n := &Nexus{Initiator: a.nexus.Initiator, ISID: a.nexus.ISID, Port: a.nexus.Port}
 	t := u.peers.target
-	t.Attach(n)
+	t.attach(n, a.session)
 	defer t.discard(n)
-	n.units.session = a.session
 	task := &Task{
 		Nexus: n, CDB: a.cdb, DataOut: a.dataOut, ExpectedIn: int(a.expectedIn), ExpectedOut: int(a.expectedOut),
 		Fence: a.fence, Buffers: plainBuffers{},
@@ -117,6 +122,14 @@ func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 	defer r.cancel()
 	if r.cmd == nil {
 		return block.ErrUnavailable // a newer program asks; its initiators are told to try again
+	}
+	if u.tooOld(a) {
+		// Seen to below.
+	} else if ok, err := u.admit(ctx, a); err != nil {
+		return err
+	} else if !ok {
+		p.status = StatusBusy // not "too late", which may be asked for again
+		return nil
 	}
 	if late := u.peers.enter(u, a, r); late != answered {
 		p.verdict = late
@@ -173,7 +186,7 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
 		return nothingDone
 	}
-	if _, refused := w.refused[a.operation]; refused {
+	if _, refused := w.refused[a.operation]; refused || w.replaced(portOf(a.nexus, u.targetBits()), a) {
 		return tooLate
 	}
 	r.era = u.era.Load()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -163,9 +164,11 @@ func EncodeLUN(lun uint16) uint64 {
 }
 
 // Attach makes n known. It must come before the first Execute of the nexus.
-func (t *Target) Attach(n *Nexus) {
+func (t *Target) Attach(n *Nexus) { t.attach(n, rand.Uint64()) }
+
+func (t *Target) attach(n *Nexus, session uint64) {
 	n.Port |= t.cfg.Ports
-	n.introduce()
+	n.introduce(session)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.nexuses[n] = struct{}{}

@@ -102,11 +102,14 @@ const (
 // unless it is about single tasks, none that are accepted after it.
 //
 // Attach and Detach bracket the life of a nexus; Detach ends its tasks first, and drops what the nexus held.
+// Reinstate is called after Attach and before the login is answered: it ends the tasks of other sessions of the same initiator port
+// with the same target, on whatever node they are, or fails; then the login must not succeed.
 type Executor interface {
 	Execute(ctx context.Context, task *Task)
 	Accept(task *Task) (dataOut int64)
 	Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(context.Context) FunctionResponse
 	Attach(n *Nexus)
+	Reinstate(ctx context.Context, n *Nexus) error
 	Detach(n *Nexus)
 }
 

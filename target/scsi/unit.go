@@ -244,6 +244,7 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 	u.era.Store(1)
 	u.peers.target = NewTarget(TargetConfig{})
 	u.peers.running, u.peers.refused = map[uint64]*request{}, map[uint64]time.Time{}
+	u.peers.ports = map[initiatorPort][]portSession{}
 	if err := u.peers.target.Add(0, u); err != nil {
 		return nil, err
 	}

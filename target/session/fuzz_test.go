@@ -65,7 +65,9 @@ func (o *oracle) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context
 	return func(context.Context) scsi.FunctionResponse { return scsi.TaskDoesNotExist }
 }
 func (o *oracle) Attach(*scsi.Nexus) {}
-func (o *oracle) Detach(*scsi.Nexus) {}
+
+func (o *oracle) Reinstate(context.Context, *scsi.Nexus) error { return nil }
+func (o *oracle) Detach(*scsi.Nexus)                           {}
 
 // overhear checks what a target sends: whole PDUs, and residuals that fit.
 func overhear(t *testing.T, conn net.Conn, edtl map[uint32]uint32, digests bool) {

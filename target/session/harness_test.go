@@ -133,7 +133,9 @@ func (d *disk) manage(f scsi.Function, lun uint64, tag uint32) scsi.FunctionResp
 }
 
 func (d *disk) Attach(*scsi.Nexus) {}
-func (d *disk) Detach(*scsi.Nexus) {}
+
+func (d *disk) Reinstate(context.Context, *scsi.Nexus) error { return nil }
+func (d *disk) Detach(*scsi.Nexus)                           {}
 
 func (d *disk) contents(off, n int) []byte {
 	d.mu.Lock()

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -31,6 +30,8 @@ type lun struct {
 	release  chan struct{}
 	running  atomic.Int32
 	detach   atomic.Bool // panic at the next Detach
+
+	elsewhere atomic.Bool // a session on another node cannot be ended
 }
 
 func newLUN() *lun {
@@ -53,10 +54,17 @@ func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
 	t.Status = scsi.StatusTaskAborted
 }
 
-func (l *lun) Accept(uint64, *[16]byte) (int64, block.Fence) { return 0, block.Fence{} }
+func (l *lun) Accept(*scsi.Task) int64 { return 0 }
 
-func (l *lun) Manage(context.Context, scsi.Function, *scsi.Nexus, uint64, uint32) scsi.FunctionResponse {
-	return scsi.FunctionComplete
+func (l *lun) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context.Context) scsi.FunctionResponse {
+	return func(context.Context) scsi.FunctionResponse { return scsi.FunctionComplete }
+}
+
+func (l *lun) Reinstate(context.Context, *scsi.Nexus) error {
+	if l.elsewhere.Load() {
+		return errors.New("a task of the old session still runs on another node")
+	}
+	return nil
 }
 
 func (l *lun) Attach(n *scsi.Nexus) {
@@ -375,6 +383,19 @@ func TestReinstatementThatCannotEndTheOldSessionIsRefused(t *testing.T) {
 		t.Error("logged in beside a running task of the old session")
 	}
 	close(x.a.release)
+}
+
+func TestLoginWaitsForTasksOfASessionOnAnotherNode(t *testing.T) {
+	x := serve(t, nil)
+	x.a.elsewhere.Store(true)
+	if s, _ := x.dial().login("iqn.test:i", "iqn.test:a", 1); s != login.ServiceUnavailable {
+		t.Errorf("status %04Xh", uint16(s))
+	}
+	x.a.elsewhere.Store(false)
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	if now, _ := x.a.nexuses(); now != 1 {
+		t.Errorf("%d nexuses, want the one", now)
+	}
 }
 
 func TestSessionsAreListed(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
-	"reflect"
 	"strings"
 	"sync"
 	"testing"

@@ -49,11 +49,11 @@ func TestAPanicLeavesNothingBehind(t *testing.T) {
 func TestAPanicInAResetIsARejection(t *testing.T) {
 	g := newRig(t, 512, nil)
 	panics(g, "SwapState")
-	if r := g.target.Manage(t.Context(), scsi.TargetWarmReset, g.nexus, 0, 0); r != scsi.FunctionRejected {
+	if r := g.target.Manage(scsi.TargetWarmReset, g.nexus, 0, 0)(t.Context()); r != scsi.FunctionRejected {
 		t.Errorf("response %d", r)
 	}
 	g.mem.Before(nil)
-	if r := g.target.Manage(t.Context(), scsi.TargetWarmReset, g.nexus, 0, 0); r != scsi.FunctionComplete {
+	if r := g.target.Manage(scsi.TargetWarmReset, g.nexus, 0, 0)(t.Context()); r != scsi.FunctionComplete {
 		t.Errorf("response %d afterwards", r)
 	}
 }

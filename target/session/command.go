@@ -105,8 +105,8 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
-	dataOut, fence := s.cfg.Executor.Accept(c.task.LUN, &c.task.CDB)
-	c.task.Fence, c.task.Accepted = fence, epoch.Add(time.Duration(s.live.last.Load()))
+	c.task.Accepted = epoch.Add(time.Duration(s.live.last.Load()))
+	dataOut := s.cfg.Executor.Accept(&c.task)
 	if write {
 		c.edtl, c.task.ExpectedOut = edtl, edtl
 		if c.refused == nil {

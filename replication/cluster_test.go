@@ -34,6 +34,8 @@ type cluster struct {
 	joining  string
 	wrap     func(node string, j journal.Journal) journal.Journal // nil: as it is
 	geometry block.Geometry
+	store    func(node string, v *blockstore.Volume) Store // nil: the volume itself
+	scrub    func(node string) ScrubConfig                 // nil: no scrub
 }
 
 type testNode struct {
@@ -167,7 +169,13 @@ func (c *cluster) tryStart(node string, first bool) error {
 				t.Fatal(err)
 			}
 		}
-		cfg.Store = n.vol
+		cfg.Store = c.volume(node, n.vol)
+		if c.store != nil {
+			cfg.Store = c.store(node, n.vol)
+		}
+		if c.scrub != nil {
+			cfg.Scrub = c.scrub(node)
+		}
 	}
 	if n.group, err = n.host.Open(cfg); err != nil {
 		n.mux.Close()

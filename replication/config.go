@@ -36,6 +36,7 @@ type Store interface {
 	Promise(bytes int64) error
 	FreeBytes() int64
 	Rebuildable
+	Mendable
 }
 
 // Member is one server of the LUN's Raft group.
@@ -107,6 +108,7 @@ type Config struct {
 	Journal  journal.Journal // becomes the Group's
 	Timing   Timing
 	Limits   Limits
+	Scrub    ScrubConfig
 	Logger   *slog.Logger
 	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
 	// Group: Raft's own goroutine may be the caller.

@@ -12,7 +12,8 @@ import (
 
 // Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
 type Host struct {
-	mux *transport.Mux
+	mux    *transport.Mux
+	scrubs pacer // of all groups
 
 	mu     sync.RWMutex
 	groups map[string]*Group // by LUN
@@ -27,6 +28,11 @@ const (
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
 	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
 	methodRebuildPin  = "replication.rebuild-pin"  // learner → owner: hold your log, where does the copy begin
+	methodCommitted   = "replication.committed"    // LUN → the newest committed command, from an owner that serves
+	methodRepairRead  = "replication.repair-read"  // replica → replica: blocks of a chunk, as of when
+	methodRepairOrder = "replication.repair-order" // owner → replica: your blocks are wrong, take another's
+	methodScrub       = "replication.scrub"        // LUN → how the scrub there is getting on; begins one if asked to
+	methodCompare     = "replication.compare"      // owner → replica: what you had at an index
 )
 
 var errNoReplica = errors.New("no replica of this LUN runs here")
@@ -42,6 +48,11 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodRebuildInfo: h.serveRebuildInfo,
 		methodRebuildRead: h.serveRebuildRead,
 		methodRebuildPin:  h.serveRebuildPin,
+		methodCommitted:   h.serveCommitted,
+		methodRepairRead:  h.serveRepairRead,
+		methodRepairOrder: h.serveRepairOrder,
+		methodScrub:       h.serveScrub,
+		methodCompare:     h.serveCompare,
 	} {
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err

@@ -72,8 +72,14 @@ func (m *machine) apply(l *raft.Log) error {
 		m.g.settledIndex.Store(l.Index)
 		return nil
 	}
-	if err := m.applyWithRoom(l.Index, e.Ops); err != nil || m.stopped {
+	ops, compare := withoutCompare(e.Ops)
+	replayed := store.Applied() >= l.Index
+	if err := m.applyWithRoom(l.Index, ops); err != nil || m.stopped {
 		return err
+	}
+	m.g.activity.Add(1)
+	if !replayed { // else the volume is ahead of this entry
+		m.g.capture(l.Index, compare)
 	}
 	m.g.acknowledge(e.Proposal, l.Index)
 	m.g.settledIndex.Store(l.Index)

@@ -163,7 +163,7 @@ func (h *Host) serveRebuildInfo(_ context.Context, _ string, req []byte) ([]byte
 
 // serveRebuildRead answers with blocks: the checksum of each, then the data of each. The request is u32 count, count × u64
 // sector, LUN.
-func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte, error) {
+func (h *Host) serveRebuildRead(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	if len(req) < 4 {
 		return nil, errors.New("malformed request")
 	}
@@ -175,6 +175,10 @@ func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte
 	if err != nil {
 		return nil, err
 	}
+	t, err := g.owned()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]byte, n*(4+block.Size))
 	sums, data := out[:4*n], out[4*n:]
 	for i := range n {
@@ -183,7 +187,7 @@ func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte
 			return nil, err
 		}
 		dst := data[i*block.Size : (i+1)*block.Size]
-		if err := g.cfg.Store.ReadAt(r, dst); err != nil {
+		if err := g.readAt(ctx, t, block.Range{}, r, dst); err != nil { // a bad block is repaired from a third copy, if there is one
 			return nil, err
 		}
 		binary.LittleEndian.PutUint32(sums[4*i:], block.Sum(dst))

@@ -3,7 +3,6 @@ package replication
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -123,6 +122,7 @@ func (s *scrubber) once(ctx context.Context) time.Duration {
 	if now.Sub(s.retried) >= retry {
 		s.retried = now
 		g.mendLeft(ctx)
+		g.compareAgain(ctx)
 	}
 	if g.cfg.Scrub.Settings == nil {
 		return min(scrubIdle, retry)
@@ -285,19 +285,4 @@ func (g *Group) mendLeft(ctx context.Context) {
 			_, _ = g.mendChunk(ctx, key) // mend has told
 		}
 	}
-}
-
-// Divergence is a finding of the comparison: copies that held different blocks, each under a checksum that matched.
-type Divergence struct {
-	At       time.Time `json:"at"`
-	Chunk    uint32    `json:"chunk"`
-	Blocks   []uint32  `json:"blocks"`   // within the chunk
-	Replicas []string  `json:"replicas"` // those that were overwritten, or should have been
-	Kept     []string  `json:"kept"`     // those whose contents were taken for right
-	Repaired bool      `json:"repaired"`
-	Error    string    `json:"error,omitempty"`
-}
-
-func (d Divergence) String() string {
-	return fmt.Sprintf("chunk %d, blocks %v, on %v", d.Chunk, d.Blocks, d.Replicas)
 }

@@ -4,13 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"math/bits"
 	"slices"
-	"strings"
-	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -21,11 +16,6 @@ import (
 // same index on every replica, so whatever is written meanwhile, a difference is a fault: of a program, or of a machine that
 // changed a block before its checksum was computed. Blocks are not read for it; that they match their checksums is what each
 // replica's own scrub sees to. A block that is not stored counts as the zeros it reads as. Replicas that are not exact note nothing.
-//
-// Who is right. If more than half of the copies that answer hold the same in a block, they are: one of three that differs is the
-// one that went wrong. Otherwise the owner's is kept: it is what initiators have been reading, and what they have built on; to
-// change it under them would be the worse harm. The others read the block from one that is right, under the rules of repair.go,
-// which do not care why a block is replaced: if it has been overwritten since the comparison, all have that, and get it again.
 
 // capture is what this replica held in some chunks at an index.
 type capture struct {
@@ -262,8 +252,12 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 			differs[uint32(i)] = with
 		}
 	}
-	for i, with := range differs {
-		if err := g.settleChunk(ctx, t, mine, i, with); err != nil {
+	for i := range uint32(len(mine.records)) {
+		if with, differ := differs[i]; !differ {
+			if failed == nil {
+				g.scrub.settled(first + i)
+			}
+		} else if err := g.settleChunk(ctx, t, mine, i, with); err != nil {
 			failed = err
 		}
 	}
@@ -275,173 +269,6 @@ func (g *Group) countCompared(chunks uint64) {
 	g.scrub.mu.Lock()
 	g.scrub.compared += chunks
 	g.scrub.mu.Unlock()
-}
-
-// judge says, for each copy, which blocks are wrong, and for each of the blocks, which copy to take it from. The first copy is
-// the owner's.
-func judge(copies []*chunkRecord) (wrong []uint64, source [block.BlocksPerChunk]int) {
-	wrong = make([]uint64, len(copies))
-	for n := range block.BlocksPerChunk {
-		for i, c := range copies {
-			votes := 0
-			for _, o := range copies {
-				if o.sums[n] == c.sums[n] {
-					votes++
-				}
-			}
-			if 2*votes > len(copies) {
-				source[n] = i
-				break
-			}
-		}
-		for i, c := range copies {
-			if c.sums[n] != copies[source[n]].sums[n] {
-				wrong[i] |= 1 << n
-			}
-		}
-	}
-	return wrong, source
-}
-
-// settleChunk finds out in which blocks copies differ, reports it, and has the wrong ones rewritten.
-func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint32, with []Member) error {
-	members := []Member{g.cfg.Self}
-	records := []*chunkRecord{&mine.records[i]}
-	for _, m := range with {
-		raw, err := g.askCompare(ctx, m, compareRecord, mine.index, mine.first+i)
-		if err != nil {
-			return fmt.Errorf("%s: %w", m.Node, err)
-		}
-		if len(raw) != compareHeaderBytes+4*block.BlocksPerChunk {
-			return fmt.Errorf("%s: answer of %d bytes to a comparison", m.Node, len(raw))
-		}
-		rec := &chunkRecord{known: true}
-		for n := range rec.sums {
-			rec.sums[n] = binary.LittleEndian.Uint32(raw[compareHeaderBytes+4*n:])
-		}
-		members, records = append(members, m), append(records, rec)
-	}
-	wrong, source := judge(records)
-	found := Divergence{At: time.Now(), Chunk: mine.first + i, Repaired: true}
-	all := uint64(0)
-	for c, mask := range wrong {
-		all |= mask
-		if mask != 0 {
-			found.Replicas = append(found.Replicas, string(members[c].ID))
-		} else {
-			found.Kept = append(found.Kept, string(members[c].ID))
-		}
-	}
-	for rest := all; rest != 0; rest &= rest - 1 {
-		found.Blocks = append(found.Blocks, uint32(bits.TrailingZeros64(rest)))
-	}
-	g.log.Error("copies of the LUN differ although they have applied the same entries", "chunk", found.Chunk, "blocks", fmt.Sprint(found.Blocks),
-		"wrong", strings.Join(found.Replicas, ","), "entry", mine.index)
-	mended := all
-	for c, mask := range wrong {
-		for from := range members {
-			part := uint64(0)
-			for rest := mask; rest != 0; rest &= rest - 1 {
-				if n := bits.TrailingZeros64(rest); source[n] == from {
-					part |= 1 << n
-				}
-			}
-			if part == 0 {
-				continue
-			}
-			if left, err := g.overwrite(ctx, t, members[c], members[from], found.Chunk, part); err != nil {
-				found.Repaired, found.Error = false, err.Error()
-				mended &^= left
-				g.log.Error("a copy that differs was not overwritten", "chunk", found.Chunk, "replica", string(members[c].ID), "error", err)
-			}
-		}
-	}
-	s := &g.scrub
-	s.mu.Lock()
-	s.diverged += uint64(bits.OnesCount64(all))
-	s.mended += uint64(bits.OnesCount64(mended))
-	s.findings = append(s.findings, found)
-	if len(s.findings) > maxFindings {
-		s.findings = slices.Delete(s.findings, 0, len(s.findings)-maxFindings)
-	}
-	s.mu.Unlock()
-	g.cfg.OnChange()
-	return nil
-}
-
-// repairOrder tells a replica that blocks of it are wrong, and who has the right ones.
-type repairOrder struct {
-	Version int    `json:"version"` // 1
-	LUN     string `json:"lun"`
-	ID      string `json:"id"`   // the replica that is wrong
-	From    string `json:"from"` // node
-	Chunk   uint32 `json:"chunk"`
-	Blocks  uint64 `json:"blocks"` // a bit each
-}
-
-type repairOrderAnswer struct {
-	Left  uint64 `json:"left"`
-	Error string `json:"error,omitempty"`
-}
-
-// overwrite has blocks of one copy replaced by another's.
-func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, chunk uint32, blocks uint64) (left uint64, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
-	defer cancel()
-	key := chunkKey{chunk: chunk}
-	if wrong.ID == g.cfg.Self.ID {
-		lock, err := g.locks.lock(ctx, key.chunkRange())
-		if err != nil {
-			return blocks, err
-		}
-		defer g.locks.unlock(lock)
-		return g.repairChunk(ctx, key, blocks, repairRule{held: t, from: right.Node, force: true})
-	}
-	req, err := json.Marshal(repairOrder{Version: 1, LUN: g.cfg.LUN, ID: string(wrong.ID), From: right.Node, Chunk: chunk, Blocks: blocks})
-	if err != nil {
-		return blocks, err
-	}
-	raw, err := g.host.mux.Call(ctx, wrong.Node, methodRepairOrder, req)
-	if err != nil {
-		return blocks, err
-	}
-	var answer repairOrderAnswer
-	if err := json.Unmarshal(raw, &answer); err != nil {
-		return blocks, err
-	}
-	if answer.Left != 0 {
-		return answer.Left, errors.New(answer.Error)
-	}
-	return 0, nil
-}
-
-// serveRepairOrder carries out an order of this replica's present owner.
-func (h *Host) serveRepairOrder(ctx context.Context, from string, raw []byte) ([]byte, error) {
-	var o repairOrder
-	if err := json.Unmarshal(raw, &o); err != nil {
-		return nil, fmt.Errorf("malformed order: %w", err)
-	}
-	g, err := h.group(o.LUN)
-	if err != nil {
-		return nil, err
-	}
-	if g.cfg.Store == nil || string(g.cfg.Self.ID) != o.ID {
-		return nil, errNoReplica
-	}
-	if owner := g.Status().Owner.Node; owner != from || owner == g.cfg.Self.Node {
-		return nil, block.ErrNotOwner
-	}
-	if !g.exact(ctx) {
-		return nil, errNotExact
-	}
-	left, err := g.repairChunk(ctx, chunkKey{chunk: o.Chunk}, o.Blocks, repairRule{from: o.From, force: true})
-	answer := repairOrderAnswer{Left: left}
-	if err != nil {
-		answer.Error = err.Error()
-	}
-	g.log.Warn("blocks that differed from the other copies' were overwritten, as the owner said", "chunk", o.Chunk,
-		"blocks", fmt.Sprintf("%016x", o.Blocks&^left), "from", o.From)
-	return json.Marshal(answer)
 }
 
 func (g *Group) askCompare(ctx context.Context, m Member, kind byte, index uint64, chunk uint32) ([]byte, error) {

@@ -58,7 +58,8 @@ type LUN struct {
 	View         View      `json:"view" doc:"Whose knowledge this is"`
 	Access       LUNAccess `json:"access" doc:"Who may use it"`
 	// NonOptimizedPaths: see LUNChange.
-	NonOptimizedPaths bool `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
+	NonOptimizedPaths bool           `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
+	Scrub             []ReplicaScrub `json:"scrub,omitempty" doc:"The scrub of each copy, as far as the node in view knows: all of them if it is the owner"`
 }
 
 // Served says whether initiators can read and write now.

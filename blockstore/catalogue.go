@@ -1,10 +1,10 @@
 package blockstore
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"sanctuary/blockstore/block"
@@ -23,44 +23,153 @@ var (
 // maxNameBytes bounds the name of a volume.
 const maxNameBytes = 255
 
-// Create makes a volume, durable before Create returns, and opens it. Errors: ErrExists, block.ErrFailed.
-func (p *Pool) Create(id string, g block.Geometry) (*Volume, error) {
-	if err := checkName(id); err != nil {
-		return nil, err
+// catalogueState is what the newest superblock says: which volumes there are, and where.
+type catalogueState struct {
+	super superblock
+	roots map[uint32]pagePtr
+	pages []uint32
+}
+
+// The catalogue's payload: for each volume, in ascending order, its number (4), page and checksum of its root (8).
+const catalogueEntryBytes = 12
+
+func (c *catalogueState) encode() []byte {
+	b := make([]byte, 0, len(c.roots)*catalogueEntryBytes)
+	for _, n := range slices.Sorted(maps.Keys(c.roots)) {
+		b = c.roots[n].append(binary.LittleEndian.AppendUint32(b, n))
 	}
+	return b
+}
+
+func decodeCatalogue(b []byte) (map[uint32]pagePtr, error) {
+	if len(b)%catalogueEntryBytes != 0 {
+		return nil, damaged("catalogue")
+	}
+	roots := map[uint32]pagePtr{}
+	for d := (decoder{b: b}); len(d.b) > 0; {
+		n := d.u32()
+		roots[n] = d.ptr()
+	}
+	return roots, nil
+}
+
+func (p *Pool) nextGeneration() uint64 {
+	p.commitMu.Lock()
+	defer p.commitMu.Unlock()
+	return p.catalogue.super.generation + 1
+}
+
+// publish makes a change of the catalogue, and everything w has written, durable as one step. change may write roots with w and
+// note them; an error of it, or block.ErrNoSpace, means that nothing has happened. After any other error it may have, or may not.
+func (p *Pool) publish(w *pageWriter, change func(c *catalogueState) error) error {
+	p.commitMu.Lock()
+	defer p.commitMu.Unlock()
+	if err := p.Failed(); err != nil {
+		return err
+	}
+	next := catalogueState{super: p.catalogue.super, roots: maps.Clone(p.catalogue.roots)}
+	if next.roots == nil {
+		next.roots = map[uint32]pagePtr{}
+	}
+	next.super.generation++
+	w.generation = next.super.generation
+	if err := change(&next); err != nil {
+		return err
+	}
+	next.super.catalogue = pagePtr{}
+	if len(next.roots) > 0 {
+		var err error
+		if next.super.catalogue, next.pages, err = w.put(object{kind: kindCatalogue}, next.encode()); err != nil {
+			return err
+		}
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	if err := writeSuperblock(p.dev, next.super); err != nil {
+		return err
+	}
+	w.s.release(w.spare)
+	w.s.release(p.catalogue.pages)
+	p.catalogue = next
+	return nil
+}
+
+// publishAlone is publish for what needs no pages but the roots it writes. Errors but those of change and block.ErrNoSpace end the pool.
+func (p *Pool) publishAlone(change func(c *catalogueState, w *pageWriter) error) error {
+	w := p.pages.newWriter(p.nextGeneration())
+	var refused error
+	err := p.publish(w, func(c *catalogueState) error {
+		refused = change(c, w)
+		return refused
+	})
+	switch {
+	case err == nil:
+		return nil
+	case refused != nil && errors.Is(err, refused) || errors.Is(err, block.ErrNoSpace):
+		w.abandon()
+		return err
+	}
+	return p.fail("commit of metadata", err)
+}
+
+// Create makes a volume, durable before Create returns, and opens it. Errors: ErrExists, block.ErrNoSpace, block.ErrFailed.
+func (p *Pool) Create(id string, g block.Geometry) (*Volume, error) {
 	if err := g.Validate(); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", id, err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.usable(); err != nil {
+	if err := p.mayCreate(id); err != nil {
 		return nil, err
 	}
-	next := p.header
-	next.nextVolume++ // numbers are never used again, so a stray record cannot come to life
-	err := p.update(func(tx MetadataTx) error {
-		if tx.Get(nameKey(id)) != nil {
-			return fmt.Errorf("volume %s: %w", id, ErrExists)
-		}
-		n := p.header.nextVolume
-		key, applied := volumeKey(keyVolume, n), volumeKey(keyApplied, n)
-		return errors.Join(
-			tx.Put(nameKey(id), binary.BigEndian.AppendUint32(nil, n)),
-			tx.Put(key, encodeVolume(key, g)),
-			tx.Put(applied, appliedRecord{}.encode(applied)),
-			tx.Put(poolKey, next.encode()))
-	})
-	if err != nil {
+	v := newVolume(p, 0, id, g)
+	if err := p.addVolume(v); err != nil {
 		return nil, err
 	}
-	p.header = next
-	return p.openLocked(id)
+	return v, nil
 }
 
-func checkName(id string) error {
+// mayCreate is called with mu held.
+func (p *Pool) mayCreate(id string) error {
 	if id == "" || len(id) > maxNameBytes {
 		return fmt.Errorf("volume name of %d bytes: use 1 to %d", len(id), maxNameBytes)
 	}
+	if err := p.usable(); err != nil {
+		return err
+	}
+	if p.volumes[id] != nil || p.broken[id] != nil {
+		return fmt.Errorf("volume %s: %w", id, ErrExists)
+	}
+	return nil
+}
+
+// addVolume gives a new volume its number and makes it durable. It is called with mu held.
+func (p *Pool) addVolume(v *Volume) error {
+	if p.volatile {
+		p.commitMu.Lock()
+		v.number = p.catalogue.super.nextVolume
+		p.catalogue.super.nextVolume++ // numbers are never used again
+		p.commitMu.Unlock()
+	} else {
+		if err := p.pages.room(1 + catalogueReserve); err != nil {
+			return fmt.Errorf("volume %s: %w", v.id, err)
+		}
+		record := v.capture().record
+		err := p.publishAlone(func(c *catalogueState, w *pageWriter) (err error) {
+			v.number = c.super.nextVolume
+			c.super.nextVolume++
+			v.onMedium.root, v.onMedium.rootPages, err = w.put(object{kind: kindVolume, volume: v.number}, record.encode())
+			c.roots[v.number] = v.onMedium.root
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("volume %s: %w", v.id, err)
+		}
+		p.pages.demand.Add(1)
+	}
+	p.volumes[v.id] = v
+	p.open[v.id] = true
 	return nil
 }
 
@@ -71,82 +180,100 @@ func (p *Pool) Open(id string) (*Volume, error) {
 	if err := p.usable(); err != nil {
 		return nil, err
 	}
-	return p.openLocked(id)
-}
-
-func (p *Pool) openLocked(id string) (*Volume, error) {
-	if p.open[id] != nil {
+	v := p.volumes[id]
+	switch {
+	case p.broken[id] != nil:
+		return nil, fmt.Errorf("open volume %s: %w", id, p.broken[id])
+	case v == nil:
+		return nil, fmt.Errorf("open volume %s: %w", id, ErrNotFound)
+	case p.open[id]:
 		return nil, fmt.Errorf("volume %s: %w", id, ErrInUse)
 	}
-	v, err := p.loadVolume(id)
-	if err != nil {
-		return nil, fmt.Errorf("open volume %s: %w", id, err)
-	}
-	p.open[id] = v
+	p.open[id] = true
 	return v, nil
 }
 
-// Delete removes a volume and frees what it has; both are durable when it returns. Errors: ErrNotFound, ErrInUse, block.ErrFailed.
+// Delete removes a volume and frees what it has; both are durable when it returns. What clones of its snapshots need stays until
+// they are gone, too. Errors: ErrNotFound, ErrInUse, block.ErrFailed.
 func (p *Pool) Delete(id string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.usable(); err != nil {
 		return err
 	}
-	if p.open[id] != nil {
+	v := p.volumes[id]
+	switch {
+	case p.open[id]:
 		return fmt.Errorf("delete volume %s: %w", id, ErrInUse)
+	case v == nil && p.broken[id] == nil:
+		return fmt.Errorf("delete volume %s: %w", id, ErrNotFound)
+	case v == nil:
+		return p.deleteBroken(id)
 	}
-	var freed []uint32
-	err := p.update(func(tx MetadataTx) (err error) {
-		freed, err = deleteRecords(tx, id)
-		return err
-	})
-	if err != nil {
+	if err := p.deleteLocked(v); err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	return p.giveBack(freed, 0)
+	return nil
 }
 
-// deleteRecords returns the slots that the volume had.
-func deleteRecords(tx MetadataTx, id string) (freed []uint32, err error) {
-	number, err := volumeNumber(tx, id)
-	if err != nil {
-		return nil, err
+// deleteLocked is called with mu held.
+func (p *Pool) deleteLocked(v *Volume) error {
+	for i := range v.lineage.Load().snapshots {
+		if p.held(v.number, v.lineage.Load().snapshots[i].epoch) {
+			return p.bury(v)
+		}
 	}
-	keys := [][]byte{nameKey(id), volumeKey(keyVolume, number), volumeKey(keyApplied, number)}
-	for _, kind := range []byte{keyMap, keySums} {
-		err := tx.Scan(volumeKey(kind, number), func(key, value []byte) error {
-			keys = append(keys, bytes.Clone(key))
-			if kind != keyMap {
-				return nil
-			}
-			e, err := decodeMapEntry(key, value)
-			if e.slot != 0 {
-				freed = append(freed, uint32(e.slot))
-			}
+	if err := p.remove(v); err != nil {
+		return err
+	}
+	delete(p.volumes, v.id)
+	return p.dropHold(v)
+}
+
+// remove takes a volume off the medium.
+func (p *Pool) remove(v *Volume) error {
+	slots := v.allSlots()
+	if !p.volatile {
+		pages := v.allPages()
+		if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.roots, v.number); return nil }); err != nil {
 			return err
-		})
-		if err != nil {
-			return nil, err
 		}
+		p.pages.release(pages)
+		p.pages.demand.Add(-1 - v.leafDemand())
 	}
-	for _, key := range keys {
-		if err := tx.Delete(key); err != nil {
-			return nil, err
-		}
-	}
-	return freed, nil
+	return p.giveBack(slots, int64(len(v.freed)))
 }
 
-func volumeNumber(tx MetadataTx, id string) (uint32, error) {
-	b := tx.Get(nameKey(id))
-	switch {
-	case b == nil:
-		return 0, ErrNotFound
-	case len(b) != 4:
-		return 0, damaged("volume name")
+// allSlots returns the slots a volume has, with those that wait for a checkpoint.
+func (v *Volume) allSlots() []uint32 {
+	slots := slices.Clone(v.freed)
+	var room []layer
+	for chunk, chunks := uint32(0), v.m.chunks.Load(); chunk < chunks; chunk++ {
+		l, at := v.m.find(chunk)
+		if l == nil {
+			chunk |= leafChunks - 1
+			continue
+		}
+		room = l.layers(at, room[:0])
+		slots = slotsOfChunk(room, slots)
 	}
-	return binary.BigEndian.Uint32(b), nil
+	slices.Sort(slots)
+	return slots
+}
+
+// slotsOfChunk appends the slots of one chunk's layers.
+func slotsOfChunk(list []layer, slots []uint32) []uint32 {
+	return append(slots, slotsOf(list, nil)...)
+}
+
+func (v *Volume) leafDemand() (n int64) {
+	leaves := *v.m.leaves.Load()
+	for i := range leaves {
+		if l := leaves[i].Load(); l != nil {
+			n += int64(l.pages)
+		}
+	}
+	return n
 }
 
 // Volumes returns the names of all volumes, open or not, in ascending order.
@@ -156,13 +283,8 @@ func (p *Pool) Volumes() ([]string, error) {
 	if p.closed {
 		return nil, block.ErrClosed
 	}
-	var ids []string
-	err := p.meta.View(func(tx MetadataTx) error {
-		return tx.Scan([]byte{keyName}, func(key, _ []byte) error {
-			ids = append(ids, string(key[1:]))
-			return nil
-		})
-	})
+	ids := slices.Collect(maps.Keys(p.volumes))
+	ids = slices.AppendSeq(ids, maps.Keys(p.broken))
 	slices.Sort(ids)
-	return ids, err
+	return ids, nil
 }

@@ -1,31 +1,41 @@
 package blockstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"math/bits"
+	"slices"
 
 	"sanctuary/blockstore/block"
 )
 
-// capture is what one checkpoint writes: the volume between two entries.
-type capture struct {
-	record   appliedRecord
-	geometry block.Geometry
-	chunks   []capturedChunk
-	freed    []uint32
+// onMedium is where the last durable checkpoint of a volume lies.
+type onMedium struct {
+	root      pagePtr
+	rootPages []uint32
+	// Per directory and per leaf; shorter than the map if the volume has grown since.
+	directories []pagePtr
+	leaves      []pagePtr
+	leafPages   map[uint32][]uint32 // of leaves that take more than one page
 }
 
-type capturedChunk struct {
-	chunk uint32
-	entry mapEntry
-	sums  chunkSums
+// directoryLeaves is how many leaves one directory points at, in one page.
+const directoryLeaves = 256
+
+// capture is what one checkpoint writes: the volume between two entries.
+type capture struct {
+	record volumeRecord
+	leaves []capturedLeaf
+	freed  []uint32
+}
+
+type capturedLeaf struct {
+	number  uint32
+	payload []byte
 }
 
 // Checkpoint makes everything applied so far durable, and returns the index up to which that is. Apply goes on meanwhile,
-// except while the changed map entries are copied in memory (about 0.1 µs each); what it applies meanwhile may or may not
+// except while the leaves that have changed are copied in memory (about 1 µs each); what it applies meanwhile may or may not
 // be covered. ctx can keep a checkpoint from beginning, not end it half way.
 //
 // block.ErrNoSpace (no room for metadata) changes nothing and may be tried again; block.ErrFailed is final.
@@ -54,45 +64,41 @@ func (v *Volume) Checkpoint(ctx context.Context) (applied uint64, err error) {
 }
 
 // clean says that the durable checkpoint is the present state. It is called with applyMu held. A volatile volume has no
-// checkpoints but the one of Close.
+// checkpoints.
 func (v *Volume) clean() bool {
-	return !v.pool.volatile && len(v.dirtyPages) == 0 && len(v.freed) == 0 && v.applied.Load() == v.durable.Load()
+	return !v.pool.volatile && !v.dirty && len(v.dirtyLeaves) == 0 && len(v.freed) == 0 && v.applied.Load() == v.durable.Load()
 }
 
 // capture copies what has changed since the last capture and counts it as written. It is called with checkpointMu and
 // applyMu held, so nobody else changes the map.
 func (v *Volume) capture() *capture {
 	c := &capture{
-		record:   appliedRecord{applied: v.applied.Load(), floor: v.floor.Load(), inconsistent: v.inconsistent.Load(), state: *v.state.Load()},
-		geometry: v.Geometry(),
-		freed:    v.freed,
+		record: volumeRecord{
+			id: v.id, geometry: v.Geometry(), applied: v.applied.Load(), floor: v.floor.Load(), inconsistent: v.inconsistent.Load(),
+			deleted: v.deleted, originVolume: v.origin.volume, originEpoch: v.origin.epoch, lineage: v.lineage.Load(), state: *v.state.Load(),
+		},
+		freed: v.freed,
 	}
 	v.freed = nil
-	for _, number := range v.dirtyPages {
-		page, _ := v.m.find(number * pageChunks)
-		for at := range uint32(pageChunks) {
-			if page.dirty[at/64]>>(at%64)&1 == 0 {
-				continue
-			}
-			k := capturedChunk{chunk: number*pageChunks + at, entry: mapEntry{page.slot[at], page.valid[at], page.index[at]}}
-			if k.entry.slot != 0 {
-				k.sums = *v.pool.sumsOf(k.entry.slot)
-			}
-			c.chunks = append(c.chunks, k)
-		}
-		page.dirty, page.listed = [pageChunks / 64]uint64{}, false
+	slices.Sort(v.dirtyLeaves) // neighbours on the medium, too
+	for _, number := range v.dirtyLeaves {
+		l, _ := v.m.find(number * leafChunks)
+		c.leaves = append(c.leaves, capturedLeaf{number, l.encode(make([]byte, 0, l.size()))})
+		l.dirty = false
 	}
-	v.dirtyPages = v.dirtyPages[:0]
+	v.dirtyLeaves, v.dirty = v.dirtyLeaves[:0], false
 	return c
 }
 
 // release takes a capture back that could not be written.
 func (v *Volume) release(c *capture) {
-	for i := range c.chunks {
-		page, _ := v.m.find(c.chunks[i].chunk)
-		v.markDirty(page, c.chunks[i].chunk)
+	for i := range c.leaves {
+		chunk := c.leaves[i].number * leafChunks
+		l, _ := v.m.find(chunk)
+		v.markDirty(l, chunk)
 	}
 	v.freed = append(v.freed, c.freed...)
+	v.dirty = true
 }
 
 // commit makes a capture durable. The order of its steps is argued in the package comment. It is called with checkpointMu
@@ -113,121 +119,156 @@ func (v *Volume) commit(c *capture) error {
 
 // write is the part of commit that decides whether it has happened.
 func (v *Volume) write(c *capture) error {
-	if err := v.pool.dev.Sync(); err != nil {
-		return v.pool.fail("sync of the medium", err)
-	}
-	return v.pool.update(func(tx MetadataTx) error { return v.put(tx, c) })
-}
-
-// put writes the records of a capture.
-func (v *Volume) put(tx MetadataTx, c *capture) error {
-	const mapBytes, sumsBytes = 28, 4*block.BlocksPerChunk + 4
-	buf := make([]byte, 0, len(c.chunks)*(mapBytes+sumsBytes)) // one piece: the store keeps the slices until it commits
-	room := func(n int) []byte {
-		at := len(buf)
-		buf = buf[:at+n]
-		return buf[at : at : at+n]
-	}
-	for i := range c.chunks {
-		k := &c.chunks[i]
-		key := chunkKey(keyMap, v.number, k.chunk)
-		if err := tx.Put(key, k.entry.encode(key, room(mapBytes))); err != nil {
-			return err
-		}
-		key = chunkKey(keySums, v.number, k.chunk)
-		if k.entry.slot == 0 {
-			if err := tx.Delete(key); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := tx.Put(key, encodeSums(key, &k.sums, room(sumsBytes))); err != nil {
-			return err
-		}
-	}
-	// With the capacity it was applied under: the log's OpGrow is behind the applied index now.
-	key := volumeKey(keyVolume, v.number)
-	if header := encodeVolume(key, c.geometry); !bytes.Equal(header, tx.Get(key)) {
-		if err := tx.Put(key, header); err != nil {
-			return err
-		}
-	}
-	key = volumeKey(keyApplied, v.number)
-	return tx.Put(key, c.record.encode(key))
-}
-
-// loadVolume reads a volume as of its last checkpoint.
-func (p *Pool) loadVolume(id string) (*Volume, error) {
-	v := &Volume{pool: p, id: id}
-	err := p.meta.View(func(tx MetadataTx) (err error) {
-		if v.number, err = volumeNumber(tx, id); err != nil {
-			return err
-		}
-		key := volumeKey(keyVolume, v.number)
-		g, err := decodeVolume(key, tx.Get(key))
-		if err != nil {
-			return err
-		}
-		key = volumeKey(keyApplied, v.number)
-		r, err := decodeApplied(key, tx.Get(key))
-		if err != nil {
-			return err
-		}
-		v.m, v.blockBytes = newChunkMap(g.Capacity), g.LogicalBlockBytes
-		v.capacity.Store(uint64(g.Capacity))
-		v.applied.Store(r.applied)
-		v.durable.Store(r.applied)
-		v.floor.Store(r.floor)
-		v.inconsistent.Store(r.inconsistent)
-		v.state.Store(&r.state)
-		return v.loadMap(tx)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return v, nil
-}
-
-func (v *Volume) loadMap(tx MetadataTx) error {
-	allocated, sums := 0, 0
-	err := tx.Scan(volumeKey(keyMap, v.number), func(key, value []byte) error {
-		chunk, err := decodeChunkKey(key, v.m.chunks.Load())
-		if err != nil {
-			return err
-		}
-		e, err := decodeMapEntry(key, value)
-		if err != nil {
-			return err
-		}
-		page, at := v.m.make(chunk)
-		page.slot[at], page.valid[at], page.index[at] = e.slot, e.valid, e.index
-		if e.slot != 0 {
-			allocated++
-			v.allocatedChunks.Add(1)
-			v.storedBlocks.Add(int64(bits.OnesCount64(e.valid)))
-		}
+	p := v.pool
+	if p.volatile {
 		return nil
-	})
-	if err != nil {
+	}
+	if err := p.Failed(); err != nil {
 		return err
 	}
-	err = tx.Scan(volumeKey(keySums, v.number), func(key, value []byte) error {
-		chunk, err := decodeChunkKey(key, v.m.chunks.Load())
-		if err != nil {
-			return err
-		}
-		page, at := v.m.find(chunk)
-		if page == nil || page.slot[at] == 0 {
-			return damaged(fmt.Sprintf("checksums of chunk %d, which is not allocated", chunk))
-		}
-		sums++
-		v.pool.ensureSlab(page.slot[at])
-		return decodeSums(key, value, v.pool.sumsOf(page.slot[at]))
-	})
-	if err == nil && sums != allocated {
-		err = damaged(fmt.Sprintf("%d chunks with checksums of %d", sums, allocated))
+	w := p.pages.newWriter(p.nextGeneration())
+	next, old, err := v.putLeaves(w, c)
+	if err == nil {
+		err = w.flush()
 	}
-	return err
+	if err == nil {
+		err = p.sums.flush()
+	}
+	if err == nil {
+		// Most of what is unsynced, before anybody else has to wait for it.
+		err = p.dev.Sync()
+	}
+	if err == nil {
+		c.record.directories = next.directories
+		err = p.publish(w, func(cat *catalogueState) (err error) {
+			next.root, next.rootPages, err = w.put(object{kind: kindVolume, volume: v.number}, c.record.encode())
+			cat.roots[v.number] = next.root
+			return err
+		})
+	}
+	if err != nil {
+		if !errors.Is(err, block.ErrNoSpace) {
+			return p.fail("checkpoint", err) // the pages stay taken: the superblock may be on the medium
+		}
+		w.abandon()
+		return err
+	}
+	p.pages.release(append(old, v.onMedium.rootPages...))
+	v.onMedium = next
+	return nil
+}
+
+// putLeaves writes leaves and directories. It returns where everything is afterwards, without the root, and the pages that are
+// free once that is durable.
+func (v *Volume) putLeaves(w *pageWriter, c *capture) (next onMedium, old []uint32, err error) {
+	was := &v.onMedium
+	chunks := chunksFor(c.record.geometry.Capacity)
+	leaves := leavesFor(chunks)
+	next = onMedium{
+		directories: grown(was.directories, (leaves+directoryLeaves-1)/directoryLeaves), leaves: grown(was.leaves, leaves),
+		leafPages: was.leafPages,
+	}
+	total := 0
+	touched := map[uint32]struct{}{}
+	for i := range c.leaves {
+		total += pagesFor(len(c.leaves[i].payload))
+		touched[c.leaves[i].number/directoryLeaves] = struct{}{}
+	}
+	// Everything that is needed, with the root and the catalogue, so that there is room or nothing is begun.
+	if err := w.reserve(total + len(touched) + w.s.rootPages(c)); err != nil {
+		return next, nil, err
+	}
+	long := map[uint32][]uint32{}
+	for i := range c.leaves {
+		l := &c.leaves[i]
+		ptr, pages, err := w.put(object{kindLeaf, v.number, uint64(l.number)}, l.payload)
+		if err != nil {
+			return next, nil, err
+		}
+		old = append(old, v.pagesOfLeaf(l.number)...)
+		next.leaves[l.number] = ptr
+		long[l.number] = pages
+	}
+	numbers := make([]uint32, 0, len(touched))
+	for n := range touched {
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	for _, n := range numbers {
+		part := next.leaves[n*directoryLeaves : min(len(next.leaves), int(n+1)*directoryLeaves)]
+		payload := make([]byte, 0, len(part)*ptrBytes)
+		for _, ptr := range part {
+			payload = ptr.append(payload)
+		}
+		ptr, _, err := w.put(object{kindDirectory, v.number, uint64(n)}, payload)
+		if err != nil {
+			return next, nil, err
+		}
+		if p := next.directories[n]; p.page != 0 {
+			old = append(old, p.page)
+		}
+		next.directories[n] = ptr
+	}
+	if len(was.leafPages) > 0 {
+		next.leafPages = make(map[uint32][]uint32, len(was.leafPages))
+		for n, pages := range was.leafPages {
+			next.leafPages[n] = pages
+		}
+	}
+	for n, pages := range long {
+		if len(pages) > 1 {
+			if next.leafPages == nil {
+				next.leafPages = map[uint32][]uint32{}
+			}
+			next.leafPages[n] = pages
+		} else if next.leafPages != nil {
+			delete(next.leafPages, n)
+		}
+	}
+	return next, old, nil
+}
+
+// rootPages is how many pages a volume's root and the catalogue may take, at most.
+func (s *pageStore) rootPages(c *capture) int {
+	directories := (leavesFor(chunksFor(c.record.geometry.Capacity)) + directoryLeaves - 1) / directoryLeaves
+	return pagesFor(len(c.record.encode())+directories*ptrBytes) + catalogueReserve
+}
+
+// catalogueReserve is what is set aside for the catalogue when leaves are written; if it has grown beyond that, what is
+// missing is taken when it is written.
+const catalogueReserve = 2
+
+func grown(p []pagePtr, n int) []pagePtr {
+	out := make([]pagePtr, n)
+	copy(out, p)
+	return out
+}
+
+// pagesOfLeaf returns the pages of a leaf's durable version.
+func (v *Volume) pagesOfLeaf(number uint32) []uint32 {
+	if pages := v.onMedium.leafPages[number]; len(pages) > 0 {
+		return pages
+	}
+	if int(number) < len(v.onMedium.leaves) {
+		if ptr := v.onMedium.leaves[number]; ptr.page != 0 {
+			return []uint32{ptr.page}
+		}
+	}
+	return nil
+}
+
+// allPages returns every page the durable version of the volume takes.
+func (v *Volume) allPages() []uint32 {
+	pages := slices.Clone(v.onMedium.rootPages)
+	for _, ptr := range v.onMedium.directories {
+		if ptr.page != 0 {
+			pages = append(pages, ptr.page)
+		}
+	}
+	for n := range v.onMedium.leaves {
+		pages = append(pages, v.pagesOfLeaf(uint32(n))...)
+	}
+	return pages
 }
 
 // Close waits for calls under way, makes a last checkpoint unless the pool has failed, and returns its error. Everything
@@ -241,7 +282,7 @@ func (v *Volume) Close() error {
 		return nil
 	}
 	var c *capture
-	if v.pool.Failed() == nil && !v.clean() {
+	if v.pool.Failed() == nil && !v.pool.volatile && !v.clean() {
 		c = v.capture()
 	}
 	v.applyMu.Unlock()
@@ -252,6 +293,12 @@ func (v *Volume) Close() error {
 	if c != nil {
 		err = v.commit(c)
 	}
-	v.pool.forget(v.id)
+	v.pool.closedVolume(v)
 	return err
+}
+
+// wait returns when everyone who has the lock now has released it.
+func (s *stripe) wait() {
+	s.Lock()
+	defer s.Unlock()
 }

@@ -5,286 +5,329 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math"
 
 	"sanctuary/blockstore/block"
 )
 
 // FormatVersion is the version of everything a pool stores. Docs: docs/FORMATS.md, "Blockstore".
-const FormatVersion = 1
+const FormatVersion = 2
 
 // ErrVersion: the pool was written by a newer version of the software.
 var ErrVersion = errors.New("unknown format version")
 
-// Keys of the metadata store. Numbers are big-endian so that a scan goes in their order.
-//
-//	'P'                            pool header
-//	'N' name                       volume number (u32)
-//	'V' volume u32                 volume header
-//	'A' volume u32                 what is applied, and the volume's state
-//	'M' volume u32 chunk u32       map entry
-//	'S' volume u32 chunk u32       checksums of an allocated chunk
-const (
-	keyPool    = 'P'
-	keyName    = 'N'
-	keyVolume  = 'V'
-	keyApplied = 'A'
-	keyMap     = 'M'
-	keySums    = 'S'
-)
-
-var poolKey = []byte{keyPool}
-
-func nameKey(id string) []byte { return append([]byte{keyName}, id...) }
-
-func volumeKey(kind byte, volume uint32) []byte {
-	return binary.BigEndian.AppendUint32([]byte{kind}, volume)
-}
-
-func chunkKey(kind byte, volume, chunk uint32) []byte {
-	return binary.BigEndian.AppendUint32(volumeKey(kind, volume), chunk)
-}
-
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// seal appends the CRC32C of key and record, little-endian. The key is part of it so that a record found under another's
-// key is not believed.
-func seal(key, record []byte) []byte {
-	return binary.LittleEndian.AppendUint32(record, crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, record))
-}
-
-// unseal returns the record without its checksum, or false.
-func unseal(key, sealed []byte) ([]byte, bool) {
-	if len(sealed) < 4 {
-		return nil, false
-	}
-	record := sealed[:len(sealed)-4]
-	return record, binary.LittleEndian.Uint32(sealed[len(sealed)-4:]) == crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, record)
-}
-
 func damaged(what string) error {
-	return fmt.Errorf("%s: %w", what, &block.CorruptError{Where: "metadata record"})
+	return fmt.Errorf("%s: %w", what, &block.CorruptError{Where: "metadata"})
 }
 
 func checkVersion(what string, version uint32) error {
 	if version != FormatVersion {
-		return fmt.Errorf("%s has %w %d; this software knows version %d: use the software that wrote it", what, ErrVersion, version, FormatVersion)
+		return fmt.Errorf("%s has %w %d; this software knows versions up to %d: use the software that wrote it", what, ErrVersion, version, FormatVersion)
 	}
 	return nil
 }
 
-// poolHeader is the record 'P', and with other framing the first sector of the medium.
-//
-//	 0  4  version
-//	 4  4  chunk size in bytes
-//	 8 16  UUID of the pool, drawn when it is created
-//	24  8  capacity in bytes, without slot 0 (record only; zero on the medium)
-//	32  4  number of the next volume (record only; zero on the medium)
-//	36  4  CRC32C of the key and bytes 0..35 (record)
-type poolHeader struct {
-	uuid          [16]byte
-	capacityBytes int64
-	nextVolume    uint32
-}
-
-const poolHeaderBytes = 36
-
-func (h poolHeader) encode() []byte {
-	b := make([]byte, 0, poolHeaderBytes+4)
-	b = binary.LittleEndian.AppendUint32(b, FormatVersion)
-	b = binary.LittleEndian.AppendUint32(b, block.ChunkSize)
-	b = append(b, h.uuid[:]...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(h.capacityBytes))
-	b = binary.LittleEndian.AppendUint32(b, h.nextVolume)
-	return seal(poolKey, b)
-}
-
-func decodePoolHeader(sealed []byte) (poolHeader, error) {
-	b, ok := unseal(poolKey, sealed)
-	if !ok || len(b) < 4 {
-		return poolHeader{}, damaged("pool header")
-	}
-	// Every version begins with its number and ends with the checksum; what lies between may differ.
-	if err := checkVersion("the pool", binary.LittleEndian.Uint32(b)); err != nil {
-		return poolHeader{}, err
-	}
-	if len(b) != poolHeaderBytes {
-		return poolHeader{}, damaged("pool header")
-	}
-	if size := binary.LittleEndian.Uint32(b[4:]); size != block.ChunkSize {
-		return poolHeader{}, fmt.Errorf("the pool has chunks of %d bytes; this software uses %d", size, block.ChunkSize)
-	}
-	h := poolHeader{
-		capacityBytes: int64(binary.LittleEndian.Uint64(b[24:])),
-		nextVolume:    binary.LittleEndian.Uint32(b[32:]),
-	}
-	copy(h.uuid[:], b[8:])
-	if _, err := slotsFor(h.capacityBytes); err != nil {
-		return poolHeader{}, err
-	}
-	return h, nil
-}
-
-// The medium's own header lies at byte 0 of slot 0. It says whose chunks these are, so that metadata and medium of
-// different pools are never used together, and so that a raw device is recognisable.
+// The medium's header lies in its first sector and never changes. It says whose medium this is, to this software and to
+// whoever else looks at the device.
 //
 //	 0  8  "SANCPOOL"
-//	 8 36  poolHeader bytes 0..35
+//	 8  4  version
+//	12  4  chunk size in bytes
+//	16 16  UUID of the pool, drawn when it is created
+//	32 12  zeros
 //	44  4  CRC32C of bytes 0..43
 //	48     zeros to the end of the sector (512)
-const mediumMagic = "SANCPOOL"
+const (
+	mediumMagic       = "SANCPOOL"
+	mediumHeaderBytes = 48
+)
 
 func encodeMediumHeader(uuid [16]byte) []byte {
-	b := append([]byte(mediumMagic), poolHeader{uuid: uuid}.encode()[:poolHeaderBytes]...)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	return append(b, make([]byte, block.SectorSize-len(b))...)
+	b := make([]byte, block.SectorSize)
+	copy(b, mediumMagic)
+	binary.LittleEndian.PutUint32(b[8:], FormatVersion)
+	binary.LittleEndian.PutUint32(b[12:], block.ChunkSize)
+	copy(b[16:], uuid[:])
+	binary.LittleEndian.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli))
+	return b
 }
 
-// encodeVolume makes the record 'V'.
+// A superblock is the root of everything, in 4 KiB. Generation g is written twice, at superblockOffsets of its parity, so
+// the one before it is untouched until g is durable, and one rotten sector does not lose the pool.
 //
-//	 0  4  version
-//	 4  8  capacity in sectors of 512 bytes
-//	12  4  logical block length in bytes
-//	16  4  origin volume (0: none; for clones)
-//	20  4  CRC32C of the key and bytes 0..19
-func encodeVolume(key []byte, g block.Geometry) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, FormatVersion)
-	b = binary.LittleEndian.AppendUint64(b, uint64(g.Capacity))
-	b = binary.LittleEndian.AppendUint32(b, uint32(g.LogicalBlockBytes))
+//	 0  8  "SANCSUPR"
+//	 8  4  version
+//	12  4  CRC32C of the 4096 bytes with this field zero
+//	16 16  UUID of the pool
+//	32  8  generation, from 1
+//	40  8  capacity in bytes, a multiple of 256 KiB
+//	48  4  number of the next volume
+//	52  8  catalogue: page (0: no volumes) and checksum
+//	60  4  number of regions, 1 to 64
+//	64     regions, 32 bytes each:
+//	         0  8  offset of the first data slot
+//	         8  8  offset of the checksums
+//	        16  8  offset of the metadata pages
+//	        24  4  data slots
+//	        28  4  metadata pages
+const (
+	superblockMagic = "SANCSUPR"
+	maxRegions      = 64
+	regionBytes     = 32
+)
+
+var superblockOffsets = [2][2]int64{{32 << 10, 160 << 10}, {96 << 10, 224 << 10}}
+
+type superblock struct {
+	uuid          [16]byte
+	generation    uint64
+	capacityBytes int64
+	nextVolume    uint32
+	catalogue     pagePtr
+	regions       []region
+}
+
+func (s superblock) encode() []byte {
+	b := make([]byte, 0, pageBytes)
+	b = append(b, superblockMagic...)
+	b = binary.LittleEndian.AppendUint32(b, FormatVersion)
 	b = binary.LittleEndian.AppendUint32(b, 0)
-	return seal(key, b)
+	b = append(b, s.uuid[:]...)
+	b = binary.LittleEndian.AppendUint64(b, s.generation)
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.capacityBytes))
+	b = binary.LittleEndian.AppendUint32(b, s.nextVolume)
+	b = s.catalogue.append(b)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(s.regions)))
+	for _, r := range s.regions {
+		b = binary.LittleEndian.AppendUint64(b, uint64(r.data))
+		b = binary.LittleEndian.AppendUint64(b, uint64(r.sums))
+		b = binary.LittleEndian.AppendUint64(b, uint64(r.pages))
+		b = binary.LittleEndian.AppendUint32(b, r.slots)
+		b = binary.LittleEndian.AppendUint32(b, r.pageCount)
+	}
+	b = b[:pageBytes]
+	binary.LittleEndian.PutUint32(b[12:], crc32.Checksum(b, castagnoli))
+	return b
 }
 
-func decodeVolume(key, sealed []byte) (block.Geometry, error) {
-	b, ok := unseal(key, sealed)
-	if !ok || len(b) < 4 {
-		return block.Geometry{}, damaged("volume header")
+// decodeSuperblock returns an error for what is not a superblock, or a damaged one; errors.Is(err, ErrVersion) for one of a
+// newer version. Every version begins with magic, version and checksum.
+func decodeSuperblock(b []byte) (superblock, error) {
+	if string(b[:8]) != superblockMagic || sumWithout(b, 12) != binary.LittleEndian.Uint32(b[12:]) {
+		return superblock{}, damaged("superblock")
 	}
-	if err := checkVersion("the volume", binary.LittleEndian.Uint32(b)); err != nil {
-		return block.Geometry{}, err
+	if err := checkVersion("the pool", binary.LittleEndian.Uint32(b[8:])); err != nil {
+		return superblock{}, err
 	}
-	if len(b) != 20 || binary.LittleEndian.Uint32(b[16:]) != 0 {
-		return block.Geometry{}, damaged("volume header")
+	d := decoder{b: b[16:]}
+	var s superblock
+	copy(s.uuid[:], d.bytes(16))
+	s.generation = d.u64()
+	s.capacityBytes = int64(d.u64())
+	s.nextVolume = d.u32()
+	s.catalogue = d.ptr()
+	n := d.u32()
+	if n < 1 || n > maxRegions {
+		return s, damaged("superblock")
 	}
-	g := block.Geometry{Capacity: block.Count(binary.LittleEndian.Uint64(b[4:])), LogicalBlockBytes: int(binary.LittleEndian.Uint32(b[12:]))}
-	return g, g.Validate()
+	slots := uint64(0)
+	for range n {
+		r := region{data: int64(d.u64()), sums: int64(d.u64()), pages: int64(d.u64()), slots: d.u32(), pageCount: d.u32()}
+		slots += uint64(r.slots)
+		s.regions = append(s.regions, r)
+	}
+	if slots > math.MaxUint32-1 || s.capacityBytes != int64(slots)*block.ChunkSize || s.generation == 0 {
+		return s, damaged("superblock")
+	}
+	return s, nil
 }
 
-// appliedRecord is the record 'A'.
+// sumWithout is the CRC32C of b with the four bytes at the given place taken as zeros.
+func sumWithout(b []byte, at int) uint32 {
+	sum := crc32.Update(crc32.Checksum(b[:at], castagnoli), castagnoli, []byte{0, 0, 0, 0})
+	return crc32.Update(sum, castagnoli, b[at+4:])
+}
+
+// decoder reads little-endian fields; beyond the end it reads zeros and remembers it.
+type decoder struct {
+	b     []byte
+	short bool
+}
+
+func (d *decoder) bytes(n int) []byte {
+	if n < 0 || n > len(d.b) {
+		d.short = true
+		d.b = nil
+		return nil
+	}
+	b := d.b[:n:n]
+	d.b = d.b[n:]
+	return b
+}
+
+func (d *decoder) u16() uint16 {
+	if b := d.bytes(2); b != nil {
+		return binary.LittleEndian.Uint16(b)
+	}
+	return 0
+}
+
+func (d *decoder) u32() uint32 {
+	if b := d.bytes(4); b != nil {
+		return binary.LittleEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (d *decoder) u64() uint64 {
+	if b := d.bytes(8); b != nil {
+		return binary.LittleEndian.Uint64(b)
+	}
+	return 0
+}
+
+// volumeRecord is what the root page chain of a volume holds.
 //
-//	 0  8  index of the newest entry in this checkpoint
-//	 8  8  floor: below it the last-modified indexes of the map are not to be believed (Volume.Changed)
-//	16  4  flags: bit 0 = an import has begun and not ended
-//	20  8  version of the state
-//	28  4  length of the state
-//	32  n  the state
-//	 …  4  CRC32C of the key and everything before
-type appliedRecord struct {
+//	4  version
+//	4  flags: bit 0 = an import has begun and not ended; bit 1 = deleted, and kept for its clones
+//	8  capacity in sectors of 512 bytes
+//	4  logical block length in bytes
+//	8  index of the newest entry in this checkpoint
+//	8  floor: below it the last-modified indexes of the map are not to be believed (Volume.Changed)
+//	8  of a clone, number of the origin volume and epoch of the snapshot; else zeros
+//	4  epoch of the live state
+//	   path of the live state
+//	2  length of the name, and the name
+//	8  version of the state
+//	4  length of the state, and the state
+//	4  number of snapshots; each:
+//	    16  ID
+//	     8  created, milliseconds since the Unix epoch
+//	     8  index of the entry that made it
+//	     8  capacity in sectors
+//	     8  stored blocks
+//	     4  epoch
+//	     4  flags: bit 0 = deleted, and kept for clones
+//	        its path
+//	     2  length of the name, and the name
+//	4  number of directories, and for each its page and checksum
+//
+// A path is a count (2) and so many ranges of epochs, first and last (4 and 4).
+type volumeRecord struct {
+	id             string
+	geometry       block.Geometry
 	applied, floor uint64
 	inconsistent   bool
+	deleted        bool
+	originVolume   uint32
+	originEpoch    uint32
+	lineage        *lineage
 	state          block.State
+	directories    []pagePtr
 }
 
-const flagInconsistent = 1
+const (
+	flagInconsistent = 1 << 0
+	flagDeleted      = 1 << 1
+	flagHidden       = 1 << 0 // of a snapshot
+)
 
-func (r appliedRecord) encode(key []byte) []byte {
-	b := make([]byte, 0, 36+len(r.state.Blob))
-	b = binary.LittleEndian.AppendUint64(b, r.applied)
-	b = binary.LittleEndian.AppendUint64(b, r.floor)
-	var flags uint32
+func (r *volumeRecord) encode() []byte {
+	b := binary.LittleEndian.AppendUint32(nil, FormatVersion)
+	flags := uint32(0)
 	if r.inconsistent {
-		flags = flagInconsistent
+		flags |= flagInconsistent
+	}
+	if r.deleted {
+		flags |= flagDeleted
 	}
 	b = binary.LittleEndian.AppendUint32(b, flags)
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.geometry.Capacity))
+	b = binary.LittleEndian.AppendUint32(b, uint32(r.geometry.LogicalBlockBytes))
+	b = binary.LittleEndian.AppendUint64(b, r.applied)
+	b = binary.LittleEndian.AppendUint64(b, r.floor)
+	b = binary.LittleEndian.AppendUint32(b, r.originVolume)
+	b = binary.LittleEndian.AppendUint32(b, r.originEpoch)
+	b = binary.LittleEndian.AppendUint32(b, r.lineage.epoch)
+	b = r.lineage.live.append(b)
+	b = appendString(b, r.id)
 	b = binary.LittleEndian.AppendUint64(b, r.state.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.state.Blob)))
 	b = append(b, r.state.Blob...)
-	return seal(key, b)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.lineage.snapshots)))
+	for i := range r.lineage.snapshots {
+		s := &r.lineage.snapshots[i]
+		b = append(b, s.ID[:]...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(s.Created))
+		b = binary.LittleEndian.AppendUint64(b, s.Index)
+		b = binary.LittleEndian.AppendUint64(b, uint64(s.Capacity))
+		b = binary.LittleEndian.AppendUint64(b, uint64(s.stored))
+		b = binary.LittleEndian.AppendUint32(b, s.epoch)
+		flags := uint32(0)
+		if s.hidden {
+			flags = flagHidden
+		}
+		b = binary.LittleEndian.AppendUint32(b, flags)
+		b = s.path.append(b)
+		b = appendString(b, s.Name)
+	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(r.directories)))
+	for _, p := range r.directories {
+		b = p.append(b)
+	}
+	return b
 }
 
-func decodeApplied(key, sealed []byte) (appliedRecord, error) {
-	b, ok := unseal(key, sealed)
-	if !ok || len(b) < 32 {
-		return appliedRecord{}, damaged("applied index")
+func appendString(b []byte, s string) []byte {
+	return append(binary.LittleEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+func decodeVolume(b []byte) (r volumeRecord, err error) {
+	d := decoder{b: b}
+	if err := checkVersion("the volume", d.u32()); err != nil {
+		return r, err
 	}
-	r := appliedRecord{
-		applied:      binary.LittleEndian.Uint64(b),
-		floor:        binary.LittleEndian.Uint64(b[8:]),
-		inconsistent: binary.LittleEndian.Uint32(b[16:])&flagInconsistent != 0,
-		state:        block.State{Version: binary.LittleEndian.Uint64(b[20:])},
+	flags := d.u32()
+	if flags&^(flagInconsistent|flagDeleted) != 0 {
+		return r, fmt.Errorf("the volume uses a feature this software does not know (flags %#x)", flags)
 	}
-	if flags := binary.LittleEndian.Uint32(b[16:]); flags&^flagInconsistent != 0 {
-		return appliedRecord{}, fmt.Errorf("the volume uses a feature this software does not know (flags %#x)", flags)
-	}
-	if n := binary.LittleEndian.Uint32(b[28:]); uint64(n) != uint64(len(b)-32) || n > block.MaxStateBytes {
-		return appliedRecord{}, damaged("applied index")
+	r.inconsistent, r.deleted = flags&flagInconsistent != 0, flags&flagDeleted != 0
+	r.geometry = block.Geometry{Capacity: block.Count(d.u64()), LogicalBlockBytes: int(d.u32())}
+	r.applied, r.floor = d.u64(), d.u64()
+	r.originVolume, r.originEpoch = d.u32(), d.u32()
+	r.lineage = &lineage{epoch: d.u32()}
+	r.lineage.live = decodePath(&d)
+	r.id = string(d.bytes(int(d.u16())))
+	r.state.Version = d.u64()
+	if n := d.u32(); n > block.MaxStateBytes {
+		return r, damaged("volume")
 	} else if n > 0 {
-		r.state.Blob = append([]byte(nil), b[32:]...)
+		r.state.Blob = append([]byte(nil), d.bytes(int(n))...)
 	}
-	return r, nil
-}
-
-// mapEntry is the record 'M'. A chunk that was freed keeps its entry, with slot and bitmap 0, because a rebuild must know
-// that it has changed.
-//
-//	 0  8  slot (0: none). The upper 32 bits are zero: room for another medium.
-//	 8  8  bitmap of valid blocks, bit 0 = the first
-//	16  8  index of the entry that changed it last
-//	24  4  CRC32C of the key and bytes 0..23
-type mapEntry struct{ slot, valid, index uint64 }
-
-// The record 'S' is 64 CRC32C, one per block of the chunk (those of invalid blocks mean nothing), and the CRC32C of the
-// key and those 256 bytes.
-type chunkSums = [block.BlocksPerChunk]uint32
-
-func (e mapEntry) encode(key, buf []byte) []byte {
-	buf = binary.LittleEndian.AppendUint64(buf, e.slot)
-	buf = binary.LittleEndian.AppendUint64(buf, e.valid)
-	buf = binary.LittleEndian.AppendUint64(buf, e.index)
-	return seal(key, buf)
-}
-
-// decodeChunkKey returns the chunk of a key that was found by scanning for a volume's records of one kind.
-func decodeChunkKey(key []byte, chunks uint32) (uint32, error) {
-	if len(key) != 9 {
-		return 0, damaged("map key")
+	for range d.u32() {
+		if d.short {
+			break
+		}
+		var s snapshot
+		copy(s.ID[:], d.bytes(16))
+		s.Created, s.Index, s.Capacity = int64(d.u64()), d.u64(), block.Count(d.u64())
+		s.stored, s.epoch = int64(d.u64()), d.u32()
+		s.hidden = d.u32()&flagHidden != 0
+		s.path = decodePath(&d)
+		s.Name = string(d.bytes(int(d.u16())))
+		r.lineage.snapshots = append(r.lineage.snapshots, s)
 	}
-	chunk := binary.BigEndian.Uint32(key[5:])
-	if chunk >= chunks {
-		return 0, damaged(fmt.Sprintf("map entry of chunk %d of %d", chunk, chunks))
+	n := d.u32()
+	if uint64(n)*ptrBytes != uint64(len(d.b)) {
+		return r, damaged("volume")
 	}
-	return chunk, nil
-}
-
-func decodeMapEntry(key, sealed []byte) (mapEntry, error) {
-	b, ok := unseal(key, sealed)
-	if !ok || len(b) != 24 {
-		return mapEntry{}, damaged("map entry")
+	for range n {
+		r.directories = append(r.directories, d.ptr())
 	}
-	e := mapEntry{
-		slot:  binary.LittleEndian.Uint64(b),
-		valid: binary.LittleEndian.Uint64(b[8:]),
-		index: binary.LittleEndian.Uint64(b[16:]),
+	if d.short {
+		return r, damaged("volume")
 	}
-	if e.slot > maxSlots || (e.slot == 0) != (e.valid == 0) {
-		return mapEntry{}, damaged("map entry")
-	}
-	return e, nil
-}
-
-func encodeSums(key []byte, sums *chunkSums, buf []byte) []byte {
-	for _, sum := range sums {
-		buf = binary.LittleEndian.AppendUint32(buf, sum)
-	}
-	return seal(key, buf)
-}
-
-func decodeSums(key, sealed []byte, sums *chunkSums) error {
-	b, ok := unseal(key, sealed)
-	if !ok || len(b) != 4*block.BlocksPerChunk {
-		return damaged("checksums of a chunk")
-	}
-	for i := range sums {
-		sums[i] = binary.LittleEndian.Uint32(b[4*i:])
-	}
-	return nil
+	return r, r.geometry.Validate()
 }

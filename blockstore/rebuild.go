@@ -12,8 +12,8 @@ import (
 // the volume; neighbours that were never written may come as one longer range), also those that were freed. It is what a
 // replica that has everything up to since has to compare. What Apply changes while Changed runs may be reported or not.
 //
-// After an import, the indexes of chunks that the import did not need to write are not known to be those of the source, so
-// a since before the import's index reports the entire volume: comparing is then slower, and still right.
+// After an import, a rollback or in a clone, the indexes of chunks are not known to be those of the log, so a since before
+// the import's or rollback's index reports the entire volume: comparing is then slower, and still right.
 //
 // Errors: fn's own, which ends the walk; ErrInconsistent; block.ErrClosed; block.ErrFailed.
 func (v *Volume) Changed(since uint64, fn func(r block.Range) error) error {
@@ -23,9 +23,9 @@ func (v *Volume) Changed(since uint64, fn func(r block.Range) error) error {
 	everything := since < v.floor.Load()
 	chunks := v.m.chunks.Load()
 	for chunk := uint32(0); chunk < chunks; {
-		page, at := v.m.find(chunk)
-		if page == nil {
-			n := min(pageChunks-at, chunks-chunk)
+		l, at := v.m.find(chunk)
+		if l == nil {
+			n := min(leafChunks-at, chunks-chunk)
 			if everything {
 				if err := fn(v.chunkRange(chunk, n)); err != nil {
 					return err
@@ -55,8 +55,8 @@ func (v *Volume) lastIndex(chunk uint32) (uint64, error) {
 	if err := v.usable(); err != nil {
 		return 0, err
 	}
-	page, at := v.m.find(chunk)
-	return page.index[at], nil
+	l, at := v.m.find(chunk)
+	return l.index[at], nil
 }
 
 func (v *Volume) chunkRange(chunk, n uint32) block.Range {
@@ -67,80 +67,9 @@ func (v *Volume) chunkRange(chunk, n uint32) block.Range {
 // Chunks returns the number of chunks of the volume; the last one may be cut off by its end.
 func (v *Volume) Chunks() uint32 { return v.m.chunks.Load() }
 
-// ChunkInfo is what the map knows about a chunk.
-type ChunkInfo struct {
-	Slot  uint64 // where it lies: at byte Slot × 256 KiB of the medium; 0: nowhere, all zeros
-	Index uint64 // the entry that changed it last; 0: never
-	Valid uint64 // bit n: block n is stored; otherwise it reads as zeros
-	Sums  [block.BlocksPerChunk]uint32
-}
-
-// ChunkInfo fills info with what the map knows about a chunk; Sums of blocks that are not valid are 0. Unlike ReadAt it
-// works during an import. The medium may hold something else: after a crash, until the log is replayed, and when it has
-// rotted; CheckChunk tells.
-func (v *Volume) ChunkInfo(chunk uint32, info *ChunkInfo) error {
-	if chunk >= v.m.chunks.Load() {
-		return fmt.Errorf("chunk %d: %w", chunk, block.ErrOutOfRange)
-	}
-	lock := v.m.lockOf(chunk)
-	lock.RLock()
-	defer lock.RUnlock()
-	if err := v.usable(); err != nil {
-		return err
-	}
-	v.infoLocked(chunk, info)
-	return nil
-}
-
-func (v *Volume) infoLocked(chunk uint32, info *ChunkInfo) {
-	*info = ChunkInfo{}
-	page, at := v.m.find(chunk)
-	if page == nil {
-		return
-	}
-	info.Slot, info.Valid, info.Index = page.slot[at], page.valid[at], page.index[at]
-	if info.Slot == 0 {
-		return
-	}
-	for n, sum := range v.pool.sumsOf(info.Slot) {
-		if info.Valid>>n&1 == 1 {
-			info.Sums[n] = sum
-		}
-	}
-}
-
-// CheckChunk is ChunkInfo that also reads every valid block and returns those that do not match their checksum, as a
-// bitmap. The receiver of a rebuild that cannot replay its log to the end must treat them as different from the source's.
-// The chunk cannot be written meanwhile.
-func (v *Volume) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error) {
-	if chunk >= v.m.chunks.Load() {
-		return 0, fmt.Errorf("chunk %d: %w", chunk, block.ErrOutOfRange)
-	}
-	buf := oneBlock.Get().(*[block.Size]byte)
-	defer oneBlock.Put(buf)
-	lock := v.m.lockOf(chunk)
-	lock.RLock()
-	defer lock.RUnlock()
-	if err := v.usable(); err != nil {
-		return 0, err
-	}
-	v.infoLocked(chunk, info)
-	for n := range block.BlocksPerChunk {
-		if info.Valid>>n&1 == 0 {
-			continue
-		}
-		err := v.readBlocks(chunk, info.Slot, n, buf[:])
-		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
-			bad |= 1 << n
-		} else if err != nil {
-			return 0, err
-		}
-	}
-	return bad, nil
-}
-
 // BeginImport marks the volume as inconsistent, durably: from now on until EndImport, over any crash, it refuses Apply and
 // ReadAt. Beginning again (to go on after a crash) is not an error. What was applied before is checkpointed with the mark.
+// Snapshots can be read all the time.
 func (v *Volume) BeginImport(ctx context.Context) error {
 	v.checkpointMu.Lock()
 	defer v.checkpointMu.Unlock()
@@ -167,27 +96,51 @@ func (v *Volume) BeginImport(ctx context.Context) error {
 	return nil
 }
 
-// ErrChanged: the chunk has been changed by a later entry.
-var ErrChanged = fmt.Errorf("the chunk has been changed by a later entry")
-
 // Import changes blocks as Apply does, but leaves the applied index alone: between BeginImport and EndImport only, by one
-// goroutine. OpState is refused, since the state comes with EndImport. Checkpoint may be called meanwhile, to give freed
-// chunks back. Errors as for Apply.
+// goroutine. OpState is refused, since the state comes with EndImport, and so is OpSnapshot, for which there is ImportSnapshot.
+// Checkpoint may be called meanwhile, to give freed chunks back. Errors as for Apply.
 func (v *Volume) Import(ops []block.Op) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	if err := v.importing(); err != nil {
+		return err
+	}
+	for i := range ops {
+		if ops[i].Kind.Blob() && ops[i].Kind != block.OpDeleteSnapshot {
+			return fmt.Errorf("volume %s: an import carries no operations of kind %d", v.id, ops[i].Kind)
+		}
+	}
+	return v.change(0, ops)
+}
+
+// ImportSnapshot makes what has been imported so far a snapshot: between BeginImport and EndImport only. It has the index and the
+// capacity it had where it comes from, which must not be more than the volume's. If the volume has a snapshot of that ID nothing
+// is changed.
+func (v *Volume) ImportSnapshot(s block.Snapshot) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.importing(); err != nil {
+		return err
+	}
+	if err := s.Validate(); err != nil {
+		return fmt.Errorf("volume %s: %w", v.id, err)
+	}
+	if s.Capacity > v.capacityNow() {
+		return fmt.Errorf("volume %s: snapshot %s is of %d sectors, the volume of %d", v.id, s.Name, s.Capacity, v.capacityNow())
+	}
+	v.addSnapshot(s)
+	return nil
+}
+
+// importing is called with applyMu held.
+func (v *Volume) importing() error {
 	if err := v.usable(); err != nil {
 		return err
 	}
 	if !v.inconsistent.Load() {
-		return fmt.Errorf("volume %s: Import without BeginImport", v.id)
+		return fmt.Errorf("volume %s: import without BeginImport", v.id)
 	}
-	for i := range ops {
-		if ops[i].Kind == block.OpState {
-			return fmt.Errorf("volume %s: an import of blocks carries no state", v.id)
-		}
-	}
-	return v.change(0, ops)
+	return nil
 }
 
 // EndImport makes what was imported durable, with index as the applied index and state as the volume's state, and the
@@ -216,7 +169,7 @@ func (v *Volume) EndImport(ctx context.Context, index uint64, state block.State)
 	state.Blob = append([]byte(nil), state.Blob...)
 	if !v.pool.volatile {
 		c := v.capture()
-		c.record = appliedRecord{applied: index, floor: index, state: state}
+		c.record.applied, c.record.floor, c.record.state, c.record.inconsistent = index, index, state, false
 		if err := v.write(c); err != nil {
 			if errors.Is(err, block.ErrNoSpace) {
 				v.release(c)

@@ -8,31 +8,30 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// maxSlots bounds a pool: slot numbers have 32 bits, which is 1 PiB.
+// maxSlots bounds a pool: slot numbers have 32 bits, of which the last is lostSlot. That is 1 PiB.
 const maxSlots = math.MaxUint32
 
-// slots knows which chunk slots of a medium are taken: one bit each. It takes the lowest free ones, so that a thin file
-// stays short and large writes get neighbours. It is guarded by Pool.mu.
+// slots knows which data slots of a medium are taken: one bit each. It takes the lowest free ones, so that a thin file
+// stays short and large writes get neighbours. It is guarded by Pool.slotsMu.
 type slots struct {
 	taken []uint64
-	count uint32 // slots there are, with slot 0
+	count uint32 // slots there are; they are numbered from 1
 	free  uint32
 	hint  int // no word before it has a free slot
 }
 
-// newSlots returns count slots, of which slot 0 is taken by the pool's header.
 func newSlots(count uint32) *slots {
-	s := &slots{taken: make([]uint64, (uint64(count)+63)/64), count: count, free: count}
-	if tail := count % 64; tail != 0 {
+	s := &slots{taken: make([]uint64, (uint64(count)+1+63)/64), count: count, free: count}
+	if tail := (uint64(count) + 1) % 64; tail != 0 {
 		s.taken[len(s.taken)-1] = ^uint64(0) << tail // beyond the end
 	}
-	s.mark(0)
+	s.taken[0] |= 1 // there is no slot 0
 	return s
 }
 
 // mark takes one slot; false says that there is no such slot, or that it was taken before.
-func (s *slots) mark(slot uint64) bool {
-	if slot >= uint64(s.count) || s.taken[slot/64]>>(slot%64)&1 == 1 {
+func (s *slots) mark(slot uint32) bool {
+	if slot > s.count || s.taken[slot/64]>>(slot%64)&1 == 1 {
 		return false
 	}
 	s.taken[slot/64] |= 1 << (slot % 64)

@@ -2,47 +2,198 @@ package blockstore
 
 import (
 	"context"
+	"fmt"
+	"math/bits"
 
 	"sanctuary/blockstore/block"
 )
 
-// Reader is a state of a volume that can be read: the live one (Volume) or a snapshot (View).
-type Reader interface {
-	Geometry() block.Geometry
-	ReadAt(r block.Range, dst []byte) error
-	Allocated(r block.Range) (allocated bool, n block.Count, err error)
-	ChunkInfo(chunk uint32, info *ChunkInfo) error
-	CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error)
-}
-
 // Snapshots returns the volume's snapshots after the newest applied entry, oldest first, without those that were deleted and
 // are kept because clones need them.
-func (v *Volume) Snapshots() []block.Snapshot { return nil }
+func (v *Volume) Snapshots() []block.Snapshot {
+	l := v.lineage.Load()
+	out := make([]block.Snapshot, 0, len(l.snapshots))
+	for i := range l.snapshots {
+		if !l.snapshots[i].hidden {
+			out = append(out, l.snapshots[i].Snapshot)
+		}
+	}
+	return out
+}
+
+// runSnapshot carries out an operation on snapshots. Each of them touches no chunk, and changes nothing where it does not apply.
+func (v *Volume) runSnapshot(index uint64, op *block.Op) error {
+	if op.Kind == block.OpSnapshot {
+		spec, err := op.Snapshot()
+		if err != nil {
+			return err
+		}
+		v.addSnapshot(block.Snapshot{SnapshotSpec: spec, Index: index, Capacity: v.capacityNow()})
+		return nil
+	}
+	id, err := op.SnapshotID()
+	if err != nil {
+		return err
+	}
+	l := v.lineage.Load()
+	i := l.find(id)
+	if i < 0 {
+		return nil
+	}
+	if op.Kind == block.OpDeleteSnapshot {
+		v.setLineage(l.without(i, v.pool.held(v.number, l.snapshots[i].epoch)))
+		v.reclaimAt, v.reclaimDone = 0, false
+	} else {
+		v.stored.Store(l.snapshots[i].stored)
+		v.setLineage(l.rolledBack(i))
+		v.floor.Store(max(v.floor.Load(), index)) // any chunk may have changed
+		v.reclaimAt, v.reclaimDone = 0, false
+	}
+	v.dirty = true
+	return nil
+}
+
+func (v *Volume) addSnapshot(s block.Snapshot) {
+	l := v.lineage.Load()
+	if l.find(s.ID) < 0 && l.visible() < block.MaxSnapshots {
+		v.setLineage(l.withSnapshot(s, v.stored.Load()))
+		v.dirty = true
+	}
+}
+
+// View is a snapshot of a volume. Its methods are those of Volume, with the same errors and block.ErrNoSnapshot.
+type View struct{ s state }
 
 // View returns a snapshot to read from. It goes on working until the snapshot is deleted, and returns block.ErrNoSnapshot
 // from then on.
-func (v *Volume) View(id block.SnapshotID) (*View, error) { return nil, block.ErrNoSnapshot }
-
-// View is a snapshot of a volume. Its methods are those of Volume, with the same errors and block.ErrNoSnapshot.
-type View struct{}
-
-var _, _ Reader = (*Volume)(nil), (*View)(nil)
-
-func (w *View) Snapshot() block.Snapshot               { return block.Snapshot{} }
-func (w *View) Geometry() block.Geometry               { return block.Geometry{} }
-func (w *View) ReadAt(r block.Range, dst []byte) error { return block.ErrNoSnapshot }
-func (w *View) Allocated(r block.Range) (allocated bool, n block.Count, err error) {
-	return false, 0, block.ErrNoSnapshot
+func (v *Volume) View(id block.SnapshotID) (*View, error) {
+	l := v.lineage.Load()
+	i := l.find(id)
+	if i < 0 {
+		return nil, fmt.Errorf("volume %s, snapshot %s: %w", v.id, id, block.ErrNoSnapshot)
+	}
+	return &View{v.stateOf(l, i)}, nil
 }
-func (w *View) ChunkInfo(chunk uint32, info *ChunkInfo) error { return block.ErrNoSnapshot }
+
+func (v *Volume) stateOf(l *lineage, i int) state {
+	s := &l.snapshots[i]
+	return state{v: v, g: &ground{m: v.m, path: s.path, under: v.origin.ground}, capacity: s.Capacity, snapshot: s, lineage: l}
+}
+
+// Snapshot says which one it is.
+func (w *View) Snapshot() block.Snapshot { return w.s.snapshot.Snapshot }
+
+// Geometry returns the volume's size at the time of the snapshot.
+func (w *View) Geometry() block.Geometry {
+	return block.Geometry{Capacity: w.s.capacity, LogicalBlockBytes: w.s.v.blockBytes}
+}
+
+// ReadAt is Volume.ReadAt.
+func (w *View) ReadAt(r block.Range, dst []byte) error { return w.s.readAt(r, dst) }
+
+// Allocated is Volume.Allocated.
+func (w *View) Allocated(r block.Range) (allocated bool, n block.Count, err error) {
+	return w.s.allocated(r)
+}
+
+// ChunkInfo is Volume.ChunkInfo.
+func (w *View) ChunkInfo(chunk uint32, info *ChunkInfo) error {
+	_, err := w.s.info(chunk, info, false)
+	return err
+}
+
+// CheckChunk is Volume.CheckChunk.
 func (w *View) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error) {
-	return 0, block.ErrNoSnapshot
+	return w.s.info(chunk, info, true)
 }
 
 // Diff calls fn, in ascending order, for the ranges of whole blocks in which two states of the volume may differ. The zero
 // ID as from means an empty volume, as to the live one. Blocks that were written with the same contents count as different.
+// What Apply changes while Diff runs may be reported or not.
 func (v *Volume) Diff(from, to block.SnapshotID, fn func(r block.Range) error) error {
-	return block.ErrNoSnapshot
+	var old, now state
+	var err error
+	if old, err = v.stateByID(from); err != nil {
+		return err
+	}
+	if now = v.live(); to != (block.SnapshotID{}) {
+		if now, err = v.stateByID(to); err != nil {
+			return err
+		}
+	}
+	var run block.Range
+	flush := func() error {
+		if run.Count == 0 {
+			return nil
+		}
+		r := run
+		run = block.Range{}
+		return fn(r)
+	}
+	chunks := chunksFor(max(old.capacity, now.capacity))
+	for chunk := uint32(0); chunk < chunks; {
+		if !now.g.maps(chunk) {
+			chunk = (chunk/leafChunks + 1) * leafChunks
+			continue
+		}
+		differ, err := v.differing(&old, &now, chunk)
+		if err != nil {
+			return err
+		}
+		for differ != 0 {
+			first, n := runOf(differ)
+			differ &^= blockMask(first, n)
+			r := blockRange(chunk, first, n)
+			if run.Count > 0 && run.End() == r.Start {
+				run.Count += r.Count
+				continue
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+			run = r
+		}
+		chunk++
+	}
+	return flush()
+}
+
+// stateByID returns a snapshot, or for the zero ID an empty state.
+func (v *Volume) stateByID(id block.SnapshotID) (state, error) {
+	if id == (block.SnapshotID{}) {
+		return state{v: v}, nil
+	}
+	w, err := v.View(id)
+	if err != nil {
+		return state{}, err
+	}
+	return w.s, nil
+}
+
+// differing returns the blocks of a chunk that two states have in different places.
+func (v *Volume) differing(old, now *state, chunk uint32) (uint64, error) {
+	g := now.lock(chunk)
+	defer g.runlock(chunk)
+	if err := now.usable(); err != nil {
+		return 0, err
+	}
+	var was, is slotMap
+	stored := g.resolve(chunk, ^uint64(0), &is)
+	if old.g == nil {
+		return stored, nil
+	}
+	if err := old.usable(); err != nil {
+		return 0, err
+	}
+	before := old.g.resolve(chunk, ^uint64(0), &was) // over the same maps, which are locked
+	differ := stored ^ before
+	for both := stored & before; both != 0; both &= both - 1 {
+		n := bits.TrailingZeros64(both)
+		if was[n] != is[n] || is[n] == lostSlot {
+			differ |= 1 << n
+		}
+	}
+	return differ, nil
 }
 
 // Space says what the live volume and each of its snapshots take.
@@ -61,27 +212,89 @@ type StateSpace struct {
 	ExclusiveBytes int64          // of those, what nothing else refers to: what deleting it would free
 }
 
-// Space walks the map: about a second for a TiB. It can be cancelled.
-func (v *Volume) Space(ctx context.Context) (Space, error) { return Space{}, nil }
-
-// Reclaim frees what deleted snapshots have left behind: it looks at up to limit chunks, beginning where it stopped, and
-// returns whether there is more to do. Whoever owns the volume calls it in the background until it returns false, and again
-// after each OpDeleteSnapshot. It runs beside Apply and everything else.
-func (v *Volume) Reclaim(limit int) (more bool, err error) { return false, nil }
-
-// Clone makes a volume whose contents are those of a snapshot of another one of this pool, without copying anything: durable
-// before it returns, and opened, with Applied 0 and an empty state. It may be written, grow, have snapshots and be cloned like any
-// other. The snapshot's data stays for as long as the clone needs it, even if the snapshot or its volume is deleted.
-//
-// Errors: ErrNotFound (the volume), block.ErrNoSnapshot, ErrExists, block.ErrFailed. The origin must be open.
-func (p *Pool) Clone(id, origin string, snapshot block.SnapshotID) (*Volume, error) {
-	return nil, block.ErrNoSnapshot
+// Space walks the map: about a second for a TiB with few snapshots, more with many. It can be cancelled.
+func (v *Volume) Space(ctx context.Context) (Space, error) {
+	l := v.lineage.Load()
+	states := []state{v.live()}
+	for i := range l.snapshots {
+		if !l.snapshots[i].hidden {
+			states = append(states, v.stateOf(l, i))
+		}
+	}
+	stored, exclusive := make([]int64, len(states)), make([]int64, len(states))
+	kept := int64(0)
+	for chunk, chunks := uint32(0), v.m.chunks.Load(); chunk < chunks; {
+		if err := ctx.Err(); err != nil {
+			return Space{}, err
+		}
+		if !states[0].g.maps(chunk) {
+			chunk = (chunk/leafChunks + 1) * leafChunks
+			continue
+		}
+		if err := v.countChunk(chunk, states, stored, exclusive, &kept); err != nil {
+			return Space{}, err
+		}
+		chunk++
+	}
+	out := Space{KeptBytes: kept * block.Size}
+	for i, s := range states {
+		space := StateSpace{LogicalBytes: s.capacity.Bytes(), StoredBytes: stored[i] * block.Size, ExclusiveBytes: exclusive[i] * block.Size}
+		if i == 0 {
+			out.Live = space
+			continue
+		}
+		space.Snapshot = s.snapshot.Snapshot
+		out.Snapshots = append(out.Snapshots, space)
+	}
+	return out, nil
 }
 
-// Repair overwrites blocks of one chunk that do not match their checksums with what a peer has, and their checksums. blocks has
-// a bit per block of the chunk, data those blocks in order. snapshot is the state the blocks are of; zero for the live one.
-// asOf is the index at which the peer's contents of the chunk are known to be those of the log: nothing is done, and ErrChanged
-// returned, if the live chunk has changed after it.
-func (v *Volume) Repair(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) error {
+// countChunk adds what one chunk has. A place belongs exclusively to a state if no other one finds it.
+func (v *Volume) countChunk(chunk uint32, states []state, stored, exclusive []int64, kept *int64) error {
+	g := states[0].lock(chunk)
+	defer g.runlock(chunk)
+	if err := v.usable(); err != nil {
+		return err
+	}
+	var room [8]layer
+	var list []layer
+	if l, at := v.m.find(chunk); l != nil {
+		list = l.layers(at, room[:0])
+	}
+	once, twice := make([]uint64, len(list)), make([]uint64, len(list))
+	found := func(i int, each func(n int, bitmap uint64)) (below uint64) {
+		p := states[i].g.path
+		if i == 0 {
+			p = g.path
+		}
+		want := ^uint64(0)
+		for n, y := range list {
+			if got := y.bits & want; got != 0 && p.sees(y.epoch) {
+				want &^= got
+				if y.slot != noSlot {
+					each(n, got)
+				}
+			}
+		}
+		return want
+	}
+	for i := range states {
+		below := found(i, func(n int, bitmap uint64) {
+			stored[i] += int64(bits.OnesCount64(bitmap))
+			twice[n] |= once[n] & bitmap
+			once[n] |= bitmap
+		})
+		if v.origin.ground != nil {
+			stored[i] += int64(bits.OnesCount64(v.origin.ground.storedBlocks(chunk, below)))
+		}
+	}
+	for i := range states {
+		found(i, func(n int, bitmap uint64) { exclusive[i] += int64(bits.OnesCount64(bitmap & once[n] &^ twice[n])) })
+	}
+	for n, y := range list {
+		if y.slot != noSlot {
+			*kept += int64(bits.OnesCount64(y.bits &^ once[n]))
+		}
+	}
 	return nil
 }

@@ -25,23 +25,9 @@ func (p *Pool) Usage() PoolUsage {
 	p.slotsMu.Lock()
 	defer p.slotsMu.Unlock()
 	return PoolUsage{
-		CapacityBytes:    int64(p.slots.count-1) * block.ChunkSize,
-		AllocatedBytes:   int64(p.slots.count-1-p.slots.free) * block.ChunkSize,
+		CapacityBytes:    int64(p.slots.count) * block.ChunkSize,
+		AllocatedBytes:   int64(p.slots.count-p.slots.free) * block.ChunkSize,
 		PendingFreeBytes: p.pendingFree * block.ChunkSize,
-	}
-}
-
-func slotOffset(slot uint64) int64 { return int64(slot) * block.ChunkSize }
-
-// sumsOf returns the checksums of a slot that has been taken.
-func (p *Pool) sumsOf(slot uint64) *chunkSums {
-	return &p.sums[slot/slabSlots].Load()[slot%slabSlots]
-}
-
-// ensureSlab makes room for the checksums of a slot.
-func (p *Pool) ensureSlab(slot uint64) {
-	if at := &p.sums[slot/slabSlots]; at.Load() == nil {
-		at.CompareAndSwap(nil, new(sumSlab))
 	}
 }
 
@@ -50,9 +36,6 @@ func (p *Pool) takeSlots(n int, dst []uint32) ([]uint32, error) {
 	from := len(dst)
 	p.slotsMu.Lock()
 	dst, err := p.slots.take(n, dst)
-	for _, slot := range dst[from:] {
-		p.ensureSlab(uint64(slot))
-	}
 	p.slotsMu.Unlock()
 	if err != nil {
 		return dst, err
@@ -66,31 +49,44 @@ func (p *Pool) takeSlots(n int, dst []uint32) ([]uint32, error) {
 
 // allocate has the medium reserve what slots need, neighbours together.
 func (p *Pool) allocate(taken []uint32) error {
+	for _, slot := range taken {
+		if err := p.sums.prepare(slot); err != nil {
+			return p.noRoom(err)
+		}
+	}
 	a, ok := p.dev.(vfs.Allocator)
 	if !ok {
 		return nil
 	}
-	for len(taken) > 0 {
-		n := run(taken)
-		err := a.Allocate(slotOffset(uint64(taken[0])), int64(n)*block.ChunkSize)
-		if errors.Is(err, vfs.ErrNoSpace) {
-			return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
+	return p.eachRun(taken, func(off, n int64) error {
+		if err := a.Allocate(off, n); err != nil {
+			return p.noRoom(err)
 		}
-		if err != nil {
-			return p.fail("allocate on the medium", err)
-		}
-		taken = taken[n:]
-	}
-	return nil
+		return nil
+	})
 }
 
-// run returns how many of the first slots are neighbours in ascending order.
-func run(s []uint32) int {
-	n := 1
-	for n < len(s) && s[n] == s[n-1]+1 {
-		n++
+func (p *Pool) noRoom(err error) error {
+	if errors.Is(err, vfs.ErrNoSpace) {
+		return fmt.Errorf("%w: %w", block.ErrNoSpace, err)
 	}
-	return n
+	return p.fail("allocate on the medium", err)
+}
+
+// eachRun calls fn for slots, ascending, neighbours on the medium together.
+func (p *Pool) eachRun(slots []uint32, fn func(off, n int64) error) error {
+	for len(slots) > 0 {
+		off := p.layout.slotOffset(slots[0])
+		n := 1
+		for n < len(slots) && slots[n] == slots[n-1]+1 && p.layout.slotOffset(slots[n]) == off+int64(n)*block.ChunkSize {
+			n++
+		}
+		if err := fn(off, int64(n)*block.ChunkSize); err != nil {
+			return err
+		}
+		slots = slots[n:]
+	}
+	return nil
 }
 
 // returnSlots gives back slots that no map has pointed at since they were taken.
@@ -105,12 +101,14 @@ func (p *Pool) returnSlots(unused []uint32) {
 // giveBack frees slots that no durable map points at any more; pending of them were counted as waiting for that. The
 // holes are punched first: afterwards somebody else may be writing there.
 func (p *Pool) giveBack(freed []uint32, pending int64) error {
-	for rest := freed; len(rest) > 0; {
-		n := run(rest)
-		if err := p.dev.Discard(slotOffset(uint64(rest[0])), int64(n)*block.ChunkSize); err != nil {
+	err := p.eachRun(freed, func(off, n int64) error {
+		if err := p.dev.Discard(off, n); err != nil {
 			return p.fail("discard on the medium", err)
 		}
-		rest = rest[n:]
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	p.slotsMu.Lock()
 	defer p.slotsMu.Unlock()
@@ -127,7 +125,8 @@ func (p *Pool) addPending(n int64) {
 	p.pendingFree += n
 }
 
-// Needs returns at most how many bytes of the pool applying ops now would allocate. It may be called while Apply runs.
+// Needs returns at most how many bytes of the pool applying ops now would allocate: also for blocks that are stored already, if they
+// are shared with a snapshot. It may be called while Apply runs.
 func (v *Volume) Needs(ops []block.Op) int64 {
 	n := int64(0)
 	for i := range ops {
@@ -135,21 +134,13 @@ func (v *Volume) Needs(ops []block.Op) int64 {
 			for r := op.Range; r.Count > 0; {
 				var s span
 				s, r = next(r)
-				if !v.allocated(s.chunk) {
+				if v.wantsSlot(s.chunk, s.mask()) {
 					n += block.ChunkSize
 				}
 			}
 		}
 	}
 	return n
-}
-
-func (v *Volume) allocated(chunk uint32) bool {
-	lock := v.m.lockOf(chunk)
-	lock.RLock()
-	defer lock.RUnlock()
-	page, at := v.m.find(chunk)
-	return page != nil && page.slot[at] != 0
 }
 
 // FreeBytes returns what the volume's pool can allocate at once and has not promised to anyone.

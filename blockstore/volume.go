@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -19,31 +20,76 @@ type Volume struct {
 
 	blockBytes int           // LOGICAL BLOCK LENGTH
 	capacity   atomic.Uint64 // block.Count; only grows
+	origin     origin        // of a clone
 
 	applied atomic.Uint64
 	durable atomic.Uint64
 	floor   atomic.Uint64 // Changed below it reports everything
 	state   atomic.Pointer[block.State]
+	lineage atomic.Pointer[lineage]
+	ground  atomic.Pointer[ground] // the live state; changed with lineage
 
 	inconsistent atomic.Bool
+	deleted      bool // kept only for clones; guarded by Pool.mu
 	closed       atomic.Bool
 
 	allocatedChunks atomic.Int64
-	storedBlocks    atomic.Int64
+	stored          atomic.Int64 // blocks of the live state
 
 	checkpointMu sync.Mutex // one checkpoint, BeginImport, EndImport or Close at a time; taken before applyMu
+	onMedium     onMedium   // guarded by checkpointMu
 
 	// applyMu is held while an entry is applied and while a checkpoint captures the state in memory, so a checkpoint never
 	// contains half an entry. It is not held across a checkpoint's I/O. It guards what follows.
-	applyMu    sync.Mutex
-	dirtyPages []uint32
-	freed      []uint32 // slots to give back once a checkpoint has recorded it
-	reserved   []uint32 // slots taken for the entry being applied
-	pattern    []byte   // one chunk, for OpFill
+	applyMu     sync.Mutex
+	dirty       bool // something else than a leaf has changed: lineage, flags, growth
+	dirtyLeaves []uint32
+	freed       []uint32 // slots to give back once a checkpoint has recorded it
+	reserved    []uint32 // slots taken for the entry being applied
+	pattern     []byte   // one chunk, for OpFill
+	layers      []layer  // room for one chunk's
+	reclaimAt   uint32   // where Reclaim goes on
+	reclaimDone bool
+}
+
+// origin is what a clone was made from.
+type origin struct {
+	volume, epoch uint32 // 0: not a clone
+	ground        *ground
 }
 
 // ErrInconsistent: an import has begun and not ended; the contents are neither the old nor the new ones.
 var ErrInconsistent = fmt.Errorf("the volume is in the middle of a rebuild: %w", block.ErrUnavailable)
+
+// newVolume returns an empty volume.
+func newVolume(p *Pool, number uint32, id string, g block.Geometry) *Volume {
+	v := &Volume{pool: p, number: number, id: id, m: newChunkMap(g.Capacity), blockBytes: g.LogicalBlockBytes, reclaimDone: true}
+	v.capacity.Store(uint64(g.Capacity))
+	v.state.Store(&block.State{})
+	v.setLineage(&lineage{epoch: 1, live: path{{1, 1}}})
+	return v
+}
+
+// setLineage is called by the one goroutine that changes the volume.
+func (v *Volume) setLineage(l *lineage) {
+	v.lineage.Store(l)
+	v.ground.Store(&ground{m: v.m, path: l.live, under: v.origin.ground})
+}
+
+// successor returns the volume as it is, to be opened again, without the marks of the one that was closed.
+func (v *Volume) successor() *Volume {
+	n := &Volume{pool: v.pool, id: v.id, number: v.number, m: v.m, blockBytes: v.blockBytes, origin: v.origin, deleted: v.deleted, onMedium: v.onMedium}
+	n.capacity.Store(v.capacity.Load())
+	n.applied.Store(v.applied.Load())
+	n.durable.Store(v.durable.Load())
+	n.floor.Store(v.floor.Load())
+	n.state.Store(v.state.Load())
+	n.inconsistent.Store(v.inconsistent.Load())
+	n.allocatedChunks.Store(v.allocatedChunks.Load())
+	n.stored.Store(v.stored.Load())
+	n.setLineage(v.lineage.Load())
+	return n
+}
 
 // ID returns the volume's name in the pool.
 func (v *Volume) ID() string { return v.id }
@@ -76,8 +122,8 @@ func (v *Volume) State() block.State { return *v.state.Load() }
 // VolumeUsage is what a volume takes, in bytes.
 type VolumeUsage struct {
 	LogicalBytes   int64 // its size as an initiator sees it
-	AllocatedBytes int64 // chunks it has in the pool
-	StoredBytes    int64 // blocks in them that hold data
+	AllocatedBytes int64 // chunks it has in the pool, with those of its snapshots
+	StoredBytes    int64 // blocks that hold data, in the live volume
 }
 
 // Usage returns what the volume takes.
@@ -85,7 +131,7 @@ func (v *Volume) Usage() VolumeUsage {
 	return VolumeUsage{
 		LogicalBytes:   v.capacityNow().Bytes(),
 		AllocatedBytes: v.allocatedChunks.Load() * block.ChunkSize,
-		StoredBytes:    v.storedBlocks.Load() * block.Size,
+		StoredBytes:    v.stored.Load() * block.Size,
 	}
 }
 
@@ -125,10 +171,7 @@ func (v *Volume) usable() error {
 	if v.closed.Load() {
 		return block.ErrClosed
 	}
-	if f := v.pool.failure.Load(); f != nil {
-		return *f
-	}
-	return nil
+	return v.pool.Failed()
 }
 
 // change checks everything that can be refused, then does it. index 0 leaves the last-modified indexes as they are.
@@ -146,95 +189,156 @@ func (v *Volume) change(index uint64, ops []block.Op) error {
 			return err // the medium has failed; what is reserved does not matter any more
 		}
 	}
-	if len(v.reserved) > 0 {
-		return v.pool.fail("count of new chunks", fmt.Errorf("entry %d of volume %s left %d", index, v.id, len(v.reserved)))
+	if len(v.reserved) > 0 { // an op turned out to need less than was foreseen
+		v.pool.returnSlots(v.reserved)
+		v.reserved = v.reserved[:0]
 	}
 	return nil
 }
 
-// reserve takes exactly the slots that ops need, so that nothing can run out of space half way.
+// reserve takes the slots that ops may need, so that nothing can run out of space half way.
 func (v *Volume) reserve(ops []block.Op) error {
-	n, exact := v.newChunksAtMost(ops)
-	if n > 0 && !exact {
-		n = v.newChunks(ops)
+	slots, pages := v.foresee(ops)
+	if pages > 0 && v.pool.pages != nil {
+		if err := v.pool.pages.room(pages); err != nil {
+			return err
+		}
 	}
-	if n == 0 {
+	if slots == 0 {
 		return nil
 	}
 	var err error
-	v.reserved, err = v.pool.takeSlots(n, v.reserved[:0])
+	v.reserved, err = v.pool.takeSlots(slots, v.reserved[:0])
+	if errors.Is(err, block.ErrNoSpace) && !v.reclaimDone {
+		// What deleted snapshots have left may be enough. It can be taken after the next checkpoint, as whatever is freed: so an
+		// entry that found room before a crash finds it again when it is replayed.
+		for more := true; more; {
+			var reclaimErr error
+			if more, reclaimErr = v.reclaimChunks(reclaimBatch); reclaimErr != nil {
+				return reclaimErr
+			}
+		}
+		if v.pool.volatile {
+			v.reserved, err = v.pool.takeSlots(slots, v.reserved[:0])
+		}
+	}
 	// They are used from the end: the lowest slot first, so neighbouring chunks get neighbouring slots.
 	slices.Reverse(v.reserved)
 	return err
 }
 
-// newChunksAtMost counts quickly, allocating nothing. The figure is not exact if several ops may need the same chunk, or
-// if an op may free one that a later op needs.
-func (v *Volume) newChunksAtMost(ops []block.Op) (n int, exact bool) {
-	zeroed := false
+// foresee counts the slots that ops need at most, and the pages of metadata. It is exact for one operation, and as long as no chunk
+// appears twice; otherwise it counts again with care.
+func (v *Volume) foresee(ops []block.Op) (slots int, pages int64) {
+	zeroes := false
 	for i := range ops {
 		switch op := &ops[i]; op.Kind {
-		case block.OpZero:
-			zeroed = true
 		case block.OpWrite, block.OpFill:
 			for r := op.Range; r.Count > 0; {
 				var s span
 				s, r = next(r)
-				if page, at := v.m.find(s.chunk); zeroed || page == nil || page.slot[at] == 0 {
-					n++
+				if v.wantsSlot(s.chunk, s.mask()) {
+					slots++
+				}
+				if l, at := v.m.find(s.chunk); l == nil || l.hasMore(at) || l.epoch[at] != v.lineage.Load().epoch && l.slot[at] != noSlot {
+					pages++
 				}
 			}
+		case block.OpZero:
+			if len(v.lineage.Load().snapshots) > 0 || v.origin.ground != nil {
+				pages += int64(leavesFor(chunksFor(op.Range.Count))) // layers that say "zeros"
+			}
+			zeroes = true // what it frees may be needed again
 		}
 	}
-	return n, !zeroed && (n <= 1 || len(ops) == 1)
+	if len(ops) > 1 && (slots > 0 || zeroes) {
+		slots = v.countSlots(ops)
+	}
+	return slots, pages
 }
 
-// newChunks counts exactly, by playing the ops through on a copy of the bitmaps.
-func (v *Volume) newChunks(ops []block.Op) (n int) {
-	valid := map[uint32]uint64{}
-	for i := range ops {
-		if ops[i].Kind == block.OpState || ops[i].Kind == block.OpGrow {
-			continue
-		}
-		for r := ops[i].Range; r.Count > 0; {
+// countSlots plays the ops through, chunk by chunk: all blocks of one that need a new place can share a slot, until a zeroing
+// gives it up; it cannot be taken again before the next checkpoint. It is exact where nothing is shared with snapshots.
+func (v *Volume) countSlots(ops []block.Op) (n int) {
+	type chunkState struct {
+		bits   uint64 // stored, if simple
+		simple bool   // nothing but the layer of this epoch
+		taken  bool   // not simple: a slot has been counted that can be used
+	}
+	chunks := map[uint32]*chunkState{}
+	spans := func(op *block.Op, fn func(s span)) {
+		for r := op.Range; r.Count > 0; {
 			var s span
 			s, r = next(r)
-			bits, seen := valid[s.chunk]
-			if !seen {
-				if page, at := v.m.find(s.chunk); page != nil {
-					bits = page.valid[at]
+			fn(s)
+		}
+	}
+	writes := func(op *block.Op) bool { return op.Kind == block.OpWrite || op.Kind == block.OpFill }
+	shared := len(v.lineage.Load().snapshots) > 0 || v.origin.ground != nil
+	for i := range ops {
+		if writes(&ops[i]) {
+			spans(&ops[i], func(s span) {
+				if chunks[s.chunk] == nil {
+					c := &chunkState{simple: !shared}
+					if l, at := v.m.find(s.chunk); l != nil {
+						c.bits = l.valid[at]
+						c.simple = !shared && !l.hasMore(at) && (l.slot[at] == noSlot || l.epoch[at] == v.lineage.Load().epoch)
+					}
+					chunks[s.chunk] = c
 				}
-				if bits == 0 && ops[i].Kind == block.OpZero {
-					continue // a large UNMAP of thin space must not fill memory
-				}
-			}
-			if ops[i].Kind == block.OpZero {
-				bits &^= s.mask()
-			} else {
-				if bits == 0 {
+			})
+		}
+	}
+	for i := range ops {
+		switch {
+		case writes(&ops[i]):
+			spans(&ops[i], func(s span) {
+				c := chunks[s.chunk]
+				switch {
+				case c.simple && c.bits == 0, !c.simple && !c.taken && v.wantsSlot(s.chunk, s.mask()):
 					n++
+					c.taken = true
 				}
-				bits |= s.mask()
+				c.bits |= s.mask()
+			})
+		case ops[i].Kind == block.OpZero:
+			for chunk, c := range chunks {
+				if !(block.Range{Start: block.Sector(chunk) * chunkSectors, Count: chunkSectors}).Overlaps(ops[i].Range) {
+					continue
+				}
+				if !c.simple {
+					n++ // whatever is written next may need one
+					continue
+				}
+				spans(&ops[i], func(s span) {
+					if s.chunk == chunk {
+						c.bits &^= s.mask()
+					}
+				})
 			}
-			valid[s.chunk] = bits
 		}
 	}
 	return n
 }
 
+const chunkSectors = block.ChunkSize / block.SectorSize
+
 func (v *Volume) run(index uint64, op *block.Op) error {
-	if op.Kind == block.OpState {
+	switch op.Kind {
+	case block.OpState:
 		if old := v.state.Load(); old.Version == op.StateVersion {
 			v.state.Store(&block.State{Version: old.Version + 1, Blob: append([]byte(nil), op.Data...)})
 		}
 		return nil
-	}
-	if op.Kind == block.OpGrow {
+	case block.OpGrow:
 		if op.Range.Count > v.capacityNow() {
 			v.m.grow(op.Range.Count)
 			v.capacity.Store(uint64(op.Range.Count)) // last: whoever sees the capacity finds its chunks
+			v.dirty = true
 		}
 		return nil
+	case block.OpSnapshot, block.OpDeleteSnapshot, block.OpRollback:
+		return v.runSnapshot(index, op)
 	}
 	data, sums := op.Data, op.Sums
 	if op.Kind == block.OpFill {
@@ -258,4 +362,15 @@ func (v *Volume) run(index uint64, op *block.Op) error {
 		}
 	}
 	return nil
+}
+
+// repeat returns n bytes of copies of one block. They are valid until the next call.
+func (v *Volume) repeat(one []byte, n int64) []byte {
+	if v.pattern == nil {
+		v.pattern = make([]byte, block.ChunkSize)
+	}
+	for filled := copy(v.pattern, one); int64(filled) < n; filled *= 2 {
+		copy(v.pattern[filled:n], v.pattern[:filled])
+	}
+	return v.pattern[:n]
 }

@@ -173,7 +173,9 @@ func testCorrupt(t *testing.T, m Medium) {
 	var info blockstore.ChunkInfo
 	must(t, v.ChunkInfo(1, &info))
 	for _, n := range []int{0, 7, 63} { // blocks of chunk 1
-		off := int64(info.Slot)*chunk + int64(n)*block.Size + 1234
+		off, _, _, err := v.Locate(block.SnapshotID{}, block.Sector(64+n)*8)
+		must(t, err)
+		off += 1234
 		must(t, machine.FlipBit(off))
 		for _, r := range []block.Range{
 			blocks(64+n, 1),

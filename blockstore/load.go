@@ -1,0 +1,405 @@
+package blockstore
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"slices"
+	"strconv"
+	"sync"
+
+	"sanctuary/blockstore/block"
+)
+
+// load reads the maps of all volumes. Damage to what belongs to one volume is that volume's alone: without its root it cannot be
+// opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost).
+func (p *Pool) load() error {
+	payload, pages, err := p.pages.get(p.catalogue.super.catalogue, object{kind: kindCatalogue})
+	if err != nil {
+		return err
+	}
+	if p.catalogue.roots, err = decodeCatalogue(payload); err != nil {
+		return err
+	}
+	p.catalogue.pages = pages
+	if err := p.markPages(pages); err != nil {
+		return err
+	}
+	byNumber := map[uint32]*Volume{}
+	for _, number := range slices.Sorted(maps.Keys(p.catalogue.roots)) {
+		v, err := p.loadVolume(number, byNumber)
+		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) || errors.Is(err, ErrVersion) {
+			name := strconv.FormatUint(uint64(number), 10)
+			if v != nil {
+				name = v.id
+			}
+			p.broken[name] = err
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		byNumber[number] = v
+		if v.deleted {
+			p.buried[number] = v
+		} else {
+			p.volumes[v.id] = v
+		}
+		if v.origin.volume != 0 {
+			p.addHold(hold{v.origin.volume, v.origin.epoch}, 1)
+		}
+	}
+	return p.forgetUnheld(byNumber)
+}
+
+// forgetUnheld drops what was kept for clones that are gone: those two steps are not one.
+func (p *Pool) forgetUnheld(volumes map[uint32]*Volume) error {
+	for _, number := range slices.Backward(slices.Sorted(maps.Keys(volumes))) { // clones before their origins
+		v := volumes[number]
+		if p.catalogue.roots[number].page == 0 {
+			continue // removed with its last clone
+		}
+		for _, s := range v.lineage.Load().snapshots {
+			if s.hidden && !p.held(number, s.epoch) {
+				v.forget(s.epoch)
+			}
+		}
+		if v.deleted && len(v.lineage.Load().snapshots) == 0 {
+			delete(p.buried, number)
+			if err := p.remove(v); err != nil {
+				return err
+			}
+			if err := p.dropHold(v); err != nil {
+				return err
+			}
+		} else if v.deleted {
+			if err := p.settle(v); err != nil && !errors.Is(err, block.ErrNoSpace) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Pool) markPages(pages []uint32) error {
+	for _, page := range pages {
+		if !p.pages.mark(page) {
+			return damaged(fmt.Sprintf("metadata page %d, which is in two places,", page))
+		}
+	}
+	return nil
+}
+
+// loadVolume reads a volume as of its last checkpoint. The volume that comes with an error only has a name.
+func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, error) {
+	root := p.catalogue.roots[number]
+	payload, pages, err := p.pages.get(root, object{kind: kindVolume, volume: number})
+	if err != nil {
+		return nil, err
+	}
+	r, err := decodeVolume(payload)
+	if err != nil {
+		return nil, err
+	}
+	v := newVolume(p, number, r.id, r.geometry)
+	v.applied.Store(r.applied)
+	v.durable.Store(r.applied)
+	v.floor.Store(r.floor)
+	v.inconsistent.Store(r.inconsistent)
+	v.state.Store(&r.state)
+	v.deleted = r.deleted
+	v.reclaimDone = false // it is not remembered how far that was
+	if r.originVolume != 0 {
+		o := others[r.originVolume]
+		if o == nil {
+			return v, fmt.Errorf("volume %s is a clone of volume %d, which is not there: %w", r.id, r.originVolume, &block.CorruptError{Where: "metadata"})
+		}
+		i := slices.IndexFunc(o.lineage.Load().snapshots, func(s snapshot) bool { return s.epoch == r.originEpoch })
+		if i < 0 {
+			return v, fmt.Errorf("volume %s is a clone of a snapshot of volume %s that is not there: %w", r.id, o.id, &block.CorruptError{Where: "metadata"})
+		}
+		v.origin = origin{volume: r.originVolume, epoch: r.originEpoch, ground: o.stateOf(o.lineage.Load(), i).g}
+	}
+	v.setLineage(r.lineage)
+	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
+	if err := p.markPages(pages); err != nil {
+		return v, err
+	}
+	p.pages.demand.Add(int64(len(pages)))
+	if err := v.loadMap(); err != nil {
+		return v, err
+	}
+	return v, nil
+}
+
+// loadMap reads directories and leaves, in the order in which they lie on the medium.
+func (v *Volume) loadMap() error {
+	p := v.pool
+	leaves := leavesFor(v.m.chunks.Load())
+	directories := (leaves + directoryLeaves - 1) / directoryLeaves
+	v.onMedium.directories = grown(v.onMedium.directories, directories)
+	v.onMedium.leaves = make([]pagePtr, leaves)
+	place := *v.m.leaves.Load()
+	for n, ptr := range v.onMedium.directories {
+		if ptr.page == 0 {
+			continue
+		}
+		payload, pages, err := p.pages.get(ptr, object{kindDirectory, v.number, uint64(n)})
+		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
+			v.onMedium.directories[n] = pagePtr{}
+			for i := n * directoryLeaves; i < min(leaves, (n+1)*directoryLeaves); i++ {
+				v.lose(&place[i], uint32(i))
+			}
+			continue
+		}
+		if err == nil {
+			err = p.markPages(pages)
+		}
+		if err != nil {
+			return err
+		}
+		d := decoder{b: payload}
+		for i := n * directoryLeaves; i < min(leaves, (n+1)*directoryLeaves) && len(d.b) >= ptrBytes; i++ {
+			v.onMedium.leaves[i] = d.ptr()
+		}
+	}
+	if err := v.loadLeaves(); err != nil {
+		return err
+	}
+	return v.takeStock()
+}
+
+// lose puts a lost leaf in the place of one that could not be read.
+func (v *Volume) lose(place interface{ Store(*leaf) }, number uint32) {
+	l := lostLeaf()
+	place.Store(l)
+	v.resize(l)
+	v.markDirty(l, number*leafChunks)
+}
+
+const (
+	loadWorkers   = 4
+	loadReadBytes = 1 << 20
+	loadGapPages  = 16 // pages nobody wants that are read along rather than sought over
+)
+
+// loadLeaves reads all leaves the directories point at.
+func (v *Volume) loadLeaves() error {
+	type item struct {
+		number uint32
+		ptr    pagePtr
+	}
+	var items []item
+	for n, ptr := range v.onMedium.leaves {
+		if ptr.page != 0 {
+			items = append(items, item{uint32(n), ptr})
+		}
+	}
+	slices.SortFunc(items, func(a, b item) int { return cmp.Compare(a.ptr.page, b.ptr.page) })
+	p := v.pool
+	place := *v.m.leaves.Load()
+	var mu sync.Mutex // guards what the workers have in common
+	var failed error
+	runs := make(chan []item)
+	var workers sync.WaitGroup
+	for range min(loadWorkers, 1+len(items)/directoryLeaves) {
+		workers.Go(func() {
+			buf := make([]byte, loadReadBytes)
+			for run := range runs {
+				first := run[0].ptr.page
+				b := buf[:int(run[len(run)-1].ptr.page-first+1)*pageBytes]
+				err := p.dev.ReadAt(b, p.layout.pageOffset(first))
+				for i := range run {
+					if err != nil {
+						break
+					}
+					it := &run[i]
+					image := b[int(it.ptr.page-first)*pageBytes:][:pageBytes]
+					err = v.loadLeaf(it.number, it.ptr, image, &mu, &place[it.number])
+				}
+				if err != nil {
+					mu.Lock()
+					failed = errors.Join(failed, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for len(items) > 0 {
+		n := 1
+		for n < len(items) && items[n].ptr.page-items[n-1].ptr.page <= loadGapPages &&
+			items[n].ptr.page <= p.layout.pages &&
+			p.layout.pageOffset(items[n].ptr.page)-p.layout.pageOffset(items[0].ptr.page) == int64(items[n].ptr.page-items[0].ptr.page)*pageBytes &&
+			int64(items[n].ptr.page-items[0].ptr.page+1)*pageBytes <= loadReadBytes {
+			n++
+		}
+		if items[0].ptr.page > p.layout.pages {
+			mu.Lock()
+			v.onMedium.leaves[items[0].number] = pagePtr{}
+			v.lose(&place[items[0].number], items[0].number)
+			mu.Unlock()
+		} else {
+			runs <- items[:n]
+		}
+		items = items[n:]
+	}
+	close(runs)
+	workers.Wait()
+	return failed
+}
+
+// loadLeaf takes in one leaf, whose first page has been read.
+func (v *Volume) loadLeaf(number uint32, ptr pagePtr, image []byte, mu *sync.Mutex, place interface{ Store(*leaf) }) error {
+	o := object{kindLeaf, v.number, uint64(number)}
+	payload, next, err := checkPage(image, ptr, o)
+	pages := []uint32{ptr.page}
+	if err == nil && next.page != 0 {
+		var rest []byte
+		var more []uint32
+		if rest, more, err = v.pool.pages.get(next, o); err == nil {
+			payload, pages = append(slices.Clone(payload), rest...), append(pages, more...)
+		}
+	}
+	var l *leaf
+	if err == nil {
+		var ok bool
+		if l, ok = decodeLeaf(payload); !ok {
+			err = damaged(o.String())
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
+		v.onMedium.leaves[number] = pagePtr{}
+		v.lose(place, number)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := v.pool.markPages(pages); err != nil {
+		return err
+	}
+	if len(pages) > 1 {
+		if v.onMedium.leafPages == nil {
+			v.onMedium.leafPages = map[uint32][]uint32{}
+		}
+		v.onMedium.leafPages[number] = pages
+	}
+	place.Store(l)
+	l.pages = int32(len(pages))
+	v.pool.pages.demand.Add(int64(len(pages)))
+	return nil
+}
+
+// takeStock marks the slots the map uses, and counts.
+func (v *Volume) takeStock() error {
+	p := v.pool
+	leaves := *v.m.leaves.Load()
+	g := v.ground.Load()
+	shared := len(v.lineage.Load().snapshots) > 0 || v.origin.ground != nil || len(v.lineage.Load().live) != 1
+	var list []layer
+	allocated, stored := int64(0), int64(0)
+	for n := range leaves {
+		l := leaves[n].Load()
+		if l == nil {
+			continue
+		}
+		for at := range uint32(leafChunks) {
+			if !l.hasMore(at) {
+				if l.slot[at] == noSlot {
+					continue
+				}
+				if !p.slots.mark(l.slot[at]) {
+					return p.badSlot(v, l.slot[at])
+				}
+				allocated++
+				if !shared {
+					stored += int64(bits.OnesCount64(l.valid[at]))
+				}
+				continue
+			}
+			list = l.layers(at, list[:0])
+			for _, slot := range slotsOf(list, nil) {
+				if !p.slots.mark(slot) {
+					return p.badSlot(v, slot)
+				}
+				allocated++
+			}
+			if !shared {
+				stored += int64(bits.OnesCount64(g.storedBlocks(uint32(n)*leafChunks+at, ^uint64(0))))
+			}
+		}
+	}
+	if shared && !v.deleted {
+		chunks := v.m.chunks.Load()
+		for chunk := uint32(0); chunk < chunks; {
+			if !g.maps(chunk) {
+				chunk = (chunk/leafChunks + 1) * leafChunks
+				continue
+			}
+			stored += int64(bits.OnesCount64(g.storedBlocks(chunk, ^uint64(0))))
+			chunk++
+		}
+	}
+	v.allocatedChunks.Store(allocated)
+	v.stored.Store(stored)
+	return nil
+}
+
+func (p *Pool) badSlot(v *Volume, slot uint32) error {
+	return damaged(fmt.Sprintf("map of volume %s, whose slot %d of %d is beyond the end or in two places,", v.id, slot, p.layout.slots))
+}
+
+// deleteBroken takes a volume off the medium whose root cannot be read. It is called with mu held.
+func (p *Pool) deleteBroken(id string) error {
+	number, err := strconv.ParseUint(id, 10, 32)
+	if err != nil {
+		for n := range p.catalogue.roots {
+			if payload, _, err := p.pages.get(p.catalogue.roots[n], object{kind: kindVolume, volume: n}); err == nil {
+				if r, err := decodeVolume(payload); err == nil && r.id == id {
+					number = uint64(n)
+				}
+			}
+		}
+	}
+	if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.roots, uint32(number)); return nil }); err != nil {
+		return fmt.Errorf("delete volume %s: %w", id, err)
+	}
+	delete(p.broken, id)
+	return nil
+}
+
+// Lost returns what of the live volume is not known, because a page of the map was damaged: reading it is a *block.CorruptError.
+// Writing or zeroing whole blocks there, or repairing them, makes them good.
+func (v *Volume) Lost() (lost []block.Range) {
+	chunks := v.m.chunks.Load()
+	for chunk := uint32(0); chunk < chunks; {
+		l, _ := v.m.find(chunk)
+		if l == nil {
+			chunk = (chunk/leafChunks + 1) * leafChunks
+			continue
+		}
+		var slots slotMap
+		s := v.live()
+		g := s.lock(chunk)
+		stored := g.resolve(chunk, ^uint64(0), &slots)
+		g.runlock(chunk)
+		for ; stored != 0; stored &= stored - 1 {
+			n := bits.TrailingZeros64(stored)
+			r := blockRange(chunk, n, 1)
+			if slots[n] != lostSlot || r.Check(s.capacity) != nil {
+				continue
+			}
+			if last := len(lost) - 1; last >= 0 && lost[last].End() == r.Start {
+				lost[last].Count += r.Count
+			} else {
+				lost = append(lost, r)
+			}
+		}
+		chunk++
+	}
+	return lost
+}

@@ -1,0 +1,3 @@
+package blockstore
+
+func upgradeFromBolt(dir string) error { return nil }

@@ -95,22 +95,18 @@ func (p *Pool) publish(w *pageWriter, change func(c *catalogueState) error) erro
 	return nil
 }
 
-// publishAlone is publish for what needs no pages but the roots it writes. Errors but those of change and block.ErrNoSpace end the pool.
+// publishAlone is publish for what needs no pages but the roots it writes. Errors but block.ErrNoSpace end the pool.
 func (p *Pool) publishAlone(change func(c *catalogueState, w *pageWriter) error) error {
 	w := p.pages.newWriter(p.nextGeneration())
-	var refused error
-	err := p.publish(w, func(c *catalogueState) error {
-		refused = change(c, w)
-		return refused
-	})
-	switch {
-	case err == nil:
-		return nil
-	case refused != nil && errors.Is(err, refused) || errors.Is(err, block.ErrNoSpace):
+	err := p.publish(w, func(c *catalogueState) error { return change(c, w) })
+	if errors.Is(err, block.ErrNoSpace) {
 		w.abandon()
 		return err
 	}
-	return p.fail("commit of metadata", err)
+	if err != nil {
+		return p.fail("commit of metadata", err)
+	}
+	return nil
 }
 
 // Create makes a volume, durable before Create returns, and opens it. Errors: ErrExists, block.ErrNoSpace, block.ErrFailed.

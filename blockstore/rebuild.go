@@ -128,7 +128,10 @@ func (v *Volume) ImportSnapshot(s block.Snapshot) error {
 	if s.Capacity > v.capacityNow() {
 		return fmt.Errorf("volume %s: snapshot %s is of %d sectors, the volume of %d", v.id, s.Name, s.Capacity, v.capacityNow())
 	}
-	v.addSnapshot(s)
+	if l := v.lineage.Load(); l.find(s.ID) < 0 && l.visible() < block.MaxSnapshots {
+		v.setLineage(l.withSnapshot(s, v.stored.Load()))
+		v.dirty = true
+	}
 	return nil
 }
 

@@ -21,44 +21,45 @@ func (v *Volume) Snapshots() []block.Snapshot {
 	return out
 }
 
-// runSnapshot carries out an operation on snapshots. Each of them touches no chunk, and changes nothing where it does not apply.
-func (v *Volume) runSnapshot(index uint64, op *block.Op) error {
-	if op.Kind == block.OpSnapshot {
-		spec, err := op.Snapshot()
-		if err != nil {
-			return err
-		}
-		v.addSnapshot(block.Snapshot{SnapshotSpec: spec, Index: index, Capacity: v.capacityNow()})
-		return nil
+// runSnapshot carries out an operation on snapshots. None of them touches a chunk, and none changes anything where it does not apply.
+func (v *Volume) runSnapshot(index uint64, op *block.Op) {
+	was := v.lineage.Load()
+	now := v.turn(was, op, index, v.stored.Load())
+	if now == was {
+		return
 	}
-	id, err := op.SnapshotID()
-	if err != nil {
-		return err
-	}
-	l := v.lineage.Load()
-	i := l.find(id)
-	if i < 0 {
-		return nil
-	}
-	if op.Kind == block.OpDeleteSnapshot {
-		v.setLineage(l.without(i, v.pool.held(v.number, l.snapshots[i].epoch)))
-		v.reclaimAt, v.reclaimDone = 0, false
-	} else {
-		v.stored.Store(l.snapshots[i].stored)
-		v.setLineage(l.rolledBack(i))
+	if op.Kind == block.OpRollback {
+		id, _ := op.SnapshotID()
+		v.stored.Store(was.snapshots[was.find(id)].stored)
 		v.floor.Store(max(v.floor.Load(), index)) // any chunk may have changed
+	}
+	v.setLineage(now)
+	if op.Kind != block.OpSnapshot {
 		v.reclaimAt, v.reclaimDone = 0, false
 	}
 	v.dirty = true
-	return nil
 }
 
-func (v *Volume) addSnapshot(s block.Snapshot) {
-	l := v.lineage.Load()
-	if l.find(s.ID) < 0 && l.visible() < block.MaxSnapshots {
-		v.setLineage(l.withSnapshot(s, v.stored.Load()))
-		v.dirty = true
+// turn returns the lineage after an operation on snapshots, or the same one if it changes nothing.
+func (v *Volume) turn(l *lineage, op *block.Op, index uint64, stored int64) *lineage {
+	if op.Kind == block.OpSnapshot {
+		spec, err := op.Snapshot()
+		if err != nil || l.find(spec.ID) >= 0 || l.visible() >= block.MaxSnapshots {
+			return l
+		}
+		return l.withSnapshot(block.Snapshot{SnapshotSpec: spec, Index: index, Capacity: v.capacityNow()}, stored)
 	}
+	id, err := op.SnapshotID()
+	i := l.find(id)
+	switch {
+	case err != nil || i < 0:
+		return l
+	case op.Kind == block.OpDeleteSnapshot:
+		return l.without(i, v.pool.held(v.number, l.snapshots[i].epoch))
+	case op.Kind == block.OpRollback:
+		return l.rolledBack(i)
+	}
+	return l
 }
 
 // View is a snapshot of a volume. Its methods are those of Volume, with the same errors and block.ErrNoSnapshot.
@@ -67,6 +68,9 @@ type View struct{ s state }
 // View returns a snapshot to read from. It goes on working until the snapshot is deleted, and returns block.ErrNoSnapshot
 // from then on.
 func (v *Volume) View(id block.SnapshotID) (*View, error) {
+	if err := v.usable(); err != nil {
+		return nil, err
+	}
 	l := v.lineage.Load()
 	i := l.find(id)
 	if i < 0 {
@@ -112,7 +116,10 @@ func (w *View) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error)
 // What Apply changes while Diff runs may be reported or not.
 func (v *Volume) Diff(from, to block.SnapshotID, fn func(r block.Range) error) error {
 	var old, now state
-	var err error
+	err := v.usable()
+	if err != nil {
+		return err
+	}
 	if old, err = v.stateByID(from); err != nil {
 		return err
 	}
@@ -209,15 +216,24 @@ type StateSpace struct {
 	Snapshot       block.Snapshot // zero for the live volume
 	LogicalBytes   int64          // its size as an initiator sees it
 	StoredBytes    int64          // blocks that hold data
-	ExclusiveBytes int64          // of those, what nothing else refers to: what deleting it would free
+	ExclusiveBytes int64          // of those, what no other state and no clone refers to: what deleting it would free
 }
 
 // Space walks the map: about a second for a TiB with few snapshots, more with many. It can be cancelled.
 func (v *Volume) Space(ctx context.Context) (Space, error) {
+	if err := v.usable(); err != nil {
+		return Space{}, err
+	}
 	l := v.lineage.Load()
 	states := []state{v.live()}
 	for i := range l.snapshots {
 		if !l.snapshots[i].hidden {
+			states = append(states, v.stateOf(l, i))
+		}
+	}
+	reported := len(states)
+	for i := range l.snapshots {
+		if v.pool.held(v.number, l.snapshots[i].epoch) { // the clones are users, too
 			states = append(states, v.stateOf(l, i))
 		}
 	}
@@ -231,13 +247,13 @@ func (v *Volume) Space(ctx context.Context) (Space, error) {
 			chunk = (chunk/leafChunks + 1) * leafChunks
 			continue
 		}
-		if err := v.countChunk(chunk, states, stored, exclusive, &kept); err != nil {
+		if err := v.countChunk(chunk, states, reported, stored, exclusive, &kept); err != nil {
 			return Space{}, err
 		}
 		chunk++
 	}
 	out := Space{KeptBytes: kept * block.Size}
-	for i, s := range states {
+	for i, s := range states[:reported] {
 		space := StateSpace{LogicalBytes: s.capacity.Bytes(), StoredBytes: stored[i] * block.Size, ExclusiveBytes: exclusive[i] * block.Size}
 		if i == 0 {
 			out.Live = space
@@ -250,7 +266,7 @@ func (v *Volume) Space(ctx context.Context) (Space, error) {
 }
 
 // countChunk adds what one chunk has. A place belongs exclusively to a state if no other one finds it.
-func (v *Volume) countChunk(chunk uint32, states []state, stored, exclusive []int64, kept *int64) error {
+func (v *Volume) countChunk(chunk uint32, states []state, reported int, stored, exclusive []int64, kept *int64) error {
 	g := states[0].lock(chunk)
 	defer g.runlock(chunk)
 	if err := v.usable(); err != nil {
@@ -262,6 +278,7 @@ func (v *Volume) countChunk(chunk uint32, states []state, stored, exclusive []in
 		list = l.layers(at, room[:0])
 	}
 	once, twice := make([]uint64, len(list)), make([]uint64, len(list))
+	known := make([]uint64, len(list)) // found by a state that is reported
 	found := func(i int, each func(n int, bitmap uint64)) (below uint64) {
 		p := states[i].g.path
 		if i == 0 {
@@ -283,6 +300,9 @@ func (v *Volume) countChunk(chunk uint32, states []state, stored, exclusive []in
 			stored[i] += int64(bits.OnesCount64(bitmap))
 			twice[n] |= once[n] & bitmap
 			once[n] |= bitmap
+			if i < reported {
+				known[n] |= bitmap
+			}
 		})
 		if v.origin.ground != nil {
 			stored[i] += int64(bits.OnesCount64(v.origin.ground.storedBlocks(chunk, below)))
@@ -293,7 +313,7 @@ func (v *Volume) countChunk(chunk uint32, states []state, stored, exclusive []in
 	}
 	for n, y := range list {
 		if y.slot != noSlot {
-			*kept += int64(bits.OnesCount64(y.bits &^ once[n]))
+			*kept += int64(bits.OnesCount64(y.bits &^ known[n]))
 		}
 	}
 	return nil

@@ -125,24 +125,6 @@ func (p *Pool) addPending(n int64) {
 	p.pendingFree += n
 }
 
-// Needs returns at most how many bytes of the pool applying ops now would allocate: also for blocks that are stored already, if they
-// are shared with a snapshot. It may be called while Apply runs.
-func (v *Volume) Needs(ops []block.Op) int64 {
-	n := int64(0)
-	for i := range ops {
-		if op := &ops[i]; op.Kind == block.OpWrite || op.Kind == block.OpFill {
-			for r := op.Range; r.Count > 0; {
-				var s span
-				s, r = next(r)
-				if v.wantsSlot(s.chunk, s.mask()) {
-					n += block.ChunkSize
-				}
-			}
-		}
-	}
-	return n
-}
-
 // FreeBytes returns what the volume's pool can allocate at once and has not promised to anyone.
 func (v *Volume) FreeBytes() int64 {
 	p := v.pool

@@ -198,8 +198,8 @@ func (v *Volume) change(index uint64, ops []block.Op) error {
 
 // reserve takes the slots that ops may need, so that nothing can run out of space half way.
 func (v *Volume) reserve(ops []block.Op) error {
-	slots, pages := v.foresee(ops)
-	if pages > 0 && v.pool.pages != nil {
+	slots := v.countSlots(ops)
+	if pages := v.countPages(ops); pages > 0 {
 		if err := v.pool.pages.room(pages); err != nil {
 			return err
 		}
@@ -227,102 +227,6 @@ func (v *Volume) reserve(ops []block.Op) error {
 	return err
 }
 
-// foresee counts the slots that ops need at most, and the pages of metadata. It is exact for one operation, and as long as no chunk
-// appears twice; otherwise it counts again with care.
-func (v *Volume) foresee(ops []block.Op) (slots int, pages int64) {
-	zeroes := false
-	for i := range ops {
-		switch op := &ops[i]; op.Kind {
-		case block.OpWrite, block.OpFill:
-			for r := op.Range; r.Count > 0; {
-				var s span
-				s, r = next(r)
-				if v.wantsSlot(s.chunk, s.mask()) {
-					slots++
-				}
-				if l, at := v.m.find(s.chunk); l == nil || l.hasMore(at) || l.epoch[at] != v.lineage.Load().epoch && l.slot[at] != noSlot {
-					pages++
-				}
-			}
-		case block.OpZero:
-			if len(v.lineage.Load().snapshots) > 0 || v.origin.ground != nil {
-				pages += int64(leavesFor(chunksFor(op.Range.Count))) // layers that say "zeros"
-			}
-			zeroes = true // what it frees may be needed again
-		}
-	}
-	if len(ops) > 1 && (slots > 0 || zeroes) {
-		slots = v.countSlots(ops)
-	}
-	return slots, pages
-}
-
-// countSlots plays the ops through, chunk by chunk: all blocks of one that need a new place can share a slot, until a zeroing
-// gives it up; it cannot be taken again before the next checkpoint. It is exact where nothing is shared with snapshots.
-func (v *Volume) countSlots(ops []block.Op) (n int) {
-	type chunkState struct {
-		bits   uint64 // stored, if simple
-		simple bool   // nothing but the layer of this epoch
-		taken  bool   // not simple: a slot has been counted that can be used
-	}
-	chunks := map[uint32]*chunkState{}
-	spans := func(op *block.Op, fn func(s span)) {
-		for r := op.Range; r.Count > 0; {
-			var s span
-			s, r = next(r)
-			fn(s)
-		}
-	}
-	writes := func(op *block.Op) bool { return op.Kind == block.OpWrite || op.Kind == block.OpFill }
-	shared := len(v.lineage.Load().snapshots) > 0 || v.origin.ground != nil
-	for i := range ops {
-		if writes(&ops[i]) {
-			spans(&ops[i], func(s span) {
-				if chunks[s.chunk] == nil {
-					c := &chunkState{simple: !shared}
-					if l, at := v.m.find(s.chunk); l != nil {
-						c.bits = l.valid[at]
-						c.simple = !shared && !l.hasMore(at) && (l.slot[at] == noSlot || l.epoch[at] == v.lineage.Load().epoch)
-					}
-					chunks[s.chunk] = c
-				}
-			})
-		}
-	}
-	for i := range ops {
-		switch {
-		case writes(&ops[i]):
-			spans(&ops[i], func(s span) {
-				c := chunks[s.chunk]
-				switch {
-				case c.simple && c.bits == 0, !c.simple && !c.taken && v.wantsSlot(s.chunk, s.mask()):
-					n++
-					c.taken = true
-				}
-				c.bits |= s.mask()
-			})
-		case ops[i].Kind == block.OpZero:
-			for chunk, c := range chunks {
-				if !(block.Range{Start: block.Sector(chunk) * chunkSectors, Count: chunkSectors}).Overlaps(ops[i].Range) {
-					continue
-				}
-				if !c.simple {
-					n++ // whatever is written next may need one
-					continue
-				}
-				spans(&ops[i], func(s span) {
-					if s.chunk == chunk {
-						c.bits &^= s.mask()
-					}
-				})
-			}
-		}
-	}
-	return n
-}
-
-const chunkSectors = block.ChunkSize / block.SectorSize
-
 func (v *Volume) run(index uint64, op *block.Op) error {
 	switch op.Kind {
 	case block.OpState:
@@ -338,7 +242,8 @@ func (v *Volume) run(index uint64, op *block.Op) error {
 		}
 		return nil
 	case block.OpSnapshot, block.OpDeleteSnapshot, block.OpRollback:
-		return v.runSnapshot(index, op)
+		v.runSnapshot(index, op)
+		return nil
 	}
 	data, sums := op.Data, op.Sums
 	if op.Kind == block.OpFill {

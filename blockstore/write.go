@@ -228,29 +228,34 @@ func (v *Volume) clearBlocks(l *leaf, at uint32, index uint64, s span) (freed []
 		l, at = v.leafOf(s.chunk)
 	}
 	v.stored.Add(-int64(bits.OnesCount64(gone)))
-	lin := v.lineage.Load()
 	list := l.layers(at, v.layers[:0])
 	before := slotsOf(list, nil)
-	older := uint64(0) // what would shine through
+	list = v.zeroLayers(s.chunk, list, v.lineage.Load(), gone)
+	l.setLayers(at, list)
+	v.layers = list[:0]
+	v.touch(l, s.chunk, index, true)
+	return missing(before, l, at), nil
+}
+
+// zeroLayers makes blocks read as zeros in the newest epoch: what it has itself goes, and what older layers have is hidden.
+func (v *Volume) zeroLayers(chunk uint32, list []layer, lin *lineage, gone uint64) []layer {
+	older := uint64(0)
 	for i := range list {
-		if y := &list[i]; y.epoch == lin.epoch && y.slot != noSlot {
+		if y := &list[i]; y.slot != noSlot && y.epoch == lin.epoch {
 			y.bits &^= gone
 		} else if y.slot != noSlot && lin.live.sees(y.epoch) {
 			older |= y.bits
 		}
 	}
 	if v.origin.ground != nil {
-		v.origin.ground.rlock(s.chunk)
-		older |= v.origin.ground.storedBlocks(s.chunk, gone)
-		v.origin.ground.runlock(s.chunk)
+		v.origin.ground.rlock(chunk)
+		older |= v.origin.ground.storedBlocks(chunk, gone)
+		v.origin.ground.runlock(chunk)
 	}
 	if hide := gone & older; hide != 0 {
 		list = addBits(list, lin.epoch, noSlot, hide)
 	}
-	l.setLayers(at, list)
-	v.layers = list[:0]
-	v.touch(l, s.chunk, index, true)
-	return missing(before, l, at), nil
+	return list
 }
 
 // slotsOf appends the slots of layers to dst, each once.

@@ -169,7 +169,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 				t.Fatal(err)
 			}
 		}
-		cfg.Store = c.volume(node, n.vol)
+		cfg.Store = n.vol
 		if c.store != nil {
 			cfg.Store = c.store(node, n.vol)
 		}

@@ -17,10 +17,11 @@ import (
 //
 // The interval rule. A replica that is exact (exact.go) and has applied up to A, with the newest change of a chunk made by entry
 // E, holds in that chunk what the log says at every index from E to A. Two replicas whose intervals share an index hold the
-// same. The peer answers with its interval [Pe, Pa] and blocks that were read while it stood still. The requester, whose chunk
-// was last changed by entry Le, asks for Pa >= Le; waits until it has applied Pe itself; and has Store.Repair refuse if its
-// chunk has changed after Pa by then. What is left is Le <= Pa and Pe <= applied: they share an index. If the chunk is changed
-// too often for that, it is tried again.
+// same. The requester asks for a peer that has applied at least what it has itself, so that its own interval begins no later than the
+// peer's ends, also if it does not know any more where it begins (a map page is damaged). The peer answers with its interval
+// [Pe, Pa] and blocks that were read while it stood still. The requester waits until it has applied Pe, and has Store.Repair
+// refuse if its chunk has been changed after Pa by then. So the two share an index when the blocks are written. If the chunk
+// is changed too often for that, it is tried again.
 //
 // The lock rule, for the owner, whose initiators wait. While it holds the range lock on the blocks, nothing it proposes in its
 // tenure changes them, and what an earlier owner proposed has been applied before the tenure began or never takes effect
@@ -30,8 +31,10 @@ import (
 //
 // Snapshots never change: any exact replica that has the snapshot holds the same.
 //
-// In all cases the data is checked against the checksum the peer sent, and against the one this replica has, if that is
-// intact. If nobody has the block, the error stays what it was.
+// In all cases the data is checked against the checksum the peer sent, and against the one this replica has. If those differ, either
+// the checksum here is what is damaged, or one of the two holds something the log does not say. It is the former if what lies
+// here on the medium is what the peer has; or else if a second peer has the same as the first. Otherwise nobody can tell, and
+// the error stays what it was, as it does if nobody has the block.
 
 // Mendable is what repairs ask of a Store; see blockstore.Volume for the promises.
 type Mendable interface {
@@ -101,6 +104,8 @@ type repairRule struct {
 	held  *tenure // not nil: the lock rule; the caller holds the range lock on all the blocks, in this tenure
 	from  string  // only this node is asked; empty: whoever can answer
 	force bool    // the blocks here match their checksums and are wrong all the same
+	// heard has what peers said that this replica's checksum does not agree with, by block, and who.
+	heard map[int]map[uint32]string
 }
 
 // readAt is Store.ReadAt for the owner, in tenure t: what does not match its checksum is repaired first. held is the range the
@@ -177,13 +182,13 @@ func (g *Group) badBlocks(key chunkKey) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
+	whole := block.Range{Count: r.Geometry().Capacity}
 	var info blockstore.ChunkInfo
 	bad, err := r.CheckChunk(key.chunk, &info)
 	if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
-		whole := block.Range{Count: r.Geometry().Capacity}
 		return key.blocksOf(whole), nil
 	}
-	return bad, err
+	return bad & key.blocksOf(whole), err
 }
 
 // mend repairs bad blocks of a chunk and keeps count of them. It returns those that are still bad, and why.
@@ -210,6 +215,7 @@ func (g *Group) mend(ctx context.Context, key chunkKey, bad uint64, rule repairR
 // that is behind for the moment, is asked about again.
 func (g *Group) repairChunk(ctx context.Context, key chunkKey, left uint64, rule repairRule) (uint64, error) {
 	last := errNoPeer
+	rule.heard = map[int]map[uint32]string{}
 	for range repairRounds {
 		again := false
 		for _, m := range g.repairSources(rule.from) {
@@ -265,15 +271,7 @@ func (g *Group) repairSources(only string) []Member {
 
 // repairFrom repairs what one peer has, and returns which blocks that were.
 func (g *Group) repairFrom(ctx context.Context, m Member, key chunkKey, blocks uint64, rule repairRule) (done uint64, err error) {
-	local, err := g.chunkInfo(key)
-	if err != nil {
-		return 0, err
-	}
-	atLeast := local.Index
-	if rule.held != nil {
-		atLeast = g.cfg.Store.Applied()
-	}
-	answer, err := g.askBlocks(ctx, m, repairRequest{key: key, blocks: blocks, atLeast: atLeast})
+	answer, err := g.askBlocks(ctx, m, repairRequest{key: key, blocks: blocks, atLeast: g.cfg.Store.Applied()})
 	if err != nil {
 		return 0, err
 	}
@@ -282,11 +280,15 @@ func (g *Group) repairFrom(ctx context.Context, m Member, key chunkKey, blocks u
 		return 0, errPeerBad
 	}
 	if key.live() && rule.held == nil {
-		return g.repairShared(ctx, key, got, answer, rule.force)
+		return g.repairShared(ctx, key, got, answer, rule)
 	}
 	if !rule.force {
-		if got = answer.agreeing(got, &local); got == 0 {
-			return 0, errDiffers
+		local, err := g.chunkInfo(key)
+		if err != nil {
+			return 0, err
+		}
+		if got, err = g.believed(key, answer, got, &local, rule); got == 0 {
+			return 0, errors.Join(errDiffers, err)
 		}
 	}
 	if key.live() {
@@ -331,7 +333,7 @@ func (g *Group) repairHeld(ctx context.Context, key chunkKey, blocks uint64, ans
 
 // repairShared is the interval rule. If the chunk has changed here after the answer, but a block's own checksum is intact and is
 // that of the answer, the block has not: then it only has to be got in between two changes.
-func (g *Group) repairShared(ctx context.Context, key chunkKey, blocks uint64, answer *repairAnswer, force bool) (done uint64, err error) {
+func (g *Group) repairShared(ctx context.Context, key chunkKey, blocks uint64, answer *repairAnswer, rule repairRule) (done uint64, err error) {
 	if err := g.awaitApplied(ctx, answer.index); err != nil {
 		return 0, fmt.Errorf("%w: %w", errMoved, err)
 	}
@@ -342,12 +344,14 @@ func (g *Group) repairShared(ctx context.Context, key chunkKey, blocks uint64, a
 		}
 		got, asOf, refusal := blocks, answer.applied, errDiffers
 		switch {
-		case local.Index > answer.applied && force:
+		case local.Index > answer.applied && rule.force:
 			return 0, errMoved
 		case local.Index > answer.applied:
 			got, asOf, refusal = answer.proven(blocks, &local), local.Index, errMoved
-		case !force:
-			got = answer.agreeing(blocks, &local)
+		case !rule.force:
+			if got, err = g.believed(key, answer, blocks, &local, rule); err != nil {
+				return 0, err
+			}
 		}
 		if got == 0 {
 			return 0, refusal
@@ -381,6 +385,41 @@ func (g *Group) awaitApplied(ctx context.Context, index uint64) error {
 
 // repairLag is how long a replica may take to apply what another has.
 const repairLag = 2 * time.Second
+
+// mediumSummer is a Store that can tell what a bad block holds.
+type mediumSummer interface {
+	MediumSums(id block.SnapshotID, chunk uint32, blocks uint64) ([block.BlocksPerChunk]uint32, error)
+}
+
+// believed returns which of an answer's blocks may replace those here: see the beginning of this file.
+func (g *Group) believed(key chunkKey, a *repairAnswer, blocks uint64, local *blockstore.ChunkInfo, rule repairRule) (uint64, error) {
+	out := a.agreeing(blocks, local)
+	if out == blocks {
+		return out, nil
+	}
+	var medium [block.BlocksPerChunk]uint32
+	if s, ok := g.cfg.Store.(mediumSummer); ok {
+		var err error
+		if medium, err = s.MediumSums(key.snapshot, key.chunk, blocks&^out); err != nil {
+			return 0, err
+		}
+	}
+	for rest := blocks &^ out; rest != 0; rest &= rest - 1 {
+		n := bits.TrailingZeros64(rest)
+		said := rule.heard[n]
+		if said == nil {
+			said = map[uint32]string{}
+			rule.heard[n] = said
+		}
+		first, before := said[a.sums[n]]
+		if medium[n] == a.sums[n] && medium[n] != 0 || before && first != a.node {
+			out |= 1 << n
+		} else {
+			said[a.sums[n]] = a.node
+		}
+	}
+	return out, nil
+}
 
 // agreeing returns which of the blocks have the checksum this replica knows, or of which it knows none.
 func (a *repairAnswer) agreeing(blocks uint64, local *blockstore.ChunkInfo) (out uint64) {

@@ -58,6 +58,7 @@ func decodeRepairRequest(b []byte) (q repairRequest, lun string, epoch uint64, e
 
 // repairAnswer is what the peer has: of blocks that are zeros, and not stored, no data travels.
 type repairAnswer struct {
+	node    string // who it is from
 	index   uint64 // the newest change of the chunk
 	applied uint64 // by the peer, before it looked
 	given   uint64 // the blocks that are good there
@@ -144,6 +145,7 @@ func (g *Group) askBlocks(ctx context.Context, m Member, q repairRequest) (*repa
 	if err != nil {
 		return nil, err
 	}
+	a.node = m.Node
 	if q.key.live() && (a.applied < q.atLeast || a.index > a.applied) {
 		return nil, fmt.Errorf("%w: answer as of %d to %d, %d was asked for", errMoved, a.index, a.applied, q.atLeast)
 	}

@@ -13,19 +13,14 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// rot flips a bit of a stored block on one node's medium, behind the program's back.
-func (c *cluster) rot(node string, n int) {
+// flip changes a bit of one node's medium, behind the program's back.
+func (c *cluster) flip(node string, at int64) {
 	c.t.Helper()
-	var info blockstore.ChunkInfo
-	if err := c.nodes[node].vol.ChunkInfo(uint32(n/block.BlocksPerChunk), &info); err != nil || info.Valid>>(n%block.BlocksPerChunk)&1 == 0 {
-		c.t.Fatalf("block %d is not stored on %s: %v", n, node, err)
-	}
 	f, err := os.OpenFile(filepath.Join(c.dir, node, "pool", "data"), os.O_RDWR, 0)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer f.Close()
-	at := int64(info.Slot)*block.ChunkSize + int64(n%block.BlocksPerChunk)*block.Size + 1000
 	var b [1]byte
 	if _, err := f.ReadAt(b[:], at); err != nil {
 		c.t.Fatal(err)
@@ -34,6 +29,18 @@ func (c *cluster) rot(node string, n int) {
 	if _, err := f.WriteAt(b[:], at); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// rot damages a stored block on one node.
+func (c *cluster) rot(node string, n int) { c.rotOf(node, block.SnapshotID{}, n) }
+
+func (c *cluster) rotOf(node string, id block.SnapshotID, n int) {
+	c.t.Helper()
+	data, _, stored, err := c.nodes[node].vol.Locate(id, block.Sector(n)*block.SectorsPerBlock)
+	if err != nil || !stored {
+		c.t.Fatalf("block %d is not stored on %s: %v", n, node, err)
+	}
+	c.flip(node, data+1000)
 }
 
 // sound says whether a block on one node's medium holds a version.
@@ -177,7 +184,7 @@ func TestPeerThatIsBehindIsNotBelieved(t *testing.T) {
 	held := map[string]*heldStore{}
 	c := &cluster{}
 	c.store = func(node string, v *blockstore.Volume) Store {
-		held[node] = &heldStore{Store: c.volume(node, v)}
+		held[node] = &heldStore{Store: v}
 		return held[node]
 	}
 	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
@@ -197,9 +204,4 @@ func TestPeerThatIsBehindIsNotBelieved(t *testing.T) {
 	}()
 	c.mustRead(1, 2)
 	<-released
-}
-
-// volume is what the cluster's groups have as their store.
-func (c *cluster) volume(node string, v *blockstore.Volume) Store {
-	return &mendStore{Volume: v, file: filepath.Join(c.dir, node, "pool", "data")}
 }

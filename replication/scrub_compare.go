@@ -145,7 +145,7 @@ func (g *Group) compareChunks(ctx context.Context, t *tenure, first, n uint32) e
 			}
 			size = scrubFineChunks
 		}
-		if err := g.compareFine(ctx, t, peers, first, min(size, n)); err != nil {
+		if err := g.compareFine(ctx, t, peers, first, min(size, n), false); err != nil {
 			return err
 		}
 		first, n = first+size, n-size
@@ -211,8 +211,9 @@ func (g *Group) compareEmpty(ctx context.Context, t *tenure, peers []Member, fir
 	return true, nil
 }
 
-// compareFine compares chunks that are noted one by one. A copy that does not answer is left out.
-func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, first, n uint32) error {
+// compareFine compares chunks that are noted one by one. A copy that does not answer is left out. again: what differs has been looked
+// at before.
+func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, first, n uint32, again bool) error {
 	mine, err := g.proposeCompare(ctx, t, first, n)
 	if err != nil {
 		return err
@@ -257,7 +258,7 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 			if failed == nil {
 				g.scrub.settled(first + i)
 			}
-		} else if err := g.settleChunk(ctx, t, mine, i, with); err != nil {
+		} else if err := g.lookTwice(ctx, t, mine, i, with, again); err != nil {
 			failed = err
 		}
 	}

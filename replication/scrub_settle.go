@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -47,7 +46,9 @@ func judge(copies []*chunkRecord) (wrong []uint64, source [block.BlocksPerChunk]
 	return wrong, source
 }
 
-// settleChunk finds out in which blocks copies differ, reports it, and has the wrong ones rewritten.
+// settleChunk finds out in which blocks copies differ, reports it, and has the wrong ones rewritten. A difference may also come from
+// a checksum that is damaged, which is none of the contents: so the first time every copy looks at its chunk, repairs
+// what is bad, and all are compared once more.
 func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint32, with []Member) error {
 	members := []Member{g.cfg.Self}
 	records := []*chunkRecord{&mine.records[i]}
@@ -96,6 +97,23 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 	g.scrub.found(found)
 	g.cfg.OnChange()
 	return nil
+}
+
+// lookTwice is settleChunk for what was found to differ; again: for the second time.
+func (g *Group) lookTwice(ctx context.Context, t *tenure, mine capture, i uint32, with []Member, again bool) error {
+	if again {
+		return g.settleChunk(ctx, t, mine, i, with)
+	}
+	chunk := mine.first + i
+	if _, err := g.scrubChunk(ctx, chunkKey{chunk: chunk}); err != nil {
+		return err
+	}
+	for _, m := range with {
+		if err := g.order(ctx, repairOrder{ID: string(m.ID), Chunk: chunk}, m); err != nil {
+			return err
+		}
+	}
+	return g.compareFine(ctx, t, with, chunk, 1, true)
 }
 
 // takenFrom returns those of the blocks whose source is the given copy.
@@ -173,7 +191,7 @@ type repairOrder struct {
 	ID      string `json:"id"`   // the replica that is wrong
 	From    string `json:"from"` // node
 	Chunk   uint32 `json:"chunk"`
-	Blocks  uint64 `json:"blocks"` // a bit each
+	Blocks  uint64 `json:"blocks"` // a bit each; 0: look whether the chunk matches its checksums, and repair what does not
 }
 
 type repairOrderAnswer struct {
@@ -186,10 +204,10 @@ func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, c
 	if blocks == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
-	defer cancel()
 	key := chunkKey{chunk: chunk}
 	if wrong.ID == g.cfg.Self.ID {
+		ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
+		defer cancel()
 		lock, err := g.locks.lock(ctx, key.chunkRange())
 		if err != nil {
 			return err
@@ -198,11 +216,18 @@ func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, c
 		_, err = g.repairChunk(ctx, key, blocks, repairRule{held: t, from: right.Node, force: true})
 		return err
 	}
-	req, err := json.Marshal(repairOrder{Version: 1, LUN: g.cfg.LUN, ID: string(wrong.ID), From: right.Node, Chunk: chunk, Blocks: blocks})
+	return g.order(ctx, repairOrder{ID: string(wrong.ID), From: right.Node, Chunk: chunk, Blocks: blocks}, wrong)
+}
+
+func (g *Group) order(ctx context.Context, o repairOrder, to Member) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
+	defer cancel()
+	o.Version, o.LUN = 1, g.cfg.LUN
+	req, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
-	raw, err := g.host.mux.Call(ctx, wrong.Node, methodRepairOrder, req)
+	raw, err := g.host.mux.Call(ctx, to.Node, methodRepairOrder, req)
 	if err != nil {
 		return err
 	}
@@ -211,7 +236,7 @@ func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, c
 		return err
 	}
 	if answer.Left != 0 {
-		return errors.New(answer.Error)
+		return fmt.Errorf("%s: %s", to.Node, answer.Error)
 	}
 	return nil
 }
@@ -234,6 +259,14 @@ func (h *Host) serveRepairOrder(ctx context.Context, from string, raw []byte) ([
 	}
 	if !g.exact(ctx) {
 		return nil, errNotExact
+	}
+	if o.Blocks == 0 {
+		_, err := g.scrubChunk(ctx, chunkKey{chunk: o.Chunk})
+		var answer repairOrderAnswer
+		if err != nil { // what is bad is reported here, and not different
+			answer.Error = err.Error()
+		}
+		return json.Marshal(answer)
 	}
 	left, err := g.repairChunk(ctx, chunkKey{chunk: o.Chunk}, o.Blocks, repairRule{from: o.From, force: true})
 	answer := repairOrderAnswer{Left: left}

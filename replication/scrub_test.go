@@ -131,7 +131,7 @@ func lying(t *testing.T, nodes ...string) (*cluster, map[string]*lyingStore) {
 	stores := map[string]*lyingStore{}
 	c := &cluster{}
 	c.store = func(node string, v *blockstore.Volume) Store {
-		stores[node] = &lyingStore{Store: c.volume(node, v), lie: map[int]uint64{}}
+		stores[node] = &lyingStore{Store: v, lie: map[int]uint64{}}
 		return stores[node]
 	}
 	c.scrub = func(string) ScrubConfig {

@@ -173,7 +173,7 @@ func (v *Volume) loadMap() error {
 
 // lose puts a lost leaf in the place of one that could not be read.
 func (v *Volume) lose(place interface{ Store(*leaf) }, number uint32) {
-	l := lostLeaf()
+	l := lostLeaf(v.applied.Load())
 	place.Store(l)
 	v.resize(l)
 	v.markDirty(l, number*leafChunks)

@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,22 +21,36 @@ func OpenPool(cfg PoolConfig) (*Pool, error) {
 	}
 	p, err := openPool(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open pool %s: %w", cfg.Dir+cfg.Path, err)
+		return nil, fmt.Errorf("open pool %s: %w", cmp.Or(cfg.Dir, cfg.Path, string(cfg.Media)), err)
 	}
 	return p, nil
 }
 
 func openPool(cfg PoolConfig) (*Pool, error) {
-	p := &Pool{volumes: map[string]*Volume{}, buried: map[uint32]*Volume{}, broken: map[string]error{}, open: map[string]bool{}, holds: map[hold]int{}}
-	var err error
-	if p.dev, err = openMedium(cfg); err != nil {
+	dev, err := openMedium(cfg)
+	if err != nil {
 		return nil, err
 	}
-	err = p.start(cfg)
-	if err != nil {
-		return nil, errors.Join(err, p.dev.Close())
+	p := newPool(dev)
+	if err := p.start(cfg); err != nil {
+		return nil, errors.Join(err, dev.Close())
 	}
 	return p, nil
+}
+
+func newPool(dev vfs.Dev) *Pool {
+	return &Pool{
+		dev: dev, volumes: map[string]*Volume{}, buried: map[uint32]*Volume{}, broken: map[string]error{}, open: map[string]bool{}, holds: map[hold]int{},
+	}
+}
+
+// useLayout prepares the pool for what a superblock says.
+func (p *Pool) useLayout(s superblock) {
+	p.layout = newLayout(s.regions)
+	p.slots = newSlots(p.layout.slots)
+	p.pages = newPageStore(p.dev, &p.layout)
+	p.sums = newCachedSums(p.dev, &p.layout)
+	p.catalogue.super = s
 }
 
 // openMedium opens what the pool lies on, as large as the configuration wants it.
@@ -48,13 +63,55 @@ func openMedium(cfg PoolConfig) (vfs.Dev, error) {
 	case cfg.Media == MediaDevice:
 		return openDevice(cfg)
 	}
+	return openFile(cfg)
+}
+
+// openDevice takes a block device that holds a pool, or nothing. What it held is wiped first if that was asked for, so that it is
+// not taken for what it was if this is cut off.
+func openDevice(cfg PoolConfig) (vfs.Dev, error) {
+	found, err := vfs.Probe(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	_, ours := found.Pool()
+	if len(found) > 0 && !ours && !cfg.Force {
+		return nil, &vfs.ForeignError{Path: cfg.Path, Found: found}
+	}
+	dev, err := vfs.OpenDevice(vfs.DeviceConfig{Path: cfg.Path})
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 0 && !ours {
+		if err := wipe(dev); err != nil {
+			return nil, errors.Join(fmt.Errorf("wipe %s: %w", cfg.Path, err), dev.Close())
+		}
+	}
+	return dev, nil
+}
+
+// wipeBytes is how much of both ends of a device is overwritten: signatures lie there.
+const wipeBytes = 2 << 20
+
+// wipe overwrites both ends of a medium with zeros.
+func wipe(dev vfs.Dev) error {
+	zeros := make([]byte, min(wipeBytes, dev.Size()))
+	for _, off := range []int64{dev.Size() - int64(len(zeros)), 0} {
+		if err := dev.WriteAt(zeros, off); err != nil {
+			return err
+		}
+	}
+	return dev.Sync()
+}
+
+// openFile opens the file of a pool in its directory, and upgrades it if need be.
+func openFile(cfg PoolConfig) (vfs.Dev, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
 	if err := vfs.SyncDir(filepath.Dir(filepath.Clean(cfg.Dir))); err != nil {
 		return nil, err
 	}
-	if err := upgradeFromBolt(cfg.Dir); err != nil {
+	if err := upgradeFromV1(cfg.Dir); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(cfg.Dir, dataFile)
@@ -150,15 +207,14 @@ func (p *Pool) start(cfg PoolConfig) error {
 	}
 	grew := len(regions) > len(s.regions)
 	s.regions = regions
-	p.layout = newLayout(regions)
-	s.capacityBytes = int64(p.layout.slots) * block.ChunkSize
+	s.capacityBytes = 0
+	for _, r := range regions {
+		s.capacityBytes += int64(r.slots) * block.ChunkSize
+	}
+	p.useLayout(s)
 	if err := p.layout.check(p.dev.Size()); err != nil {
 		return err
 	}
-	p.slots = newSlots(p.layout.slots)
-	p.pages = newPageStore(p.dev, &p.layout)
-	p.sums = newCachedSums(p.dev, &p.layout)
-	p.catalogue.super = s
 	if err := p.load(); err != nil {
 		return err
 	}

@@ -311,6 +311,39 @@ func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err 
 	return bad, nil
 }
 
+// MediumSums returns the checksums of what lies on the medium in the places of these blocks of a chunk, right or wrong; 0 for blocks
+// that have no place, or one that is not known. The zero ID is the live state. Who repairs tells by it a rotten block from a
+// rotten checksum.
+func (v *Volume) MediumSums(id block.SnapshotID, chunk uint32, blocks uint64) (sums [block.BlocksPerChunk]uint32, err error) {
+	s := v.live()
+	if id != (block.SnapshotID{}) {
+		w, err := v.View(id)
+		if err != nil {
+			return sums, err
+		}
+		s = w.s
+	}
+	g := s.lock(chunk)
+	defer g.runlock(chunk)
+	if err := v.usable(); err != nil {
+		return sums, err
+	}
+	buf := oneBlock.Get().(*[block.Size]byte)
+	defer oneBlock.Put(buf)
+	var slots slotMap
+	for stored := g.resolve(chunk, blocks, &slots); stored != 0; stored &= stored - 1 {
+		n := bits.TrailingZeros64(stored)
+		if slots[n] == lostSlot {
+			continue
+		}
+		if err := v.pool.dev.ReadAt(buf[:], v.pool.layout.slotOffset(slots[n])+int64(n)*block.Size); err != nil {
+			return sums, v.pool.fail("read from the medium", err)
+		}
+		sums[n] = block.Sum(buf[:])
+	}
+	return sums, nil
+}
+
 // lastIndex is called with the chunk locked.
 func (s state) lastIndex(chunk uint32) uint64 {
 	index := s.v.floor.Load()

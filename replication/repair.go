@@ -41,6 +41,7 @@ type Mendable interface {
 	Snapshots() []block.Snapshot
 	View(id block.SnapshotID) (*blockstore.View, error)
 	Repair(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) error
+	MediumSums(snapshot block.SnapshotID, chunk uint32, blocks uint64) ([block.BlocksPerChunk]uint32, error)
 }
 
 // chunkKey is a chunk of the live volume (no snapshot) or of a snapshot.
@@ -386,23 +387,15 @@ func (g *Group) awaitApplied(ctx context.Context, index uint64) error {
 // repairLag is how long a replica may take to apply what another has.
 const repairLag = 2 * time.Second
 
-// mediumSummer is a Store that can tell what a bad block holds.
-type mediumSummer interface {
-	MediumSums(id block.SnapshotID, chunk uint32, blocks uint64) ([block.BlocksPerChunk]uint32, error)
-}
-
 // believed returns which of an answer's blocks may replace those here: see the beginning of this file.
 func (g *Group) believed(key chunkKey, a *repairAnswer, blocks uint64, local *blockstore.ChunkInfo, rule repairRule) (uint64, error) {
 	out := a.agreeing(blocks, local)
 	if out == blocks {
 		return out, nil
 	}
-	var medium [block.BlocksPerChunk]uint32
-	if s, ok := g.cfg.Store.(mediumSummer); ok {
-		var err error
-		if medium, err = s.MediumSums(key.snapshot, key.chunk, blocks&^out); err != nil {
-			return 0, err
-		}
+	medium, err := g.cfg.Store.MediumSums(key.snapshot, key.chunk, blocks&^out)
+	if err != nil {
+		return 0, err
 	}
 	for rest := blocks &^ out; rest != 0; rest &= rest - 1 {
 		n := bits.TrailingZeros64(rest)

@@ -43,6 +43,19 @@ func (c *cluster) rotOf(node string, id block.SnapshotID, n int) {
 	c.flip(node, data+1000)
 }
 
+// rotSum damages the checksum of a stored block on one node. The program has its page of checksums in memory: so the node is
+// stopped for it.
+func (c *cluster) rotSum(node string, n int) {
+	c.t.Helper()
+	_, sum, stored, err := c.nodes[node].vol.Locate(block.SnapshotID{}, block.Sector(n)*block.SectorsPerBlock)
+	if err != nil || !stored {
+		c.t.Fatalf("block %d is not stored on %s: %v", n, node, err)
+	}
+	c.stop(node)
+	c.flip(node, sum)
+	c.start(node, false)
+}
+
 // sound says whether a block on one node's medium holds a version.
 func (c *cluster) sound(node string, n int, version uint64) bool {
 	buf := make([]byte, block.Size)

@@ -104,6 +104,28 @@ func TestScrubServesAndRepairsUnderLoad(t *testing.T) {
 	}
 }
 
+func TestScrubRepairsChecksums(t *testing.T) {
+	c := scrubbed(t, time.Millisecond, 1<<40, "a", "b", "w")
+	c.owner()
+	for n := range 8 {
+		c.mustWrite(n, 9)
+	}
+	for i, node := range []string{"a", "b"} {
+		eventually(t, "it is there", func() bool { return c.sound(node, 2+i, 9) })
+		if _, err := c.nodes[node].vol.Checkpoint(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		c.rotSum(node, 2+i)
+		c.owner()
+		eventually(t, "its checksum is right again", func() bool { return c.sound(node, 2+i, 9) && c.group(node).Status().Repair.Repaired == 1 })
+	}
+	c.mustRead(2, 9)
+	c.mustRead(3, 9)
+	if owner := c.owner(); c.group(owner).ScrubStatus().Diverged != 0 {
+		t.Errorf("a damaged checksum is reported as a difference: %+v", c.group(owner).ScrubStatus())
+	}
+}
+
 // lyingStore stores something else than it is told in some blocks, with a checksum that matches it: what a fault in memory
 // or in the program would do.
 type lyingStore struct {
@@ -135,7 +157,9 @@ func lying(t *testing.T, nodes ...string) (*cluster, map[string]*lyingStore) {
 		return stores[node]
 	}
 	c.scrub = func(string) ScrubConfig {
-		return ScrubConfig{Settings: func() ScrubSettings { return ScrubSettings{BytesPerSecond: 1 << 40, Interval: time.Hour} }}
+		return ScrubConfig{
+			Settings: func() ScrubSettings { return ScrubSettings{BytesPerSecond: 1 << 40, Interval: time.Hour} }, Retry: 50 * time.Millisecond,
+		}
 	}
 	return newClusterWith(t, c, blockstore.MediaFile, nodes...), stores
 }
@@ -163,12 +187,16 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 			stores[liar].mu.Unlock()
 			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
 			g := c.group(owner)
-			eventually(t, "the copies can be compared", func() bool {
-				if err := g.StartScrub(context.Background()); err != nil {
-					return false
-				}
-				time.Sleep(50 * time.Millisecond)
-				return len(g.ScrubStatus().Findings) > 0
+			eventually(t, "every copy can be compared", func() bool {
+				peers, err := g.comparable()
+				return err == nil && len(peers) == len(c.members)-1-witnesses(c.members) && c.exact()
+			})
+			if err := g.StartScrub(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the difference is found and settled", func() bool {
+				f := g.ScrubStatus().Findings
+				return len(f) > 0 && f[0].Repaired
 			})
 			found := g.ScrubStatus().Findings[0]
 			if found.Chunk != 2 || !slices.Equal(found.Blocks, []uint32{2}) || !slices.Equal(found.Replicas, []string{liar + "/1"}) || !found.Repaired {
@@ -176,11 +204,51 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 			}
 			eventually(t, "it is as the others have it", func() bool { return c.sound(liar, 130, 5) })
 			c.mustRead(130, 5)
-			if s := g.ScrubStatus(); s.Diverged != 1 || s.Mended != 1 || s.Compared < 256 {
+			eventually(t, "all of the LUN has been compared", func() bool { return g.ScrubStatus().Compared >= 256 })
+			if s := g.ScrubStatus(); s.Diverged != 1 || s.Mended != 1 {
 				t.Errorf("status %+v", s)
 			}
 		})
 	}
+}
+
+func witnesses(members []Member) (n int) { return len(members) - dataMembers(members) }
+
+// exact says whether every copy is.
+func (c *cluster) exact() bool {
+	for _, n := range c.nodes {
+		if n.vol != nil && !n.group.exact(context.Background()) {
+			return false
+		}
+	}
+	return true
+}
+
+func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
+	c, stores := lying(t, "a", "b", "c")
+	owner := c.owner()
+	stores[owner].lie[130] = 666
+	c.mustWrite(130, 5)
+	stores[owner].mu.Lock()
+	clear(stores[owner].lie)
+	stores[owner].mu.Unlock()
+	g := c.group(owner)
+	eventually(t, "every copy can be compared", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 2 && c.exact() })
+	third := "a"
+	for third == owner {
+		third = string(third[0] + 1)
+	}
+	c.stop(third)
+	eventually(t, "one is known to be gone", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 })
+	if err := g.StartScrub(context.Background()); err == nil {
+		t.Error("a scrub was begun on a node that is down")
+	}
+	eventually(t, "the difference is found", func() bool { return len(g.ScrubStatus().Findings) > 0 })
+	if f := g.ScrubStatus().Findings[0]; f.Repaired || f.Error == "" {
+		t.Errorf("two of three decided: %+v", struct{ D Divergence }{f})
+	}
+	c.start(third, false)
+	eventually(t, "the majority has decided", func() bool { return c.sound(owner, 130, 5) })
 }
 
 func TestCopiesAreNotComparedWhileOneMayNotKnowHow(t *testing.T) {

@@ -89,7 +89,7 @@ func (s service) PauseScrub(ctx context.Context, ref string, paused bool) error 
 		return name == l.Name || name != "*" && !known
 	})
 	if !paused && slices.Contains(names, "*") {
-		return api.Conflict("Clear it: sanctuary setting set "+catalog.SettingScrubPaused+"=", "the scrub of all LUNs is paused by the setting %s", catalog.SettingScrubPaused)
+		return api.Conflict("Clear it: sanctuary setting set "+catalog.SettingScrubPaused+` ""`, "the scrub of all LUNs is paused by the setting %s", catalog.SettingScrubPaused)
 	}
 	if paused {
 		names = append(names, l.Name)

@@ -212,6 +212,7 @@ func TestPeerThatIsBehindIsNotBelieved(t *testing.T) {
 	c.mustWrite(1, 1)
 	c.mustWrite(2, 1)
 	eventually(t, "the other copy has it", func() bool { return c.sound(other(owner), 2, 1) })
+	eventually(t, "the other copy is exact", c.exact)
 	peer := held[other(owner)]
 	peer.gate.Lock()
 	c.mustWrite(1, 2) // acknowledged: it is in the peer's journal, and not applied there

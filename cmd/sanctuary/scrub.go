@@ -22,7 +22,7 @@ A block that does not match its checksum is repaired from another copy. The owne
 
 Without a flag it shows how far the scrub of each copy is and what it has found. --start begins a pass on every copy now.
 
-How often, and how fast, are settings: sanctuary setting set scrub.interval=168h scrub.rate=32 (MiB/s of each node).`,
+How often, and how fast, are settings: sanctuary setting set scrub.interval 168h, sanctuary setting set scrub.rate 32 (MiB/s of each node).`,
 		Example:           "  sanctuary lun scrub vm1\n  sanctuary lun scrub vm1 --start\n  sanctuary lun scrub vm1 --pause",
 		ValidArgsFunction: c.completeLUN,
 		RunE: c.asking(func(cmd *cobra.Command, cl *client.Client, args []string) error {

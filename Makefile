@@ -76,7 +76,7 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
 	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
 
-fuzz: ## every fuzz target for FUZZ_SECONDS
+fuzz: ## every fuzz target: those of target for FUZZ_SECONDS, the others a third of it
 	FUZZ_SECONDS=$(FUZZ_SECONDS) TAGS=$(TAGS) scripts/fuzz
 
 proto: ## generate Go from proto/*.proto

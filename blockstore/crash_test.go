@@ -21,6 +21,7 @@ type action func(w *storetest.World) error
 type script struct {
 	chunks int64
 	steps  []action
+	thin   bool // the medium may have no room, once
 }
 
 func apply(i int, ops func(m *storetest.Model) []block.Op) action {
@@ -80,6 +81,7 @@ func runScript(machine *simulated, s script) (w *storetest.World, err error) {
 	if err != nil {
 		return w, err
 	}
+	w.Thin = s.thin
 	for i, step := range append([]action{create(), create()}, s.steps...) {
 		if err := step(w); err != nil {
 			return w, fmt.Errorf("step %d: %w", i-2, err)
@@ -115,7 +117,7 @@ func recovered(w *storetest.World, seed uint64) error {
 
 var scripts = map[string]script{
 	// Slots move between the volumes, and what checkpoints have recorded is overwritten.
-	"slots": {5, []action{
+	"slots": {chunks: 5, steps: []action{
 		write(0, 0, 4), write(0, 62, 4), write(1, 0, 70), checkpoint(0), checkpoint(1),
 		write(0, 0, 2), write(0, 3, 1), // overwrites of what a checkpoint knows
 		write(1, 1, 1), zero(1, 0, 64), // 1 frees a chunk it has just written to: 0's new chunk may not go there yet
@@ -124,7 +126,7 @@ var scripts = map[string]script{
 		state(0), reopen(0), write(0, 1, 9), zero(0, 64, 64), write(0, 64, 1), state(1), checkpoint(1), write(1, 0, 64), checkpoint(0),
 	}},
 	// Snapshots' data is overwritten in the live volume, and their slots go to the other one.
-	"snapshots": {8, []action{
+	"snapshots": {chunks: 8, steps: []action{
 		write(0, 0, 70), write(1, 0, 10), checkpoint(0), snapshot(0), write(0, 0, 2), write(0, 64, 64), write(0, 1, 2),
 		checkpoint(1), write(1, 3, 3), snapshot(1), checkpoint(1), write(1, 3, 1), // shared and not yet durable; durable and written over
 		checkpoint(0), snapshot(0), write(0, 5, 5), zero(0, 64, 64), snapshot(0),
@@ -132,20 +134,20 @@ var scripts = map[string]script{
 		unsnap(0, 0), write(0, 6, 1), reclaim(0), checkpoint(0), write(1, 64, 64), snapshot(1), write(1, 70, 9),
 		unsnap(0, 0), unsnap(1, 0), reclaim(1), checkpoint(1), write(0, 100, 60), reclaim(0), reopen(0), reopenPool(), write(0, 1, 1),
 	}},
-	"rollback": {10, []action{
+	"rollback": {chunks: 10, steps: []action{
 		write(0, 0, 130), snapshot(0), checkpoint(0), write(0, 10, 60), snapshot(0), write(0, 64, 3), zero(0, 0, 64),
 		rollback(0, 0), write(0, 11, 2), checkpoint(0), write(1, 0, 100), rollback(0, 1), write(0, 12, 2), reclaim(0), checkpoint(0),
 		write(1, 130, 9), rollback(0, 0), unsnap(0, 0), write(0, 13, 2), reclaim(0), checkpoint(0), write(1, 0, 64), checkpoint(1),
 		rollback(0, 0), unsnap(0, 0), reclaim(0), write(0, 0, 70), checkpoint(0), write(1, 100, 64),
 	}},
 	// A clone is made of what no checkpoint has recorded, and the origin replays the writes that led there and on.
-	"clones": {12, []action{
+	"clones": {chunks: 12, steps: []action{
 		write(0, 0, 70), checkpoint(0), write(0, 3, 3), snapshot(0), clone(0, 0), write(0, 3, 3), write(2, 4, 3), write(2, 64, 64), checkpoint(2),
 		write(0, 0, 9), snapshot(2), write(2, 5, 1), clone(2, 0), write(3, 5, 70), unsnap(0, 0), reclaim(0), checkpoint(0), write(1, 0, 64), checkpoint(1),
 		remove(0), write(0, 65, 64), checkpoint(0), unsnap(1, 0), write(2, 6, 1), reclaim(1), checkpoint(1), write(0, 0, 60),
 		remove(1), write(0, 1, 3), remove(1), checkpoint(0), write(0, 130, 10),
 	}},
-	"growth": {10, []action{
+	"growth": {chunks: 10, steps: []action{
 		write(0, 0, 3), snapshot(0), grow(0, 70), write(0, 190, 70), checkpoint(0), snapshot(0), grow(0, 64), write(0, 250, 70),
 		clone(0, 1), rollback(0, 0), write(0, 300, 3), checkpoint(0), grow(2, 30), write(2, 270, 9), remove(0), reclaim(1), checkpoint(1),
 		create(), write(2, 0, 130), checkpoint(2),

@@ -52,8 +52,9 @@
 //     the new version of a torn page. Until the replay has reached its end those blocks may be reported corrupt; they are never
 //     returned wrong, since a mixture matches no checksum. Hence: replay to the end of the log before serving.
 //  4. A block whose place was first taken after A is not in the map of A, and its slot, if that is new, counts as free again.
-//  5. A place that was made free after A, by an entry that zeroed the block or deleted the only snapshot that saw it, may be
-//     used again at once for the same block: the replay repeats that entry before anything can depend on the place.
+//  5. A place that was made free after A, by an entry that zeroed the block, may be used again at once for the same block: the
+//     replay repeats that entry before anything can depend on the place. One that only a deleted snapshot saw, or the live state
+//     before a rollback, may not: Reclaim frees it, after a checkpoint that knows of the deletion.
 //  6. A slot freed after A stays taken until a checkpoint that records the freeing is durable. Were it given away before, a
 //     second volume could take it and checkpoint; then a crash would leave two maps pointing at one slot, and the first
 //     volume's replay (of a write that came before the freeing) would overwrite what the second one has made durable. No log

@@ -121,7 +121,7 @@ func TestMediumErrorIsFinal(t *testing.T) {
 				must(t, err)
 				v, err := pool.Open("a")
 				must(t, err)
-				must(t, m.Replay(v))
+				must(t, m.Replay(v, nil))
 				must(t, m.Compare(v))
 			}
 		})
@@ -184,7 +184,7 @@ func TestApplyGoesOnDuringCheckpoint(t *testing.T) {
 	if v.Applied() != 1 || string(v.State().Blob) != "old" {
 		t.Errorf("after the crash applied %d with state %q", v.Applied(), v.State().Blob)
 	}
-	must(t, m.Replay(v))
+	must(t, m.Replay(v, nil))
 	must(t, m.Compare(v))
 }
 

@@ -141,8 +141,8 @@ func TestFullFileSystemAtEveryAllocation(t *testing.T) {
 				f := &fault{kind: crashdev.Allocate, nth: nth, err: vfs.ErrNoSpace}
 				machine := newSimulated(s.chunks*chunk, -1)
 				machine.hook = f.hook
-				thin := script{s.chunks, append([]action{func(w *storetest.World) error { w.Thin = true; return nil }}, s.steps...)}
-				w, err := runScript(machine, thin)
+				s.thin = true
+				w, err := runScript(machine, s)
 				if w.Pool == nil && errors.Is(err, vfs.ErrNoSpace) {
 					continue // there was no room for making the pool
 				}

@@ -14,12 +14,11 @@ func writesBlocks(k block.OpKind) bool { return k == block.OpWrite || k == block
 
 // countSlots returns how many slots applying ops would take.
 func (v *Volume) countSlots(ops []block.Op) (n int) {
-	alone := len(ops) == 1
+	only := true // nothing but writes, and what touches no chunk
 	for i := range ops {
 		op := &ops[i]
 		if !writesBlocks(op.Kind) {
-			// What it frees may be needed again; what it freezes, too.
-			alone = alone || i == len(ops)-1 && n == 0
+			only = only && (op.Kind == block.OpState || op.Kind == block.OpGrow)
 			continue
 		}
 		for r := op.Range; r.Count > 0; {
@@ -30,19 +29,10 @@ func (v *Volume) countSlots(ops []block.Op) (n int) {
 			}
 		}
 	}
-	if alone || n == 0 && onlyWrites(ops) {
+	if len(ops) == 1 || only && n == 0 {
 		return n // a single op does not meet a chunk twice
 	}
 	return v.playSlots(ops)
-}
-
-func onlyWrites(ops []block.Op) bool {
-	for i := range ops {
-		if !writesBlocks(ops[i].Kind) {
-			return false
-		}
-	}
-	return true
 }
 
 // chunkSectors is the length of a chunk, in sectors.

@@ -49,7 +49,7 @@ func (p *Pool) useLayout(s superblock) {
 	p.layout = newLayout(s.regions)
 	p.slots = newSlots(p.layout.slots)
 	p.pages = newPageStore(p.dev, &p.layout)
-	p.sums = newCachedSums(p.dev, &p.layout)
+	p.sums.cached = newCachedSums(p.dev, &p.layout)
 	p.catalogue.super = s
 }
 
@@ -180,7 +180,7 @@ func (p *Pool) start(cfg PoolConfig) error {
 		}
 		p.layout = newLayout([]region{{data: 0, slots: slots}})
 		p.slots = newSlots(slots)
-		p.sums = newResidentSums(slots)
+		p.sums.resident = newResidentSums(slots)
 		p.catalogue.super.nextVolume = 1
 		if need := int64(slots) * block.ChunkSize; p.dev.Size() < need {
 			return fmt.Errorf("the medium has %d bytes, the pool needs %d", p.dev.Size(), need)

@@ -84,7 +84,7 @@ type Pool struct {
 	dev      vfs.Dev
 	volatile bool
 	layout   layout
-	sums     sumStore
+	sums     sums
 	pages    *pageStore // nil if volatile
 
 	failure atomic.Pointer[error] // the first error of the medium: final

@@ -47,7 +47,7 @@ func (s state) usable() error {
 		return err
 	}
 	if s.snapshot != nil {
-		if now := s.v.lineage.Load(); now != s.lineage && now.find(s.snapshot.ID) < 0 {
+		if now := s.v.lineage.Load(); now != s.lineage && !now.has(s.snapshot) {
 			return fmt.Errorf("volume %s, snapshot %s: %w", s.v.id, s.snapshot.Name, block.ErrNoSnapshot)
 		}
 		return nil // an import leaves snapshots alone
@@ -174,10 +174,10 @@ func blockRange(chunk uint32, first, n int) block.Range {
 }
 
 // maxAllocatedSteps bounds the work of one call of Allocated: chunks looked at, or leaves of the map that are not there.
-const maxAllocatedSteps = 4096
+const maxAllocatedSteps = 32768
 
 // Allocated says whether the first sector of r, which must not be empty, is stored (it reads as zeros if not), and for how
-// many sectors from there on that goes: at least to the end of its block or of r, and not beyond 4096 chunks or missing
+// many sectors from there on that goes: at least to the end of its block or of r, and not beyond 32768 chunks or missing
 // leaves of the map, so that the caller asks again. Each block is as of one moment; several need not be of the same one.
 //
 // Errors: block.ErrOutOfRange; ErrInconsistent; block.ErrClosed; block.ErrFailed.

@@ -38,6 +38,11 @@ func (g *Group) Grow(ctx context.Context, capacity block.Count) error {
 	if err := want.Validate(); err != nil {
 		return err
 	}
+	lock, err := g.locks.lock(ctx, growLock)
+	if err != nil {
+		return err
+	}
+	defer g.locks.unlock(lock)
 	if capacity <= g.capacity() {
 		return nil
 	}

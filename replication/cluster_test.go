@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,8 +35,10 @@ type cluster struct {
 	joining  string
 	wrap     func(node string, j journal.Journal) journal.Journal // nil: as it is
 	geometry block.Geometry
-	store    func(node string, v *blockstore.Volume) Store // nil: the volume itself
-	scrub    func(node string) ScrubConfig                 // nil: no scrub
+	scrub    func(node string) ScrubConfig // nil: no scrub
+
+	wrapStore func(node string, s Store) Store                                  // nil: as it is
+	create    func(node string, p *blockstore.Pool) (*blockstore.Volume, error) // makes the volume; nil: an empty one
 }
 
 type testNode struct {
@@ -45,6 +48,8 @@ type testNode struct {
 	vol   *blockstore.Volume
 	group *Group
 	done  chan struct{}
+
+	rollbacks atomic.Int64 // calls of OnRollback
 }
 
 const testLUN = "6f1d"
@@ -134,9 +139,9 @@ func (c *cluster) tryStart(node string, first bool) error {
 	self := c.member(node)
 	cfg := Config{
 		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Geometry: c.geometry,
-		Logger: log, Limits: c.limits,
+		Logger: log, Limits: c.limits, OnRollback: func() { n.rollbacks.Add(1) },
 	}
-	if first {
+	if first && c.joining != node {
 		cfg.First, cfg.Bootstrap = true, c.members
 	}
 	if c.joining == node || c.media == blockstore.MediaRAM && !self.Witness {
@@ -165,16 +170,20 @@ func (c *cluster) tryStart(node string, first bool) error {
 			t.Fatal(err)
 		}
 		if n.vol, err = n.pool.Open(testLUN); err != nil {
-			if n.vol, err = n.pool.Create(testLUN, c.geometry); err != nil {
+			create := c.create
+			if create == nil || c.joining == node {
+				create = func(_ string, p *blockstore.Pool) (*blockstore.Volume, error) { return p.Create(testLUN, c.geometry) }
+			}
+			if n.vol, err = create(node, n.pool); err != nil {
 				t.Fatal(err)
 			}
 		}
 		cfg.Store = n.vol
-		if c.store != nil {
-			cfg.Store = c.store(node, n.vol)
-		}
 		if c.scrub != nil {
 			cfg.Scrub = c.scrub(node)
+		}
+		if c.wrapStore != nil {
+			cfg.Store = c.wrapStore(node, n.vol)
 		}
 	}
 	if n.group, err = n.host.Open(cfg); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/witness"
@@ -35,6 +36,14 @@ type Store interface {
 	Needs(ops []block.Op) int64
 	Promise(bytes int64) error
 	FreeBytes() int64
+	// Snapshots are those after the newest applied entry, oldest first; View is one to read from, and Diff what two states may
+	// differ in. Space may take seconds.
+	Snapshots() []block.Snapshot
+	View(id block.SnapshotID) (*blockstore.View, error)
+	Diff(from, to block.SnapshotID, fn func(r block.Range) error) error
+	Space(ctx context.Context) (blockstore.Space, error)
+	// Reclaim frees what deleted snapshots have left, up to limit chunks of it, and says whether there is more.
+	Reclaim(limit int) (more bool, err error)
 	Rebuildable
 	Mendable
 }
@@ -99,7 +108,7 @@ type Config struct {
 	Self    Member
 	Members []Member // every member the catalog knows, Self included
 	// Bootstrap is the group's first voters: set at the very first start of a replica that was created with the LUN, and never
-	// again. A replica that has been started before and finds its log gone has lost its storage (ErrLogLost).
+	// again. Of a clone, that means: with its contents. One that comes without them joins, like a new incarnation. A replica that has been started before and finds its log gone has lost its storage (ErrLogLost).
 	Bootstrap []Member
 	// First says that this replica has never been started: an empty log is no loss.
 	First    bool
@@ -113,6 +122,10 @@ type Config struct {
 	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
 	// Group: Raft's own goroutine may be the caller.
 	OnChange func()
+	// OnRollback is called on every copy when the contents have become those of a snapshot, behind the initiators' backs: the
+	// time for a unit attention. The same rule. It is called again when a restart repeats the entry, and not on a copy that was
+	// rebuilt meanwhile; neither has initiators who remember anything but what the owner told them.
+	OnRollback func()
 }
 
 func (c *Config) validate() error {

@@ -44,6 +44,9 @@ type Group struct {
 	locks   rangeLocks
 	writes  *proposer
 
+	frozen        atomic.Pointer[freeze]
+	reshaped      atomic.Uint64 // see noteReshape
+	reclaimDue    chan struct{} // capacity 1: there may be something to reclaim
 	settledIndex  atomic.Uint64 // up to here entries have been applied and whoever waited for them has been told
 	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
@@ -121,6 +124,9 @@ func open(host *Host, cfg Config) (*Group, error) {
 	if cfg.OnChange == nil {
 		cfg.OnChange = func() {}
 	}
+	if cfg.OnRollback == nil {
+		cfg.OnRollback = func() {}
+	}
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
@@ -129,13 +135,16 @@ func open(host *Host, cfg Config) (*Group, error) {
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
-		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
+		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
 	g.Learn(cfg.Members)
 	g.Learn([]Member{cfg.Self})
 	if copies := dataMembers(cfg.Members); copies > 2 {
 		g.kickJitter = rand.N(cfg.Timing.Kick / 2)
+	}
+	if cfg.Store != nil {
+		g.reshaped.Store(cfg.Store.Applied())
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.writes = newProposer(g, cfg.Limits.InflightBytes)
@@ -162,6 +171,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 	g.goFunc(g.checkpoints)
 	if cfg.Store != nil {
 		g.goFunc(g.scrubLoop)
+		g.goFunc(g.reclaim)
 	}
 	return g, nil
 }
@@ -219,8 +229,46 @@ func (g *Group) bootstrap() error {
 	for _, m := range g.cfg.Bootstrap {
 		conf.Servers = append(conf.Servers, raft.Server{ID: m.ID, Address: raft.ServerAddress(m.Node)})
 	}
+	clone, err := holdsMoreThanTheLog(g.cfg.Store)
+	switch {
+	case err != nil:
+		return err
+	case clone:
+		return g.bootstrapClone(conf)
+	}
 	rc := g.raftConfig(nil)
 	return raft.BootstrapCluster(rc, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), &raft.InmemTransport{}, conf)
+}
+
+// holdsMoreThanTheLog says of a volume to which no entry has been applied whether it has contents all the same: it is a clone.
+func holdsMoreThanTheLog(s Store) (more bool, err error) {
+	if s == nil {
+		return false, nil
+	}
+	err = s.Changed(0, func(block.Range) error { more = true; return errEnough })
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return more, err
+}
+
+// bootstrapClone is what raft.BootstrapCluster does, but the first configuration is in a snapshot instead of the log. A log
+// that began with entry 1 could make a replica out of nothing, without what the clone began with. With this one, whoever has
+// not begun as a clone is further behind than the log reaches, and is rebuilt.
+func (g *Group) bootstrapClone(conf raft.Configuration) error {
+	sink, err := g.cfg.Journal.Snapshots().Create(1, 1, 1, conf, 1, nil)
+	if err != nil {
+		return err
+	}
+	if _, err := sink.Write(g.encodeMark(0)); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	if err := sink.Close(); err != nil {
+		return err
+	}
+	// Last: without it there would be a term and nothing to elect in. A crash before it is harmless, for the first election
+	// would then be of term 1, which nobody else has led.
+	return g.cfg.Journal.SetUint64([]byte("CurrentTerm"), 1)
 }
 
 func (g *Group) raftConfig(notify chan bool) *raft.Config {

@@ -12,8 +12,9 @@ import (
 
 // Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
 type Host struct {
-	mux    *transport.Mux
-	scrubs pacer // of all groups
+	mux      *transport.Mux
+	scrubs   pacer                    // of all groups
+	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
 
 	mu     sync.RWMutex
 	groups map[string]*Group // by LUN
@@ -33,13 +34,17 @@ const (
 	methodRepairOrder = "replication.repair-order" // owner → replica: your blocks are wrong, take another's
 	methodScrub       = "replication.scrub"        // LUN → how the scrub there is getting on; begins one if asked to
 	methodCompare     = "replication.compare"      // owner → replica: what you had at an index
+
+	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
+	methodRebuildSnapshotInfo = "replication.rebuild-snapshot-info"
+	methodRebuildSnapshotRead = "replication.rebuild-snapshot-read"
 )
 
 var errNoReplica = errors.New("no replica of this LUN runs here")
 
 // NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
 func NewHost(mux *transport.Mux) (*Host, error) {
-	h := &Host{mux: mux, groups: map[string]*Group{}}
+	h := &Host{mux: mux, protocol: mux.Protocol, groups: map[string]*Group{}}
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
@@ -53,6 +58,9 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodRepairOrder: h.serveRepairOrder,
 		methodScrub:       h.serveScrub,
 		methodCompare:     h.serveCompare,
+
+		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
+		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
 	} {
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err

@@ -72,6 +72,7 @@ func (m *machine) apply(l *raft.Log) error {
 		m.g.settledIndex.Store(l.Index)
 		return nil
 	}
+	reshapes := m.g.noteReshape(l.Index, e)
 	ops, compare := withoutCompare(e.Ops)
 	replayed := store.Applied() >= l.Index
 	if err := m.applyWithRoom(l.Index, ops); err != nil || m.stopped {
@@ -80,6 +81,9 @@ func (m *machine) apply(l *raft.Log) error {
 	m.g.activity.Add(1)
 	if !replayed { // else the volume is ahead of this entry
 		m.g.capture(l.Index, compare)
+	}
+	if reshapes {
+		m.g.reshapedBy(e)
 	}
 	m.g.acknowledge(e.Proposal, l.Index)
 	m.g.settledIndex.Store(l.Index)

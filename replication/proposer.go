@@ -64,6 +64,7 @@ type part struct {
 	w     *write
 	ops   []block.Op
 	bytes int
+	alone bool // it goes into an entry of its own
 }
 
 // entry is a proposal on its way.
@@ -159,6 +160,8 @@ func split(w *write, ops []block.Op) []*part {
 func (q *part) add(op block.Op) {
 	q.ops = append(q.ops, op)
 	q.bytes += command.OpSize(&op)
+	// What these leave of the volume, and of its space, others in the same entry would have to foresee.
+	q.alone = q.alone || op.Kind == block.OpGrow || aboutSnapshots(&op)
 }
 
 // pump proposes what may be proposed now. It has no goroutine of its own: whoever brings a write, or settles an entry and so
@@ -198,7 +201,7 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 	}
 	n, size, ops := 0, 0, 0
 	for _, q := range p.queue {
-		if n > 0 && (size+q.bytes > entryTargetBytes || ops+len(q.ops) > command.MaxOps || q.w.fence != p.queue[0].w.fence) {
+		if n > 0 && (size+q.bytes > entryTargetBytes || ops+len(q.ops) > command.MaxOps || q.w.fence != p.queue[0].w.fence || q.alone || p.queue[0].alone) {
 			break
 		}
 		n++

@@ -26,7 +26,7 @@ import (
 //	owner     adds it as a learner, sends N+1.., and gives the vote back
 //
 // The copy is fuzzy: a block may be newer than N. That is harmless, because entries hold absolute writes: replaying N+1..
-// writes the same again. A crash at any point leaves the mark, and the rebuild begins anew, comparing what it already has.
+// writes the same again. (Entries about snapshots do not: see rebuild_snapshots.go, also for how snapshots come along.) A crash at any point leaves the mark, and the rebuild begins anew, comparing what it already has.
 
 // Rebuildable is what a rebuild asks of a Store; see blockstore.Volume for the promises.
 type Rebuildable interface {
@@ -36,6 +36,8 @@ type Rebuildable interface {
 	CheckChunk(chunk uint32, info *blockstore.ChunkInfo) (bad uint64, err error)
 	BeginImport(ctx context.Context) error
 	Import(ops []block.Op) error
+	// ImportSnapshot keeps the present contents as a snapshot that another replica has; between BeginImport and EndImport.
+	ImportSnapshot(s block.Snapshot) error
 	EndImport(ctx context.Context, index uint64, state block.State) error
 }
 
@@ -53,6 +55,7 @@ const (
 	rebuildChunks     = 4096        // chunks whose checksums travel in one answer: 1.1 MiB
 	rebuildReadBytes  = 2 << 20     // blocks in one answer
 	rebuildRetryDelay = time.Second
+	rebuildRoundPause = 50 * time.Millisecond
 	chunkRecordBytes  = 4 + 8 + 4*block.BlocksPerChunk
 )
 
@@ -62,6 +65,8 @@ type rebuildOrder struct {
 	ID    raft.ServerID `json:"id"`    // the receiver
 	Owner string        `json:"owner"` // node
 	Order string        `json:"order"` // random: the same order again asks how far it is
+	// Snapshots: whoever asks knows snapshots. One that does not would end without them, and is refused where there are any.
+	Snapshots bool `json:"snapshots,omitempty"`
 }
 
 // rebuildAnswer is what the receiver says to an order.
@@ -79,6 +84,11 @@ type rebuildPin struct {
 	State              block.State `json:"state"`
 	// Capacity is at least what the volume had at Index. One that has grown since is no harm: growing again does nothing.
 	Capacity block.Count `json:"capacity"`
+	// Snapshots are those the volume had at Index or has been given since; oldest first.
+	Snapshots []rebuildSnapshot `json:"snapshots,omitempty"`
+	// Reshaped is the newest entry about snapshots the owner has applied, or begun to; at least what it had applied when it was
+	// started, since it remembers none from before.
+	Reshaped uint64 `json:"reshaped,omitempty"`
 }
 
 // orderedGroup finds the group an order is for; asOwner: the order is addressed to the owner, not to the receiver.
@@ -183,17 +193,9 @@ func (g *Group) nextSource(after string) string {
 
 func (g *Group) rebuildOnce(owner string) (copied int64, err error) {
 	store := g.cfg.Store
-	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: g.cfg.Self.ID})
+	pin, err := g.askPin(owner)
 	if err != nil {
 		return 0, err
-	}
-	answer, err := g.ask(owner, methodRebuildPin, order)
-	if err != nil {
-		return 0, err
-	}
-	var pin rebuildPin
-	if err := json.Unmarshal(answer, &pin); err != nil {
-		return 0, fmt.Errorf("answer of %s: %w", owner, err)
 	}
 	since := uint64(0)
 	if !store.Inconsistent() {
@@ -205,33 +207,32 @@ func (g *Group) rebuildOnce(owner string) (copied int64, err error) {
 	if err := store.BeginImport(g.ctx); err != nil {
 		return 0, err
 	}
-	if pin.Capacity > 0 { // owners of older versions do not tell, and their LUNs do not grow
-		if err := store.Import([]block.Op{{Kind: block.OpGrow, Range: block.Range{Count: pin.Capacity}}}); err != nil {
-			return 0, err
-		}
-	}
-	for next := uint32(0); ; {
-		req := binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(nil, since), next)
-		answer, err := g.ask(owner, methodRebuildInfo, append(req, g.cfg.LUN...))
-		if err != nil {
-			return copied, err
-		}
-		if len(answer) < 4 || (len(answer)-4)%chunkRecordBytes != 0 {
-			return copied, fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
-		}
-		n, err := g.copyChunks(owner, answer[4:])
+	for {
+		n, err := g.copyPinned(owner, pin, since)
 		copied += n
-		if err != nil {
+		next, lost := g.askPin(owner)
+		switch {
+		case err != nil && (lost != nil || !movedOn(pin, next)):
 			return copied, err
+		case lost != nil:
+			return copied, lost
+		case err == nil && next.Reshaped <= pin.Index:
+			if err := store.EndImport(g.ctx, pin.Index, pin.State); err != nil {
+				return copied, err
+			}
+			g.reshaped.Store(pin.Index) // for those who took this replica for a source before
+			g.dueReclaim()
+			return copied, g.beginLogAt(pin)
+		case err == nil:
+			since = pin.Index
 		}
-		if next = binary.LittleEndian.Uint32(answer); next == 0 {
-			break
+		pin = next
+		select {
+		case <-time.After(rebuildRoundPause):
+		case <-g.ctx.Done():
+			return copied, block.ErrClosed
 		}
 	}
-	if err := store.EndImport(g.ctx, pin.Index, pin.State); err != nil {
-		return copied, err
-	}
-	return copied, g.beginLogAt(pin)
 }
 
 // beginLogAt makes the log start behind the copy. Whichever of the two steps a crash leaves undone, Raft starts: an old log
@@ -250,15 +251,15 @@ func (g *Group) beginLogAt(pin rebuildPin) error {
 	return g.cfg.Journal.Reset()
 }
 
-// copyChunks compares chunks with the owner's checksums and fetches the blocks that differ.
-func (g *Group) copyChunks(owner string, records []byte) (copied int64, err error) {
+// copyChunks compares chunks with the owner's checksums of a state and fetches the blocks that differ.
+func (g *Group) copyChunks(owner string, state block.SnapshotID, records []byte) (copied int64, err error) {
 	var fetch []block.Sector
 	var zeros []block.Op
 	flush := func() error {
 		if len(fetch) == 0 {
 			return nil
 		}
-		ops, err := g.fetch(owner, fetch)
+		ops, err := g.fetch(owner, state, fetch)
 		if err != nil {
 			return err
 		}
@@ -306,12 +307,16 @@ func (g *Group) copyChunks(owner string, records []byte) (copied int64, err erro
 }
 
 // fetch reads blocks from the owner. The answer carries each block's checksum, verified here before anything is stored.
-func (g *Group) fetch(owner string, blocks []block.Sector) ([]block.Op, error) {
-	req := binary.LittleEndian.AppendUint32(nil, uint32(len(blocks)))
+func (g *Group) fetch(owner string, state block.SnapshotID, blocks []block.Sector) ([]block.Op, error) {
+	method, req := methodRebuildRead, []byte(nil)
+	if state != (block.SnapshotID{}) {
+		method, req = methodRebuildSnapshotRead, append(req, state[:]...)
+	}
+	req = binary.LittleEndian.AppendUint32(req, uint32(len(blocks)))
 	for _, at := range blocks {
 		req = binary.LittleEndian.AppendUint64(req, uint64(at))
 	}
-	answer, err := g.ask(owner, methodRebuildRead, append(req, g.cfg.LUN...))
+	answer, err := g.ask(owner, method, append(req, g.cfg.LUN...))
 	if err != nil {
 		return nil, err
 	}

@@ -99,7 +99,12 @@ func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte,
 		}
 		pin.Term = l.Term
 	}
-	pin.State, pin.Capacity = g.cfg.Store.State(), g.capacity()
+	pin.State = g.cfg.Store.State()
+	pin.Snapshots, pin.Reshaped = snapshotsToWire(g.cfg.Store.Snapshots()), g.reshaped.Load()
+	pin.Capacity = g.capacity()
+	if len(pin.Snapshots) > 0 && !o.Snapshots {
+		return nil, fmt.Errorf("the LUN has snapshots and the program of %s knows none: upgrade it", o.ID)
+	}
 	return json.Marshal(pin)
 }
 
@@ -123,35 +128,41 @@ func (g *Group) lastCommand(index uint64) (uint64, error) {
 
 var errEnough = errors.New("enough for one answer")
 
-// serveRebuildInfo answers with checksums: u32 the chunk to go on from (0: that was all), then per chunk u32 number, u64
-// valid blocks, 64 × u32 CRC32C. The request is u64 since, u32 first chunk, LUN.
+// serveRebuildInfo answers with checksums of the live volume: u32 the chunk to go on from (0: that was all), then per chunk u32
+// number, u64 valid blocks, 64 × u32 CRC32C. The request is u64 since, u32 first chunk, LUN.
 func (h *Host) serveRebuildInfo(_ context.Context, _ string, req []byte) ([]byte, error) {
+	return h.rebuildInfo(rebuildPart{}, req)
+}
+
+func (h *Host) rebuildInfo(part rebuildPart, req []byte) ([]byte, error) {
 	if len(req) < 12 {
 		return nil, errors.New("malformed request")
 	}
-	since, from := binary.LittleEndian.Uint64(req), binary.LittleEndian.Uint32(req[8:])
+	var from uint32
+	part.since, from = binary.LittleEndian.Uint64(req), binary.LittleEndian.Uint32(req[8:])
 	g, err := h.servingGroup(string(req[12:]))
 	if err != nil {
 		return nil, err
 	}
+	state, err := g.stateOf(part.state)
+	if err != nil {
+		return nil, err
+	}
+	chunks := uint32((state.Geometry().Capacity.Bytes() + block.ChunkSize - 1) / block.ChunkSize)
 	out := make([]byte, 4, 4+64*chunkRecordBytes)
 	var info blockstore.ChunkInfo
-	err = g.cfg.Store.Changed(since, func(r block.Range) error {
-		first := uint32(r.Offset() / block.ChunkSize)
-		last := uint32((r.Offset() + r.Bytes() - 1) / block.ChunkSize)
-		for c := max(first, from); c <= last; c++ {
-			if len(out) >= rebuildChunks*chunkRecordBytes {
-				binary.LittleEndian.PutUint32(out, c)
-				return errEnough
-			}
-			if err := g.cfg.Store.ChunkInfo(c, &info); err != nil {
-				return err
-			}
-			out = binary.LittleEndian.AppendUint32(out, c)
-			out = binary.LittleEndian.AppendUint64(out, info.Valid)
-			for _, s := range info.Sums {
-				out = binary.LittleEndian.AppendUint32(out, s)
-			}
+	err = g.differing(part, from, chunks, func(c uint32) error {
+		if len(out) >= rebuildChunks*chunkRecordBytes {
+			binary.LittleEndian.PutUint32(out, c)
+			return errEnough
+		}
+		if err := state.ChunkInfo(c, &info); err != nil {
+			return err
+		}
+		out = binary.LittleEndian.AppendUint32(out, c)
+		out = binary.LittleEndian.AppendUint64(out, info.Valid)
+		for _, s := range info.Sums {
+			out = binary.LittleEndian.AppendUint32(out, s)
 		}
 		return nil
 	})
@@ -161,9 +172,13 @@ func (h *Host) serveRebuildInfo(_ context.Context, _ string, req []byte) ([]byte
 	return out, nil
 }
 
-// serveRebuildRead answers with blocks: the checksum of each, then the data of each. The request is u32 count, count × u64
-// sector, LUN.
+// serveRebuildRead answers with blocks of the live volume: the checksum of each, then the data of each. The request is u32
+// count, count × u64 sector, LUN.
 func (h *Host) serveRebuildRead(ctx context.Context, _ string, req []byte) ([]byte, error) {
+	return h.rebuildRead(ctx, block.SnapshotID{}, req)
+}
+
+func (h *Host) rebuildRead(ctx context.Context, id block.SnapshotID, req []byte) ([]byte, error) {
 	if len(req) < 4 {
 		return nil, errors.New("malformed request")
 	}
@@ -175,19 +190,20 @@ func (h *Host) serveRebuildRead(ctx context.Context, _ string, req []byte) ([]by
 	if err != nil {
 		return nil, err
 	}
-	t, err := g.owned()
+	state, err := g.stateOf(id)
 	if err != nil {
 		return nil, err
 	}
+	capacity := state.Geometry().Capacity
 	out := make([]byte, n*(4+block.Size))
 	sums, data := out[:4*n], out[4*n:]
 	for i := range n {
 		r := block.Range{Start: block.Sector(binary.LittleEndian.Uint64(req[4+8*i:])), Count: block.SectorsPerBlock}
-		if err := r.Check(g.capacity()); err != nil {
+		if err := r.Check(capacity); err != nil {
 			return nil, err
 		}
 		dst := data[i*block.Size : (i+1)*block.Size]
-		if err := g.readAt(ctx, t, block.Range{}, r, dst); err != nil { // a bad block is repaired from a third copy, if there is one
+		if err := g.readState(ctx, id, r, dst); err != nil { // a bad block is repaired from a third copy, if there is one
 			return nil, err
 		}
 		binary.LittleEndian.PutUint32(sums[4*i:], block.Sum(dst))

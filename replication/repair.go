@@ -78,13 +78,6 @@ func (k chunkKey) blocksOf(r block.Range) (mask uint64) {
 	return mask
 }
 
-func (g *Group) reader(id block.SnapshotID) (blockstore.Reader, error) {
-	if id == (block.SnapshotID{}) {
-		return g.cfg.Store, nil
-	}
-	return g.cfg.Store.View(id)
-}
-
 const (
 	// repairWithin bounds a repair an initiator waits for.
 	repairWithin = 5 * time.Second
@@ -122,6 +115,18 @@ func (g *Group) readAt(ctx context.Context, t *tenure, held, r block.Range, dst 
 			return fmt.Errorf("%w; not repaired: %w", err, merr)
 		}
 	}
+}
+
+// readState fills dst, on an owner that has locked nothing, with what the live volume or a snapshot holds.
+func (g *Group) readState(ctx context.Context, id block.SnapshotID, r block.Range, dst []byte) error {
+	if id != (block.SnapshotID{}) {
+		return g.readSnapshot(ctx, id, r, dst)
+	}
+	t, err := g.owned()
+	if err != nil {
+		return err
+	}
+	return g.readAt(ctx, t, block.Range{}, r, dst)
 }
 
 // readSnapshot fills dst with blocks of a snapshot; what does not match its checksum is repaired first.
@@ -179,7 +184,7 @@ func (g *Group) mendRead(ctx context.Context, t *tenure, held, bad block.Range) 
 
 // badBlocks reads a chunk and returns what does not match its checksum. A chunk of which nothing is known is bad as a whole.
 func (g *Group) badBlocks(key chunkKey) (uint64, error) {
-	r, err := g.reader(key.snapshot)
+	r, err := g.stateOf(key.snapshot)
 	if err != nil {
 		return 0, err
 	}
@@ -305,7 +310,7 @@ func (g *Group) repairFrom(ctx context.Context, m Member, key chunkKey, blocks u
 
 // chunkInfo is what the map here says; nothing, if that is what is bad.
 func (g *Group) chunkInfo(key chunkKey) (info blockstore.ChunkInfo, err error) {
-	r, err := g.reader(key.snapshot)
+	r, err := g.stateOf(key.snapshot)
 	if err != nil {
 		return info, err
 	}

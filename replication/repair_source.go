@@ -189,7 +189,7 @@ func (h *Host) serveRepairRead(ctx context.Context, _ string, req []byte) ([]byt
 // blocksFor reads blocks while their chunk does not change. The applied index is taken before: of an entry that is being
 // applied a part may be there already, and its index is above it then.
 func (g *Group) blocksFor(ctx context.Context, q repairRequest) (*repairAnswer, error) {
-	r, err := g.reader(q.key.snapshot)
+	r, err := g.stateOf(q.key.snapshot)
 	if err != nil {
 		return nil, err
 	}

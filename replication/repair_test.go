@@ -203,7 +203,7 @@ func (h *heldStore) Apply(index uint64, ops []block.Op) error {
 func TestPeerThatIsBehindIsNotBelieved(t *testing.T) {
 	held := map[string]*heldStore{}
 	c := &cluster{}
-	c.store = func(node string, v *blockstore.Volume) Store {
+	c.wrapStore = func(node string, v Store) Store {
 		held[node] = &heldStore{Store: v}
 		return held[node]
 	}

@@ -167,7 +167,7 @@ func (s *scrubber) step(ctx context.Context) int64 {
 		s.compared = 0
 	}
 	key := chunkKey{snapshot: from, chunk: at.Chunk}
-	r, err := g.reader(from)
+	r, err := g.stateOf(from)
 	if err != nil {
 		g.moveOn(at, true)
 		return 0

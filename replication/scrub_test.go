@@ -152,7 +152,7 @@ func lying(t *testing.T, nodes ...string) (*cluster, map[string]*lyingStore) {
 	t.Helper()
 	stores := map[string]*lyingStore{}
 	c := &cluster{}
-	c.store = func(node string, v *blockstore.Volume) Store {
+	c.wrapStore = func(node string, v Store) Store {
 		stores[node] = &lyingStore{Store: v, lie: map[int]uint64{}}
 		return stores[node]
 	}

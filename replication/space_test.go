@@ -55,6 +55,63 @@ func TestFullPoolRefusesNewSpaceAndNothingElse(t *testing.T) {
 	compareCopies(t, c, "a", "b")
 }
 
+// A snapshot makes overwrites need new space: those are refused when there is none, and everything that frees some passes.
+func TestFullPoolWithASnapshotRefusesOverwritesOfWhatItHolds(t *testing.T) {
+	const chunks, used = 32, 20
+	c := newClusterWith(t, &cluster{pool: chunks * block.ChunkSize}, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	owner := c.owner()
+	g := c.group(owner)
+	eventually(t, "both copies in sync", func() bool { return g.Status().Health == HealthHealthy })
+	write := func(chunk int, v uint64) error {
+		return g.Write(ctx, g.Fence(), blockRange(chunk*chunkBlocks), tagged(chunk*chunkBlocks, v))
+	}
+	for n := range used {
+		if err := write(n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.snap(ctx, 1)
+	for n := range chunks - used {
+		if err := write(n, 2); err != nil {
+			t.Fatalf("overwrite of chunk %d: %v", n, err)
+		}
+	}
+	if err := write(used-1, 2); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("an overwrite of what the snapshot holds, with a full pool: %v", err)
+	}
+	if err := write(0, 3); err != nil {
+		t.Fatalf("an overwrite of what the snapshot does not hold: %v", err)
+	}
+	if err := g.Unmap(ctx, g.Fence(), []block.Range{block.BytesRange(block.ChunkSize, block.ChunkSize)}); err != nil {
+		t.Fatalf("unmap: %v", err)
+	}
+	if err := g.Rollback(ctx, spec(1).ID); err != nil {
+		t.Fatalf("roll back: %v", err)
+	}
+	eventually(t, "what was written since is free", func() bool { return write(used-1, 4) == nil })
+	for n := range chunks - used - 1 {
+		eventually(t, "and the rest of it", func() bool { return write(n, 4) == nil })
+	}
+	if err := write(used-2, 4); !errors.Is(err, block.ErrNoSpace) {
+		t.Fatalf("full again: %v", err)
+	}
+	if err := g.DeleteSnapshot(ctx, spec(1).ID); err != nil {
+		t.Fatalf("delete: %v", err)
+	}
+	eventually(t, "nothing shares the chunk any more", func() bool { return write(used-2, 5) == nil })
+	eventually(t, "what the snapshot alone held is free on both copies", func() bool {
+		return c.nodes["a"].vol.FreeBytes() == (chunks-used)*block.ChunkSize && c.nodes["b"].vol.FreeBytes() == (chunks-used)*block.ChunkSize
+	})
+	compareSnapshots(t, c, "a", "b")
+	for node, n := range c.nodes {
+		if err := n.group.Err(); err != nil || n.group.full.Load() {
+			t.Errorf("%s: %v", node, err)
+		}
+	}
+}
+
 // A peer's pool that others fill must neither take its copy out nor lose a write.
 func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 	c := newClusterWith(t, &cluster{pool: 8 << 20}, blockstore.MediaFile, "a", "b", "w")

@@ -120,6 +120,7 @@ func (g *Group) endTenure() {
 	}
 	g.releaseParked()
 	g.writes.endTerm()
+	g.endFreeze()
 }
 
 // configured returns the voters of Raft's latest configuration and those of them that hold data, without this one.

@@ -143,7 +143,7 @@ func (p *Portal) openTarget(o Opening) (scsi.Executor, error) {
 // that nothing it began can land after the new one's first command (session reinstatement, RFC 7143 §6.3.5).
 func (p *Portal) establish(a *arrival, l *login.Params) (*entry, error) {
 	e := &entry{
-		name: sessionName{l.Initiator, l.Target, l.ISID, a.group.Tag}, opening: opening(a, l), conn: a.conn,
+		name: sessionName{l.Initiator, l.Target, l.ISID, a.group.Tag}, opening: opening(a, l), conn: a.conn, address: a.address,
 		since: time.Now(), done: make(chan struct{}),
 	}
 	deadline := time.NewTimer(time.Until(a.deadline) * 9 / 10) // and some left to tell why

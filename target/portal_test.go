@@ -30,6 +30,7 @@ type lun struct {
 	waiting  chan struct{} // one for each command that waits
 	release  chan struct{}
 	running  atomic.Int32
+	detach   atomic.Bool // panic at the next Detach
 }
 
 func newLUN() *lun {
@@ -37,7 +38,11 @@ func newLUN() *lun {
 }
 
 func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
-	if t.CDB[0] != 0x01 {
+	switch t.CDB[0] {
+	case 0x02:
+		panic("a command that panics")
+	case 0x01:
+	default:
 		return
 	}
 	l.running.Add(1)
@@ -68,6 +73,9 @@ func (l *lun) Detach(n *scsi.Nexus) {
 		panic("detached a nexus that was not attached, or whose tasks run")
 	}
 	delete(l.attached, n)
+	if l.detach.CompareAndSwap(true, false) {
+		panic("a target that panics")
+	}
 }
 
 func (l *lun) nexuses() (now, most int) {
@@ -172,9 +180,12 @@ type rawInitiator struct {
 	cmdSN uint32
 }
 
-func (x *bench) dial() *rawInitiator {
+func (x *bench) dial() *rawInitiator { return x.dialFrom("127.0.0.1") }
+
+func (x *bench) dialFrom(local string) *rawInitiator {
 	x.Helper()
-	conn, err := net.Dial("tcp", x.addr)
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	conn, err := from.Dial("tcp", x.addr)
 	if err != nil {
 		x.Fatal(err)
 	}
@@ -483,6 +494,40 @@ func TestAPanicEndsOneConnectionOnly(t *testing.T) {
 	bad.send(&h, "InitiatorName=iqn.test:i\x00TargetName=iqn.test:panic\x00")
 	bad.expectEnd()
 	i.alive()
+}
+
+// A panic in a command is the session's own to end, and in what comes after it the portal's; both are counted.
+func TestPanicsAreCountedWhereverTheyAre(t *testing.T) {
+	x := serve(t, nil)
+	other := x.loggedIn("iqn.test:i", "iqn.test:b", 1)
+	i := x.loggedIn("iqn.test:i", "iqn.test:a", 1)
+	i.command(0x02)
+	i.expectEnd()
+	eventually(t, "the panic of a command is counted", func() bool { return x.p.LoginStats().Panics == 1 })
+	i = x.loggedIn("iqn.test:i", "iqn.test:a", 1)
+	x.a.detach.Store(true)
+	i.conn.Close()
+	eventually(t, "the panic behind the session is counted", func() bool { return x.p.LoginStats().Panics == 2 })
+	// The name is free again all the same.
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	other.alive()
+}
+
+// RFC 7143 §11.5.1.
+func TestColdResetEndsTheTargetsSessions(t *testing.T) {
+	x := serve(t, nil)
+	first, second := x.loggedIn("iqn.test:i", "iqn.test:a", 1), x.loggedIn("iqn.test:i", "iqn.test:a", 2)
+	elsewhere := x.loggedIn("iqn.test:i", "iqn.test:b", 1)
+	second.alive()
+	var h pdu.Header
+	(&pdu.TaskRequest{Immediate: true, Function: uint8(scsi.TargetColdReset), Tag: 50, ReferencedTag: pdu.NoTag, CmdSN: first.cmdSN}).Put(&h)
+	first.send(&h, "")
+	if h, _, err := first.read(); err != nil || h.Opcode() != pdu.OpTaskResponse || h.Response() != 0 {
+		t.Fatalf("%v %v, response %d", h.Opcode(), err, h.Response())
+	}
+	first.expectEnd()
+	second.expectEnd()
+	elsewhere.alive()
 }
 
 func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {

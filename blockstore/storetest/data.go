@@ -257,7 +257,7 @@ func testGrow(t *testing.T, m Medium) {
 		if want := model.Geometry; checkpointed && v.Geometry() != want {
 			t.Errorf("after the checkpoint and a crash: geometry %v, want %v", v.Geometry(), want)
 		}
-		must(t, model.Replay(v))
+		must(t, model.Replay(v, nil))
 		verify(v)
 	}
 }

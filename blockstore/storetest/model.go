@@ -47,7 +47,8 @@ func (c contents) block(n uint64) []byte {
 type frozen struct {
 	block.Snapshot
 	blocks contents
-	clones int // that were made of it and live
+	owner  *Model
+	clones int // that were made of it and live, or were deleted and are needed by clones of their own
 }
 
 // Model is a volume as one would write it without any care for memory or crashes, and its journal.
@@ -73,6 +74,7 @@ type version struct {
 type family struct {
 	members []*Model
 	kept    []*frozen // deleted, but made clones of that live
+	buried  []*Model  // deleted, but some of their snapshots are kept
 }
 
 // NewModel returns an empty volume.
@@ -102,9 +104,26 @@ func (m *Model) Delete() {
 	for _, s := range m.snapshots {
 		f.keep(s)
 	}
-	if m.origin != nil {
-		m.origin.clones--
-		f.kept = slices.DeleteFunc(f.kept, func(s *frozen) bool { return s.clones == 0 })
+	f.buried = append(f.buried, m)
+	f.settle()
+}
+
+// settle forgets deleted volumes that no clone needs any more, and what they needed themselves.
+func (f *family) settle() {
+	for again := true; again; {
+		again = false
+		for _, m := range f.buried {
+			if slices.ContainsFunc(f.kept, func(s *frozen) bool { return s.owner == m }) {
+				continue
+			}
+			f.buried = slices.DeleteFunc(f.buried, func(o *Model) bool { return o == m })
+			if m.origin != nil {
+				m.origin.clones--
+				f.kept = slices.DeleteFunc(f.kept, func(s *frozen) bool { return s.clones == 0 })
+			}
+			again = true
+			break
+		}
 	}
 }
 
@@ -280,7 +299,7 @@ func (m *Model) runSnapshot(index uint64, op block.Op) {
 // Freeze makes the contents a snapshot, unless there is one with this ID or there are too many.
 func (m *Model) Freeze(s block.Snapshot) {
 	if m.find(s.ID) == nil && len(m.snapshots) < block.MaxSnapshots {
-		m.snapshots = append(m.snapshots, &frozen{Snapshot: s, blocks: maps.Clone(m.blocks)})
+		m.snapshots = append(m.snapshots, &frozen{Snapshot: s, blocks: maps.Clone(m.blocks), owner: m})
 	}
 }
 
@@ -314,14 +333,18 @@ func (m *Model) At(index uint64) *Model {
 }
 
 // Replay applies the journal after the volume's durable index, as replication does after a restart. What an entry needs is
-// there again: at the latest when what deleted snapshots have left behind has been freed, as it had been the first time.
-func (m *Model) Replay(v *blockstore.Volume) error {
+// there again: at the latest when what deleted snapshots have left behind has been freed, as it had been the first time. room
+// frees that in all volumes of the pool; nil: in this one.
+func (m *Model) Replay(v *blockstore.Volume, room func() error) error {
+	if room == nil {
+		room = func() error { return MakeRoom(v) }
+	}
 	from := v.Durable()
 	for _, e := range m.Journal {
 		if e.Index <= from {
 			continue
 		}
-		if err := applyMakingRoom(v, e); err != nil {
+		if err := applyMakingRoom(v, e, room); err != nil {
 			return fmt.Errorf("replay %d: %w", e.Index, err)
 		}
 	}

@@ -96,12 +96,12 @@ func ReclaimAll(v *blockstore.Volume, limit int) error {
 }
 
 // applyMakingRoom applies an entry that found room once.
-func applyMakingRoom(v *blockstore.Volume, e Entry) error {
+func applyMakingRoom(v *blockstore.Volume, e Entry, room func() error) error {
 	err := v.Apply(e.Index, e.Ops)
 	if !errors.Is(err, block.ErrNoSpace) {
 		return err
 	}
-	if err := MakeRoom(v); err != nil {
+	if err := room(); err != nil {
 		return err
 	}
 	return v.Apply(e.Index, e.Ops)

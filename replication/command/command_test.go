@@ -17,6 +17,9 @@ func sample() []block.Op {
 		{Kind: block.OpZero, Range: block.BytesRange(0, 4096)},
 		{Kind: block.OpFill, Range: block.BytesRange(65536, 65536), Data: pattern, Sums: block.AppendSums(nil, pattern)},
 		{Kind: block.OpState, Data: []byte("keys"), StateVersion: 7},
+		block.SnapshotOp(block.SnapshotSpec{ID: block.SnapshotID{1, 2, 3}, Name: "before the upgrade", Created: 1764228000123}),
+		block.DeleteSnapshotOp(block.SnapshotID{4}),
+		block.RollbackOp(block.SnapshotID{5}),
 	}
 }
 
@@ -35,7 +38,7 @@ func TestEntrySurvivesEncoding(t *testing.T) {
 	if err := e.Verify(1<<20, false); err != nil {
 		t.Fatal(err)
 	}
-	if e.Fence != 3 || e.Proposal != 99 || len(e.Ops) != 4 {
+	if e.Fence != 3 || e.Proposal != 99 || len(e.Ops) != len(sample()) {
 		t.Fatalf("got %+v", e)
 	}
 	for i, want := range sample() {
@@ -83,6 +86,31 @@ func TestEncodeRefusesWhatDecodeWouldNotRead(t *testing.T) {
 	}
 	if _, err := Encode(1, 1, []block.Op{{Kind: block.OpWrite, Range: block.BytesRange(0, 4096), Data: big[:4096]}}); err == nil {
 		t.Error("a write without checksums was encoded")
+	}
+}
+
+// What is in an entry about snapshots must be all there and nothing else, or it would mean another snapshot.
+func TestMalformedOperationsOnSnapshotsAreFound(t *testing.T) {
+	whole := sample()[4:]
+	for name, op := range map[string]block.Op{
+		"without an ID":   block.SnapshotOp(block.SnapshotSpec{Name: "x"}),
+		"without a name":  block.SnapshotOp(block.SnapshotSpec{ID: block.SnapshotID{1}}),
+		"no snapshot":     {Kind: block.OpSnapshot, Data: whole[0].Data[:20]},
+		"half an ID":      {Kind: block.OpRollback, Data: whole[2].Data[:8]},
+		"more than an ID": {Kind: block.OpDeleteSnapshot, Data: append(bytes.Clone(whole[1].Data), 0)},
+		"with a range":    {Kind: block.OpRollback, Data: whole[2].Data, Range: block.BytesRange(0, 4096)},
+	} {
+		buf, err := Encode(3, 99, []block.Op{op})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := Decode(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Verify(1<<20, false) == nil {
+			t.Errorf("an operation %s was accepted", name)
+		}
 	}
 }
 

@@ -20,8 +20,11 @@ import (
 // Protocol versions this code speaks; see peer.proto.
 const (
 	protocolMin = 1
-	protocolMax = 1
+	protocolMax = 2
 )
+
+// ProtocolSnapshots is the version from which on a node knows log entries about snapshots, and rebuilds that carry them.
+const ProtocolSnapshots = 2
 
 // link is one connection to a peer as its dialler sees it: three TCP connections and the control stream on the first. It
 // is used from dial to the first failure and then thrown away as a whole: connections a dead peer has left half open must
@@ -142,6 +145,7 @@ func (l *link) hello() error {
 	case h.GetProtocolMin() < protocolMin || h.GetProtocolMin() > protocolMax:
 		return fmt.Errorf("%w: %s chose %d", ErrWrongVersion, l.peer.node, h.GetProtocolMin())
 	}
+	l.peer.protocol.Store(h.GetProtocolMin())
 	return nil
 }
 

@@ -240,6 +240,17 @@ func (m *Mux) Up(node string) bool {
 	return p.live != nil
 }
 
+// Protocol returns the protocol version that node spoke when this Mux was connected to it last, 0 if it never was. Whoever
+// is about to send what an older node cannot read, and has no other way to know, asks here.
+func (m *Mux) Protocol(node string) uint32 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if p := m.peers[node]; p != nil {
+		return p.protocol.Load()
+	}
+	return 0
+}
+
 // Group adds a replica. It fails with ErrExists if the node has one of this group open.
 func (m *Mux) Group(cfg GroupConfig) (*GroupTransport, error) {
 	cfg.setDefaults()

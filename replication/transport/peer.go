@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,9 @@ type peer struct {
 	ctx    context.Context // ends with Disconnect or Close
 	cancel context.CancelCauseFunc
 	hint   chan struct{} // capacity 1: the node has dialled us, so it is worth dialling now
+
+	// protocol is what the node spoke when it was connected last, 0 before that.
+	protocol atomic.Uint32
 
 	announced bool // what observers were told last; guarded by mux.notifyMu
 

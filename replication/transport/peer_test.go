@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"sanctuary/proto/peerpb"
 )
 
 type peerEvent struct {
@@ -270,5 +272,30 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	}
 	if _, err := a.Group(GroupConfig{Group: "g", Self: "s"}); !errors.Is(err, ErrClosed) {
 		t.Errorf("group after close: %v", err)
+	}
+}
+
+// Versions are agreed on per connection, so that a cluster is upgraded node by node; what was spoken last is remembered.
+func TestProtocolIsTheNewestBothSpeak(t *testing.T) {
+	n := newNetwork()
+	a, b := n.start(t, "a", ""), n.start(t, "b", "")
+	if v := a.Protocol("b"); v != 0 {
+		t.Fatalf("version %d before there was a connection", v)
+	}
+	a.Connect("b")
+	eventually(t, "connected", func() bool { return a.Up("b") })
+	if v := a.Protocol("b"); v != protocolMax {
+		t.Fatalf("version %d, both speak %d", v, protocolMax)
+	}
+	b.stop(t)
+	eventually(t, "it is gone", func() bool { return !a.Up("b") })
+	if v := a.Protocol("b"); v != protocolMax {
+		t.Fatalf("version %d of a node that is away", v)
+	}
+	for offered, want := range map[uint32]uint32{1: 1, ProtocolSnapshots: ProtocolSnapshots, protocolMax + 1: protocolMax} {
+		got := a.greet(&peerpb.Hello{Cluster: a.cfg.Cluster, Node: "b", ToNode: "a", ProtocolMin: 1, ProtocolMax: offered})
+		if got.GetStatus() != nil || got.GetProtocolMin() != want {
+			t.Errorf("to a node that speaks up to %d: version %d, %v", offered, got.GetProtocolMin(), got.GetStatus())
+		}
 	}
 }

@@ -48,15 +48,19 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	if r.accepted.IsZero() {
 		r.accepted = time.Now()
 	}
-	finished := false
+	begun, finished := false, false
 	defer func() {
 		if finished {
 			nexus.keep(r)
-		} else {
-			r.cancel()
+			return
 		}
+		r.cancel()
+		if begun { // after a panic: whoever ends the tasks of the session must not wait for this one for ever
+			r.end()
+		}
+		r.giveBack()
 	}()
-	if !r.begin() {
+	if begun = r.begin(); !begun {
 		task.Status = StatusTaskAborted
 		return
 	}
@@ -67,6 +71,7 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 		err = r.run()
 	}
 	aborted := r.end()
+	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
 	r.conclude(outcome, aborted)
 	nexus.stats.count(task, outcome)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -47,7 +48,7 @@ func (t *Target) Manage(ctx context.Context, f Function, nexus *Nexus, lun uint6
 		// A cold reset also ends the sessions; the transport does that.
 		errs := make(chan error, len(set.byLUN))
 		for _, unit := range set.byLUN {
-			go func() { errs <- unit.manage(ctx, f, nexus.units.name) }()
+			go func() { errs <- unit.manageSafely(ctx, f, nexus.units.name) }()
 		}
 		var all error
 		for range set.byLUN {
@@ -63,6 +64,19 @@ func response(err error) FunctionResponse {
 		return FunctionRejected
 	}
 	return FunctionComplete
+}
+
+// recovered makes an error of a panic, where an initiator may bring one about and no connection of its is there to end with it.
+func (u *Unit) recovered(what string, err *error) {
+	if r := recover(); r != nil {
+		u.cfg.Log.Error("a panic ended "+what+" only", "lun", u.cfg.Identity.Name, "panic", r, "stack", string(debug.Stack()))
+		*err = errPanic
+	}
+}
+
+func (u *Unit) manageSafely(ctx context.Context, f Function, from reserve.Nexus) (err error) {
+	defer u.recovered("the reset of a LUN", &err)
+	return u.manage(ctx, f, from)
 }
 
 // manage carries out a function that concerns the whole unit: on the owner, where all tasks are that move data, and then here.
@@ -98,6 +112,7 @@ func (u *Unit) manage(ctx context.Context, f Function, from reserve.Nexus) error
 var (
 	errRefused = errors.New("the owner could not carry it out")
 	errUnsure  = errors.New("a task may not have ended on the owner")
+	errPanic   = errors.New("internal error")
 )
 
 // onOwner tries until it is done, refused, or limit has passed. What is tried must be the same however often it is done.
@@ -211,4 +226,10 @@ func await(ctx context.Context, tasks []*request) error {
 		}
 	}
 	return err
+}
+
+// Reset does what LOGICAL UNIT RESET does, on whatever node owns the LUN: tasks end, and every nexus is told (29/03). For an
+// operator who has changed the contents behind the initiators' backs.
+func (u *Unit) Reset(ctx context.Context) error {
+	return u.manage(ctx, LogicalUnitReset, reserve.Nexus{})
 }

@@ -38,7 +38,8 @@ func (u *Unit) now() ticket { return ticket{u.process, uint64(time.Since(u.made)
 // ServePeer answers what another node's unit of the same LUN asked with UnitConfig.AskOwner. node names it, for messages.
 // Errors: block.ErrNotOwner or block.ErrUnavailable if nothing was done; any other means that the request cannot be read.
 // ctx should end when the other node can no longer receive the answer: a command that is not yet done is then aborted.
-func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]byte, error) {
+func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) (answer []byte, err error) {
+	defer u.recovered("a request of node "+node, &err)
 	a, err := decodeAsk(request)
 	if err != nil {
 		u.cfg.Log.Error("a request of another node cannot be read: initiators of that node are told to try again",

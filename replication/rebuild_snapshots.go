@@ -1,0 +1,225 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// A rebuilt replica has the source's snapshots, or it would differ at the next rollback. Snapshots of which both have the ID
+// are the same: each was made by the same entry of the log, or imported whole. The receiver deletes what the source has not,
+// and makes what it lacks, oldest first: its live volume becomes what the snapshot holds, and is kept as that; last comes the
+// live volume itself. So of what several snapshots share, nothing travels twice.
+//
+// What is compared: chunks that entries after since may have changed (Store.Changed, which speaks of all of them, whenever
+// they came). From the second state on less: the receiver's volume then is a snapshot both have, and only the blocks in which that
+// one and the next differ can be others (Store.Diff). Comparing costs 268 bytes on the wire and a read of the receiver's
+// blocks per chunk, and the source a walk through its map for every rebuildChunks chunks.
+//
+// The copy of the live volume is fuzzy (rebuild.go), and replaying absolute writes mends that. Replaying an entry about
+// snapshots over it does not: a snapshot would be made of blocks that are newer than it. So if one was applied at the source
+// since the pin (rebuildPin.Reshaped), there is another round, from a new pin, which compares what has changed since the last.
+
+// rebuildPart is one state of the source that is copied, and what the receiver's live volume is before that.
+type rebuildPart struct {
+	state block.SnapshotID // zero: the live volume
+	like  block.SnapshotID // the receiver's is exactly that; zero: each of its chunks is what the source had at since, or later
+	since uint64
+}
+
+const partBytes = 16 + 16 + 8
+
+// rebuildSnapshot is a block.Snapshot on the wire.
+type rebuildSnapshot struct {
+	ID       string      `json:"id"` // hexadecimal
+	Name     string      `json:"name"`
+	Created  int64       `json:"created"`
+	Index    uint64      `json:"index"`
+	Capacity block.Count `json:"capacity"`
+}
+
+func snapshotsToWire(list []block.Snapshot) (out []rebuildSnapshot) {
+	for _, s := range list {
+		out = append(out, rebuildSnapshot{ID: s.ID.String(), Name: s.Name, Created: s.Created, Index: s.Index, Capacity: s.Capacity})
+	}
+	return out
+}
+
+func snapshotsFromWire(list []rebuildSnapshot) ([]block.Snapshot, error) {
+	out := make([]block.Snapshot, len(list))
+	for i, w := range list {
+		id, err := block.ParseSnapshotID(w.ID)
+		if err != nil {
+			return nil, err
+		}
+		out[i] = block.Snapshot{SnapshotSpec: block.SnapshotSpec{ID: id, Name: w.Name, Created: w.Created}, Index: w.Index, Capacity: w.Capacity}
+		if err := out[i].Validate(); err != nil {
+			return nil, err
+		}
+		if i > 0 && out[i-1].Index >= w.Index {
+			return nil, fmt.Errorf("snapshot %v is not newer than the one before it", id)
+		}
+	}
+	return out, nil
+}
+
+func (g *Group) askPin(owner string) (pin rebuildPin, err error) {
+	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: g.cfg.Self.ID, Snapshots: true})
+	if err != nil {
+		return pin, err
+	}
+	answer, err := g.ask(owner, methodRebuildPin, order)
+	if err != nil {
+		return pin, err
+	}
+	if err := json.Unmarshal(answer, &pin); err != nil {
+		return pin, fmt.Errorf("answer of %s: %w", owner, err)
+	}
+	return pin, nil
+}
+
+// movedOn says whether the source has deleted snapshots between two pins, or grown: either ends a copy from the first.
+func movedOn(pin, next rebuildPin) bool {
+	return next.Capacity > pin.Capacity || slices.ContainsFunc(pin.Snapshots, func(s rebuildSnapshot) bool {
+		return !slices.Contains(next.Snapshots, s)
+	})
+}
+
+// copyPinned makes snapshots and contents those the source had at the pin or has had since. Each chunk of the volume is what
+// the source had at since, or later.
+func (g *Group) copyPinned(owner string, pin rebuildPin, since uint64) (copied int64, err error) {
+	theirs, err := snapshotsFromWire(pin.Snapshots)
+	if err != nil {
+		return 0, fmt.Errorf("answer of %s: %w", owner, err)
+	}
+	missing, err := g.dropSnapshots(theirs)
+	if err != nil {
+		return 0, err
+	}
+	part := rebuildPart{since: since}
+	for _, s := range missing {
+		if s.Index <= since {
+			part.since = 0 // a replica that has applied that entry has the snapshot; this one is not what it seems
+		}
+		part.state = s.ID
+		n, err := g.copyPart(owner, part, s.Capacity)
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		if have := g.cfg.Store.Geometry().Capacity; have > s.Capacity { // it has grown for an earlier round
+			beyond := block.Range{Start: block.Sector(s.Capacity), Count: have - s.Capacity}
+			if err := g.cfg.Store.Import([]block.Op{{Kind: block.OpZero, Range: beyond}}); err != nil {
+				return copied, err
+			}
+		}
+		if err := g.cfg.Store.ImportSnapshot(s); err != nil {
+			return copied, err
+		}
+		part.like = s.ID
+	}
+	part.state = block.SnapshotID{}
+	n, err := g.copyPart(owner, part, pin.Capacity)
+	return copied + n, err
+}
+
+// dropSnapshots deletes the snapshots the source has not and returns those that are missing here. What is missing is always
+// newer than what is there; should it not be, the newer ones are made again.
+func (g *Group) dropSnapshots(theirs []block.Snapshot) (missing []block.Snapshot, err error) {
+	next := 0
+	for _, s := range g.cfg.Store.Snapshots() {
+		i := slices.Index(theirs, s)
+		if i >= 0 && i == next {
+			next++
+			continue
+		}
+		if err := g.cfg.Store.Import([]block.Op{block.DeleteSnapshotOp(s.ID)}); err != nil {
+			return nil, err
+		}
+		g.dueReclaim()
+	}
+	return theirs[next:], nil
+}
+
+// copyPart makes the volume what one state of the source holds. capacity is at least that state's, 0 if the source does not
+// tell: those of older versions do not, and their LUNs do not grow.
+func (g *Group) copyPart(owner string, part rebuildPart, capacity block.Count) (copied int64, err error) {
+	if capacity > 0 {
+		if err := g.cfg.Store.Import([]block.Op{{Kind: block.OpGrow, Range: block.Range{Count: capacity}}}); err != nil {
+			return 0, err
+		}
+	}
+	for next := uint32(0); ; {
+		method, req := methodRebuildInfo, []byte(nil)
+		if part.state != (block.SnapshotID{}) || part.like != (block.SnapshotID{}) {
+			method, req = methodRebuildSnapshotInfo, append(append(req, part.state[:]...), part.like[:]...)
+		}
+		req = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(req, part.since), next)
+		answer, err := g.ask(owner, method, append(req, g.cfg.LUN...))
+		if err != nil {
+			return copied, err
+		}
+		if len(answer) < 4 || (len(answer)-4)%chunkRecordBytes != 0 {
+			return copied, fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
+		}
+		n, err := g.copyChunks(owner, part.state, answer[4:])
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		if next = binary.LittleEndian.Uint32(answer); next == 0 {
+			return copied, nil
+		}
+	}
+}
+
+// serveRebuildSnapshotInfo is serveRebuildInfo for a state that is a snapshot, or differs from one. The request is 16 bytes ID of
+// the state, 16 bytes ID of the snapshot the receiver's volume is like (zero: none), and that of serveRebuildInfo.
+func (h *Host) serveRebuildSnapshotInfo(_ context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < partBytes {
+		return nil, errors.New("malformed request")
+	}
+	return h.rebuildInfo(rebuildPart{state: block.SnapshotID(req[:16]), like: block.SnapshotID(req[16:32])}, req[32:])
+}
+
+// serveRebuildSnapshotRead is serveRebuildRead for a snapshot: 16 bytes ID, and the request of that.
+func (h *Host) serveRebuildSnapshotRead(ctx context.Context, _ string, req []byte) ([]byte, error) {
+	if len(req) < 16 {
+		return nil, errors.New("malformed request")
+	}
+	return h.rebuildRead(ctx, block.SnapshotID(req[:16]), req[16:])
+}
+
+// stateOf returns the live volume for the zero ID.
+func (g *Group) stateOf(id block.SnapshotID) (blockstore.Reader, error) {
+	if id == (block.SnapshotID{}) {
+		return g.cfg.Store, nil
+	}
+	return g.cfg.Store.View(id)
+}
+
+// differing calls fn for the chunks, beginning with from and before chunks, in which a part's state may differ from the
+// receiver's volume, in ascending order.
+func (g *Group) differing(part rebuildPart, from, chunks uint32, fn func(chunk uint32) error) error {
+	next := from // Diff tells blocks, of which there may be several in a chunk
+	walk := func(r block.Range) error {
+		last := uint32((r.Offset() + r.Bytes() - 1) / block.ChunkSize)
+		for c := max(next, uint32(r.Offset()/block.ChunkSize)); c <= last && c < chunks; c++ {
+			next = c + 1
+			if err := fn(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if part.like != (block.SnapshotID{}) {
+		return g.cfg.Store.Diff(part.like, part.state, walk)
+	}
+	return g.cfg.Store.Changed(part.since, walk)
+}

@@ -166,6 +166,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	}
 	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
 		out.Allocated, out.Space = run.volume.Usage().AllocatedBytes, run.space.get()
+		out.Scrub = scrubView(run.group.ScrubStatuses())
 	}
 	peers := map[raft.ServerID]replication.PeerStatus{}
 	for _, p := range st.Peers {

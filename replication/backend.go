@@ -108,9 +108,10 @@ func (g *Group) Read(ctx context.Context, r block.Range, dst []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := g.cfg.Store.ReadAt(r, dst); err != nil {
+	if err := g.readAt(ctx, t, block.Range{}, r, dst); err != nil {
 		return err
 	}
+	g.activity.Add(1)
 	return g.confirm(ctx, t)
 }
 
@@ -179,7 +180,7 @@ func (g *Group) Write(ctx context.Context, f block.Fence, r block.Range, src []b
 		return err
 	}
 	defer g.locks.unlock(lock)
-	op, err := g.writeOp(r, src)
+	op, err := g.writeOp(ctx, t, r, src)
 	if err != nil {
 		return err
 	}
@@ -199,7 +200,7 @@ func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op) error {
 
 // writeOp makes whole blocks of a write, reading what it does not cover. The caller holds the lock on r.Widen(), and every
 // write acknowledged before is applied, so what is read is what the write changes.
-func (g *Group) writeOp(r block.Range, src []byte) (block.Op, error) {
+func (g *Group) writeOp(ctx context.Context, t *tenure, r block.Range, src []byte) (block.Op, error) {
 	wide := r.Widen()
 	data := src
 	if wide != r {
@@ -207,12 +208,12 @@ func (g *Group) writeOp(r block.Range, src []byte) (block.Op, error) {
 		head := r.Offset() - wide.Offset()
 		tail := wide.Bytes() - head - r.Bytes()
 		if head > 0 {
-			if err := g.cfg.Store.ReadAt(block.BytesRange(wide.Offset(), block.Size), data[:block.Size]); err != nil {
+			if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset(), block.Size), data[:block.Size]); err != nil {
 				return block.Op{}, err
 			}
 		}
 		if last := wide.Bytes() - block.Size; tail > 0 && (last > 0 || head == 0) {
-			if err := g.cfg.Store.ReadAt(block.BytesRange(wide.Offset()+last, block.Size), data[last:]); err != nil {
+			if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset()+last, block.Size), data[last:]); err != nil {
 				return block.Op{}, err
 			}
 		}
@@ -239,7 +240,7 @@ func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Rang
 	}
 	defer g.locks.unlock(lock)
 	have := make([]byte, r.Bytes())
-	if err := g.cfg.Store.ReadAt(r, have); err != nil {
+	if err := g.readAt(ctx, t, r.Widen(), r, have); err != nil {
 		return 0, err
 	}
 	if !bytes.Equal(have, want) {
@@ -252,7 +253,7 @@ func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Rang
 			}
 		}
 	}
-	op, err := g.writeOp(r, src)
+	op, err := g.writeOp(ctx, t, r, src)
 	if err != nil {
 		return 0, err
 	}
@@ -299,11 +300,11 @@ func (g *Group) Modify(ctx context.Context, f block.Fence, r block.Range, change
 		n := min(r.Bytes()-done, entryTargetBytes-(r.Offset()+done)%block.Size)
 		piece := block.BytesRange(r.Offset()+done, n)
 		have := make([]byte, n)
-		err := g.cfg.Store.ReadAt(piece, have)
+		err := g.readAt(ctx, t, r.Widen(), piece, have)
 		if err == nil {
 			change(done, have)
 			var op block.Op
-			if op, err = g.writeOp(piece, have); err == nil {
+			if op, err = g.writeOp(ctx, t, piece, have); err == nil {
 				err = g.change(ctx, t, []block.Op{op})
 			}
 		}
@@ -340,7 +341,7 @@ func (g *Group) WriteSame(ctx context.Context, f block.Fence, r block.Range, pat
 	var ops []block.Op
 	for _, edge := range []block.Range{head, tail} {
 		if edge.Count > 0 {
-			op, err := g.writeOp(edge, full[:edge.Bytes()])
+			op, err := g.writeOp(ctx, t, edge, full[:edge.Bytes()])
 			if err != nil {
 				return err
 			}
@@ -374,7 +375,7 @@ func (g *Group) Unmap(ctx context.Context, f block.Fence, rs []block.Range) erro
 		head, body, tail := cut(r)
 		for _, edge := range []block.Range{head, tail} {
 			if edge.Count > 0 {
-				op, err := g.writeOp(edge, make([]byte, edge.Bytes()))
+				op, err := g.writeOp(ctx, t, edge, make([]byte, edge.Bytes()))
 				if err != nil {
 					return err
 				}

@@ -35,6 +35,7 @@ type cluster struct {
 	joining  string
 	wrap     func(node string, j journal.Journal) journal.Journal // nil: as it is
 	geometry block.Geometry
+	scrub    func(node string) ScrubConfig // nil: no scrub
 
 	wrapStore func(node string, s Store) Store                                  // nil: as it is
 	create    func(node string, p *blockstore.Pool) (*blockstore.Volume, error) // makes the volume; nil: an empty one
@@ -178,6 +179,9 @@ func (c *cluster) tryStart(node string, first bool) error {
 			}
 		}
 		cfg.Store = n.vol
+		if c.scrub != nil {
+			cfg.Scrub = c.scrub(node)
+		}
 		if c.wrapStore != nil {
 			cfg.Store = c.wrapStore(node, n.vol)
 		}

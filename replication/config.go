@@ -45,6 +45,7 @@ type Store interface {
 	// Reclaim frees what deleted snapshots have left, up to limit chunks of it, and says whether there is more.
 	Reclaim(limit int) (more bool, err error)
 	Rebuildable
+	Mendable
 }
 
 // Member is one server of the LUN's Raft group.
@@ -116,6 +117,7 @@ type Config struct {
 	Journal  journal.Journal // becomes the Group's
 	Timing   Timing
 	Limits   Limits
+	Scrub    ScrubConfig
 	Logger   *slog.Logger
 	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
 	// Group: Raft's own goroutine may be the caller.

@@ -51,6 +51,10 @@ type Group struct {
 	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
+	repairs  repairs
+	scrub    scrub
+	activity atomic.Uint64 // reads and applied entries, for whoever waits for a quiet moment
+
 	space  space
 	full   atomic.Bool // applying waits for room in the pool
 	tenure atomic.Pointer[tenure]
@@ -97,6 +101,7 @@ type instance struct {
 	ctx    context.Context // ends when this life does
 	stop   context.CancelFunc
 	done   chan struct{} // closed when the goroutine that follows notify has ended
+	exact  atomic.Bool   // see Group.exact
 }
 
 // open starts the group; Host.Open is the way in.
@@ -132,6 +137,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
+	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
 	g.Learn(cfg.Members)
 	g.Learn([]Member{cfg.Self})
 	if copies := dataMembers(cfg.Members); copies > 2 {
@@ -164,6 +170,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 	g.goFunc(g.maintain)
 	g.goFunc(g.checkpoints)
 	if cfg.Store != nil {
+		g.goFunc(g.scrubLoop)
 		g.goFunc(g.reclaim)
 	}
 	return g, nil

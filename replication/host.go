@@ -13,6 +13,7 @@ import (
 // Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
 type Host struct {
 	mux      *transport.Mux
+	scrubs   pacer                    // of all groups
 	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
 
 	mu     sync.RWMutex
@@ -28,6 +29,11 @@ const (
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
 	methodRebuildRead = "replication.rebuild-read" // learner → owner: these blocks
 	methodRebuildPin  = "replication.rebuild-pin"  // learner → owner: hold your log, where does the copy begin
+	methodCommitted   = "replication.committed"    // LUN → the newest committed command, from an owner that serves
+	methodRepairRead  = "replication.repair-read"  // replica → replica: blocks of a chunk, as of when
+	methodRepairOrder = "replication.repair-order" // owner → replica: your blocks are wrong, take another's
+	methodScrub       = "replication.scrub"        // LUN → how the scrub there is getting on; begins one if asked to
+	methodCompare     = "replication.compare"      // owner → replica: what you had at an index
 
 	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
 	methodRebuildSnapshotInfo = "replication.rebuild-snapshot-info"
@@ -47,6 +53,11 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodRebuildInfo: h.serveRebuildInfo,
 		methodRebuildRead: h.serveRebuildRead,
 		methodRebuildPin:  h.serveRebuildPin,
+		methodCommitted:   h.serveCommitted,
+		methodRepairRead:  h.serveRepairRead,
+		methodRepairOrder: h.serveRepairOrder,
+		methodScrub:       h.serveScrub,
+		methodCompare:     h.serveCompare,
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,

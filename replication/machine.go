@@ -73,8 +73,14 @@ func (m *machine) apply(l *raft.Log) error {
 		return nil
 	}
 	reshapes := m.g.noteReshape(l.Index, e)
-	if err := m.applyWithRoom(l.Index, e.Ops); err != nil || m.stopped {
+	ops, compare := withoutCompare(e.Ops)
+	replayed := store.Applied() >= l.Index
+	if err := m.applyWithRoom(l.Index, ops); err != nil || m.stopped {
 		return err
+	}
+	m.g.activity.Add(1)
+	if !replayed { // else the volume is ahead of this entry
+		m.g.capture(l.Index, compare)
 	}
 	if reshapes {
 		m.g.reshapedBy(e)

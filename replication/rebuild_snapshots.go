@@ -189,11 +189,11 @@ func (h *Host) serveRebuildSnapshotInfo(_ context.Context, _ string, req []byte)
 }
 
 // serveRebuildSnapshotRead is serveRebuildRead for a snapshot: 16 bytes ID, and the request of that.
-func (h *Host) serveRebuildSnapshotRead(_ context.Context, _ string, req []byte) ([]byte, error) {
+func (h *Host) serveRebuildSnapshotRead(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	if len(req) < 16 {
 		return nil, errors.New("malformed request")
 	}
-	return h.rebuildRead(block.SnapshotID(req[:16]), req[16:])
+	return h.rebuildRead(ctx, block.SnapshotID(req[:16]), req[16:])
 }
 
 // stateOf returns the live volume for the zero ID.

@@ -174,11 +174,11 @@ func (h *Host) rebuildInfo(part rebuildPart, req []byte) ([]byte, error) {
 
 // serveRebuildRead answers with blocks of the live volume: the checksum of each, then the data of each. The request is u32
 // count, count × u64 sector, LUN.
-func (h *Host) serveRebuildRead(_ context.Context, _ string, req []byte) ([]byte, error) {
-	return h.rebuildRead(block.SnapshotID{}, req)
+func (h *Host) serveRebuildRead(ctx context.Context, _ string, req []byte) ([]byte, error) {
+	return h.rebuildRead(ctx, block.SnapshotID{}, req)
 }
 
-func (h *Host) rebuildRead(id block.SnapshotID, req []byte) ([]byte, error) {
+func (h *Host) rebuildRead(ctx context.Context, id block.SnapshotID, req []byte) ([]byte, error) {
 	if len(req) < 4 {
 		return nil, errors.New("malformed request")
 	}
@@ -203,7 +203,7 @@ func (h *Host) rebuildRead(id block.SnapshotID, req []byte) ([]byte, error) {
 			return nil, err
 		}
 		dst := data[i*block.Size : (i+1)*block.Size]
-		if err := state.ReadAt(r, dst); err != nil {
+		if err := g.readState(ctx, id, r, dst); err != nil { // a bad block is repaired from a third copy, if there is one
 			return nil, err
 		}
 		binary.LittleEndian.PutUint32(sums[4*i:], block.Sum(dst))

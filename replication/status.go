@@ -50,6 +50,7 @@ type Status struct {
 	Copied     int64 // bytes fetched by the rebuild so far
 	Full       bool  // this replica waits for room in its pool
 	Failed     error
+	Repair     RepairStatus
 	Peers      []PeerStatus // only at the owner
 }
 
@@ -59,6 +60,7 @@ func (g *Group) Status() Status {
 	if g.cfg.Store != nil {
 		s.Applied = g.cfg.Store.Applied()
 	}
+	s.Repair = g.repairs.status()
 	inst := g.running()
 	t := g.tenure.Load()
 	g.mu.Lock()

@@ -27,7 +27,13 @@ const (
 	OpDeleteSnapshot OpKind = 7
 	// OpRollback makes the contents those of the snapshot whose ID is Data.
 	OpRollback OpKind = 8
+	// OpCompare changes nothing: every replica notes what it holds in the chunks of Range once it has applied this entry, for the
+	// owner to compare. It never reaches a volume. At most MaxCompareChunks; whole chunks, except at the end of the volume.
+	OpCompare OpKind = 9
 )
+
+// MaxCompareChunks bounds the range of an OpCompare, in chunks.
+const MaxCompareChunks = 4096
 
 // Blob says whether Data is a blob of its own rather than blocks: it is then covered by one checksum in a log entry, and is
 // not stored as blocks.
@@ -94,6 +100,10 @@ func (o Op) Check(capacity Count) error {
 			return fmt.Errorf("fill of %v carries %d bytes and %d checksums", o.Range, len(o.Data), len(o.Sums))
 		}
 	case OpZero:
+	case OpCompare:
+		if o.Range.Start%(ChunkSize/SectorSize) != 0 || o.Range.Count == 0 || o.Range.Bytes() > MaxCompareChunks*ChunkSize || len(o.Data)+len(o.Sums) > 0 {
+			return fmt.Errorf("comparison of %v: whole chunks, at most %d, without data", o.Range, MaxCompareChunks)
+		}
 	default:
 		return fmt.Errorf("unknown operation %d", o.Kind)
 	}

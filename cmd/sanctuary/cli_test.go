@@ -61,6 +61,20 @@ func sampleStatus() api.Status {
 	}
 }
 
+// scrubbedLUN is a LUN whose scrub has found something.
+func scrubbedLUN() api.LUN {
+	l, at := sampleLUN(), time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	l.Scrub = []api.ReplicaScrub{
+		{
+			Replica: "alpha/1", Enabled: true, Running: true, Percent: 12.5, Bytes: 96 << 20, Started: &at, Bad: 3, Repaired: 2, Unrepaired: 1, LastBad: &at,
+			Compared: 4096, Diverged: 1, Waits: "copies are not compared: node gamma has not said that it can",
+			Findings: []api.Divergence{{At: at, Chunk: 7, Blocks: []uint32{1, 2}, Replicas: []string{"beta/2"}, Kept: []string{"alpha/1"}, Error: "no"}},
+		},
+		{Replica: "beta/2", Enabled: true, Paused: true, Completed: &at},
+	}
+	return l
+}
+
 // TestCommandLines runs each command line against a scripted API and compares everything it does (what it asks, prints
 // and returns) with a file.
 func TestCommandLines(t *testing.T) {
@@ -107,6 +121,13 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-create-exists", line: "lun create vm1 --size 1GiB", answers: map[string]any{"POST /v1/luns": api.Conflict("Choose another name.", "there is a LUN vm1")}},
 		{name: "lun-move", line: "lun move vm1 --to beta"},
 		{name: "lun-move-nowhere", line: "lun move vm1"},
+		{name: "lun-scrub", line: "lun scrub vm1", answers: map[string]any{"GET /v1/luns/vm1": scrubbedLUN()}},
+		{name: "lun-scrub-show", line: "lun show vm1", answers: map[string]any{"GET /v1/luns/vm1": scrubbedLUN()}},
+		{name: "lun-scrub-unknown", line: "lun scrub vm1"},
+		{name: "lun-scrub-start", line: "lun scrub vm1 --start -o json", answers: map[string]any{"POST /v1/luns/vm1/scrub": scrubbedLUN()}},
+		{name: "lun-scrub-pause", line: "lun scrub vm1 --pause", answers: map[string]any{"PUT /v1/luns/vm1/scrub": scrubbedLUN()}},
+		{name: "lun-scrub-resume", line: "lun scrub vm1 --resume", answers: map[string]any{"PUT /v1/luns/vm1/scrub": scrubbedLUN()}},
+		{name: "lun-scrub-both", line: "lun scrub vm1 --start --pause"},
 		{name: "lun-delete", line: "lun delete vm1", input: "vm1\n"},
 		{name: "lun-delete-wrong-name", line: "lun delete vm1", input: "vm2\n"},
 		{name: "lun-delete-nobody-there", line: "lun delete vm1"},

@@ -62,6 +62,8 @@ func (f *fakeNode) Sessions(context.Context) ([]api.Session, error)      { retur
 func (f *fakeNode) Settings(context.Context) (map[string]string, error)  { return nil, nil }
 func (f *fakeNode) SetSettings(context.Context, map[string]string) error { return nil }
 func (f *fakeNode) Propose(context.Context, []byte) ([]byte, error)      { return nil, nil }
+func (f *fakeNode) StartScrub(context.Context, string) error             { return nil }
+func (f *fakeNode) PauseScrub(context.Context, string, bool) error       { return nil }
 func (f *fakeNode) MoveLUN(context.Context, string, string) error        { return nil }
 func (f *fakeNode) DeleteLUN(context.Context, string) error              { return os.Remove(f.file()) }
 

@@ -73,13 +73,13 @@ func (c *cli) nodeCommand() *cobra.Command {
 
 func (c *cli) lunCommand() *cobra.Command {
 	group := &cobra.Command{
-		Use: "lun", Short: "Create, list, show, allow, move, clone and delete LUNs", Args: noSuchCommand, RunE: help,
+		Use: "lun", Short: "Create, list, show, allow, move, clone, scrub and delete LUNs", Args: noSuchCommand, RunE: help,
 		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
 
 Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
 every acknowledged write takes over, and initiators that know all portals go on there.`,
 	}
-	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunClone(), c.snapshotCommand(), c.lunDelete())
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunClone(), c.lunScrub(), c.snapshotCommand(), c.lunDelete())
 	return group
 }
 

@@ -130,6 +130,10 @@ func printLUN(w io.Writer, l api.LUN) {
 			line(w, "%s: %s", r.ID, r.Error)
 		}
 	}
+	if len(l.Scrub) > 0 {
+		line(w, "")
+		printScrub(w, l.Scrub)
+	}
 	line(w, "")
 	rows = [][]string{{"PORTAL", "NODE", "STATE"}}
 	for _, p := range l.Portals {

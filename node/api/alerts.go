@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // alerts returns what the state itself calls for, together with what the node reports, most severe first.
-func alerts(cat Catalog, nodes []Node, luns []LUN, reported []Alert) []Alert {
+func alerts(cat Catalog, nodes []Node, luns []LUN, reported []Alert, now time.Time) []Alert {
 	out := slices.Clone(orEmpty(reported))
 	if cat.Leader == "" {
 		out = append(out, Alert{
@@ -29,6 +30,7 @@ func alerts(cat Catalog, nodes []Node, luns []LUN, reported []Alert) []Alert {
 		if a, ok := lunAlert(l); ok {
 			out = append(out, a)
 		}
+		out = append(out, scrubAlerts(l, now)...)
 	}
 	slices.SortStableFunc(out, func(a, b Alert) int { return cmp.Compare(rank(a.Severity), rank(b.Severity)) })
 	return out

@@ -152,6 +152,16 @@ func (f *fakeNode) Propose(_ context.Context, change []byte) ([]byte, error) {
 	return []byte("done " + string(change)), f.fail
 }
 
+func (f *fakeNode) StartScrub(_ context.Context, ref string) error {
+	f.note("scrub " + ref)
+	return f.fail
+}
+
+func (f *fakeNode) PauseScrub(_ context.Context, ref string, paused bool) error {
+	f.note(fmt.Sprintf("scrub %s paused %t", ref, paused))
+	return f.fail
+}
+
 func (f *fakeNode) MoveLUN(_ context.Context, ref, node string) error {
 	f.note("move " + ref + " to " + node)
 	if f.onMove != nil {

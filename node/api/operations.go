@@ -131,6 +131,7 @@ func (s *Server) register() {
 	s.registerAccess()
 	s.registerTargets()
 	s.registerReservations()
+	s.registerScrub()
 	s.registerPools()
 	s.registerSnapshots()
 }
@@ -163,7 +164,7 @@ func (s *Server) getStatus(ctx context.Context, in *request) (*reply[Status], er
 	cat := s.svc.Catalog()
 	return &reply[Status]{Status{
 		Cluster: s.svc.Cluster(), Node: s.svc.Name(), AsOf: time.Now(), Catalog: cat,
-		Nodes: nodes, LUNs: luns, Alerts: alerts(cat, nodes, luns, reported),
+		Nodes: nodes, LUNs: luns, Alerts: alerts(cat, nodes, luns, reported, time.Now()),
 	}}, nil
 }
 

@@ -72,6 +72,8 @@ type Service interface {
 	OpenLUN(ctx context.Context, ref string, access LUNOpen) error
 	// ChangeLUN changes the attributes that are given.
 	ChangeLUN(ctx context.Context, ref string, change LUNChange) error
+	// PauseScrub says whether a LUN is to be scrubbed.
+	PauseScrub(ctx context.Context, ref string, paused bool) error
 	// SetSettings changes the settings given and leaves the others; an empty value means back to the default.
 	SetSettings(ctx context.Context, change map[string]string) error
 	// Propose applies one encoded change of the catalog for another node and returns the encoded result.
@@ -80,6 +82,8 @@ type Service interface {
 	// MoveLUN runs on the LUN's owner (elsewhere it returns NoOwner): it hands the ownership to a node with a replica in
 	// sync and records it as preferred. It may return before the new owner serves: the API waits.
 	MoveLUN(ctx context.Context, ref, node string) error
+	// StartScrub runs on the LUN's owner (elsewhere it returns NoOwner): it begins a pass on every copy that can be reached.
+	StartScrub(ctx context.Context, ref string) error
 	// PurgeReservations runs on the LUN's owner (elsewhere it returns NoOwner): it removes registrations for good, on all
 	// nodes, and returns how many. The initiators that lose one are told by unit attentions.
 	PurgeReservations(ctx context.Context, ref string, what ReservationPurge) (removed int, err error)

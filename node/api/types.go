@@ -65,6 +65,8 @@ type LUN struct {
 	Origin    *LUNOrigin `json:"origin,omitempty" doc:"What it began as, if it is a clone"`
 	Schedules []Schedule `json:"schedules,omitempty" doc:"Schedules of its snapshots"`
 	Space     *LUNSpace  `json:"space,omitempty" doc:"What it and its snapshots hold in one copy; counted in the background, absent at first"`
+
+	Scrub []ReplicaScrub `json:"scrub,omitempty" doc:"The scrub of each copy, as far as the node in view knows: all of them if it is the owner"`
 }
 
 // Served says whether initiators can read and write now.

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -42,6 +43,9 @@ func KnownSettings() []SettingInfo {
 			SettingPortalGroups, "", "Subnets of the storage networks, separated by commas: discovery through one lists only portals in the same one; " +
 				"a node takes them over when it is restarted",
 		},
+		{SettingScrubInterval, "168h", "Time from the beginning of one scrub of a LUN to that of the next"},
+		{SettingScrubPaused, "", "LUNs that are not scrubbed for the time being: names separated by commas, or * for all; see sanctuary lun scrub"},
+		{SettingScrubRate, strconv.Itoa(DefaultScrubRate), "What the scrubs of one node may read, in MiB per second; a quarter of it from a LUN that is used"},
 	}
 }
 
@@ -57,6 +61,12 @@ func CheckSetting(key, value string) error {
 		return err
 	case SettingCHAPAlgorithms:
 		_, err := ParseAlgorithms(value)
+		return err
+	case SettingScrubRate:
+		_, err := parseScrubRate(value)
+		return err
+	case SettingScrubInterval:
+		_, err := parseScrubInterval(value)
 		return err
 	}
 	return nil

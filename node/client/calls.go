@@ -115,6 +115,18 @@ func (c *Client) MoveLUN(ctx context.Context, ref, node string, wait time.Durati
 	return l, err
 }
 
+// StartScrub begins a pass of the scrub on every copy of a LUN.
+func (c *Client) StartScrub(ctx context.Context, ref string) (l api.LUN, err error) {
+	_, err = c.do(ctx, call{method: http.MethodPost, path: lunPath(ref) + "/scrub"}, &l)
+	return l, err
+}
+
+// PauseScrub pauses or resumes the scrub of a LUN.
+func (c *Client) PauseScrub(ctx context.Context, ref string, paused bool) (l api.LUN, err error) {
+	_, err = c.do(ctx, call{method: http.MethodPut, path: lunPath(ref) + "/scrub", body: api.ScrubPause{Paused: paused}}, &l)
+	return l, err
+}
+
 // Propose passes an encoded change of the catalog on to its leader and returns the encoded result. It may be sent more than
 // once: every change of the catalog is made so that doing it twice is doing it once.
 func (c *Client) Propose(ctx context.Context, change []byte) ([]byte, error) {

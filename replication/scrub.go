@@ -1,0 +1,288 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+)
+
+// The scrub finds what is wrong with a copy before somebody needs it. Each replica goes through its own volume, live contents
+// first, then every snapshot from the oldest on: it reads each stored block, and what does not match its checksum is repaired
+// (repair.go). The owner's scrub has all copies compared as it goes (scrub_compare.go): that finds what no checksum tells.
+//
+// It is in nobody's way: it reads one chunk at a time, holds no range lock unless there is something to repair, keeps to a
+// rate that all scrubs of the node share, and to a quarter of it while the LUN is used. It goes on where it was when the process
+// ended (scrub_state.go). A replica that is not exact waits.
+
+// ScrubConfig is what a replica's scrub needs.
+type ScrubConfig struct {
+	// Settings are asked for at every step, so a change counts at once. nil: this replica is not scrubbed.
+	Settings func() ScrubSettings
+	// File keeps where the scrub is; empty: nowhere, it begins anew in each process.
+	File string
+	// Retry is the time between attempts to repair what could not be. Default a minute.
+	Retry time.Duration
+}
+
+// ScrubSettings set the pace. Zero fields mean the default.
+type ScrubSettings struct {
+	BytesPerSecond int64         // of one node, over all LUNs. Default 32 MiB
+	Interval       time.Duration // from the beginning of one pass to that of the next. Default a week
+	Paused         bool
+}
+
+// Defaults of ScrubSettings.
+const (
+	DefaultScrubRate     = 32 << 20
+	DefaultScrubInterval = 7 * 24 * time.Hour
+)
+
+const (
+	scrubIdle       = time.Second     // how soon a change of the settings, or of the owner, is noticed
+	scrubAsk        = 5 * time.Second // how often the owner asks the others how far they are
+	scrubBusy       = 50              // reads and entries in a second from which a LUN is in use
+	scrubYield      = 4               // how much slower it goes then
+	scrubStepBytes  = 4 << 10         // what a step costs that reads nothing
+	defaultRetry    = time.Minute
+	scrubFineChunks = 64 // chunks that are compared with one entry
+)
+
+// scrub is one replica's. The loop's goroutine alone moves the cursor.
+type scrub struct {
+	wake chan struct{} // capacity 1: a pass was asked for
+
+	mu       sync.Mutex
+	cursor   scrubCursor
+	percent  float64
+	waits    string // why the copies are not compared
+	captures []capture
+	compared uint64
+	diverged uint64
+	mended   uint64
+	findings []Divergence
+	peers    map[raft.ServerID]ScrubStatus // owner: as last heard. Whoever has answered once knows OpCompare
+}
+
+// pacer spreads bytes over time.
+type pacer struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+// take returns how long to wait now, after n bytes.
+func (p *pacer) take(now time.Time, n, perSecond int64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next.Before(now) {
+		p.next = now
+	}
+	p.next = p.next.Add(time.Duration(float64(n) / float64(perSecond) * float64(time.Second)))
+	return p.next.Sub(now)
+}
+
+// scrubLoop is the replica's scrub for as long as the group lives.
+func (g *Group) scrubLoop() {
+	g.loadCursor()
+	defer g.saveCursor(true)
+	loop := scrubber{g: g, retried: time.Now()}
+	for {
+		select {
+		case <-time.After(loop.once(g.ctx)):
+		case <-g.scrub.wake:
+		case <-g.ctx.Done():
+			return
+		}
+	}
+}
+
+// scrubber is what the loop knows besides the cursor.
+type scrubber struct {
+	g        *Group
+	retried  time.Time
+	asked    time.Time
+	looked   time.Time // when activity was looked at
+	activity uint64
+	busy     bool
+	compared uint32 // chunks before it have been compared in this pass
+}
+
+// once does one step and returns how long to wait before the next.
+func (s *scrubber) once(ctx context.Context) time.Duration {
+	g, now := s.g, time.Now()
+	retry := g.cfg.Scrub.Retry
+	if retry == 0 {
+		retry = defaultRetry
+	}
+	if now.Sub(s.retried) >= retry {
+		s.retried = now
+		g.mendLeft(ctx)
+		g.compareAgain(ctx)
+	}
+	if g.cfg.Scrub.Settings == nil {
+		return min(scrubIdle, retry)
+	}
+	if g.tenure.Load() != nil && now.Sub(s.asked) >= scrubAsk {
+		s.asked = now
+		g.askScrubs(ctx, false)
+	}
+	set := g.cfg.Scrub.Settings()
+	if set.BytesPerSecond <= 0 {
+		set.BytesPerSecond = DefaultScrubRate
+	}
+	if set.Interval <= 0 {
+		set.Interval = DefaultScrubInterval
+	}
+	if set.Paused || g.Err() != nil || !g.exact(ctx) || !g.passDue(now, set.Interval) {
+		return min(scrubIdle, retry)
+	}
+	s.look(now)
+	cost := max(s.step(ctx), scrubStepBytes)
+	if s.busy {
+		cost *= scrubYield
+	}
+	g.saveCursor(false)
+	return g.host.scrubs.take(now, cost, set.BytesPerSecond)
+}
+
+// look measures whether the LUN is used.
+func (s *scrubber) look(now time.Time) {
+	n := s.g.activity.Load()
+	if passed := now.Sub(s.looked); passed >= time.Second/4 {
+		s.busy = !s.looked.IsZero() && float64(n-s.activity) > scrubBusy*passed.Seconds()
+		s.activity, s.looked = n, now
+	}
+}
+
+// step looks at the next chunk, or passes over what is not stored, and returns the bytes it has read.
+func (s *scrubber) step(ctx context.Context) int64 {
+	g := s.g
+	at, from := g.position()
+	if at.Chunk == 0 && at.live() {
+		s.compared = 0
+	}
+	key := chunkKey{snapshot: from, chunk: at.Chunk}
+	r, err := g.stateOf(from)
+	if err != nil {
+		g.moveOn(at, true)
+		return 0
+	}
+	chunks := uint32((r.Geometry().Capacity.Bytes() + block.ChunkSize - 1) / block.ChunkSize)
+	if at.Chunk >= chunks {
+		g.moveOn(at, true)
+		return 0
+	}
+	span := unstored(r, at.Chunk, chunks)
+	if key.live() {
+		s.compare(ctx, at.Chunk, max(span, min(scrubFineChunks, chunks-at.Chunk)))
+	}
+	if span > 0 {
+		at.Chunk += span
+		g.moveOn(at, false)
+		return 0
+	}
+	n, err := g.scrubChunk(ctx, key)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, block.ErrNoSnapshot) {
+			g.log.Warn("the scrub could not look at a chunk", "where", key.String(), "error", err)
+		}
+		if errors.Is(err, block.ErrClosed) || errors.Is(err, blockstore.ErrInconsistent) || errors.Is(err, block.ErrFailed) {
+			return 0 // the same again, once the replica is whole
+		}
+	}
+	at.Chunk++
+	at.Bytes += n
+	g.moveOn(at, false)
+	return n
+}
+
+// compare has chunks compared by the owner, unless they have been in this pass.
+func (s *scrubber) compare(ctx context.Context, chunk, n uint32) {
+	end := chunk + n
+	if chunk = max(chunk, s.compared); chunk >= end {
+		return
+	}
+	s.compared = end
+	t := s.g.tenure.Load()
+	if t == nil {
+		return
+	}
+	err := s.g.compareChunks(ctx, t, chunk, end-chunk)
+	s.g.scrub.mu.Lock()
+	s.g.scrub.waits = ""
+	if err != nil {
+		s.g.scrub.waits = err.Error()
+	}
+	s.g.scrub.mu.Unlock()
+}
+
+// unstored returns how many chunks from this one on hold nothing.
+func unstored(r blockstore.Reader, chunk, chunks uint32) uint32 {
+	n := min(chunks-chunk, block.MaxCompareChunks)
+	start := int64(chunk) * block.ChunkSize
+	want := block.BytesRange(start, min(int64(n)*block.ChunkSize, r.Geometry().Capacity.Bytes()-start))
+	allocated, same, err := r.Allocated(want)
+	switch {
+	case err != nil || allocated: // what is bad is looked at block by block
+		return 0
+	case same == want.Count:
+		return n
+	}
+	return uint32(same.Bytes() / block.ChunkSize)
+}
+
+// scrubChunk reads a chunk and repairs what is bad in it.
+func (g *Group) scrubChunk(ctx context.Context, key chunkKey) (bytes int64, err error) {
+	bad, err := g.badBlocks(key)
+	if err != nil {
+		return 0, err
+	}
+	g.repairs.good(key, bad)
+	if bad == 0 {
+		return block.ChunkSize, nil
+	}
+	_, err = g.mendChunk(ctx, key)
+	return block.ChunkSize, err
+}
+
+// mendChunk repairs what is bad in a chunk, under the lock rule if this is the owner.
+func (g *Group) mendChunk(ctx context.Context, key chunkKey) (left uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
+	defer cancel()
+	rule := repairRule{}
+	if t := g.tenure.Load(); t != nil && key.live() {
+		lock, err := g.locks.lock(ctx, key.chunkRange())
+		if err != nil {
+			return 0, err
+		}
+		defer g.locks.unlock(lock)
+		rule.held = t
+	}
+	bad, err := g.badBlocks(key)
+	if err != nil {
+		return 0, err
+	}
+	return g.mend(ctx, key, bad, rule)
+}
+
+// mendLeft tries again what could not be repaired, and forgets what is good by now.
+func (g *Group) mendLeft(ctx context.Context) {
+	for _, key := range g.repairs.chunks() {
+		if ctx.Err() != nil || !g.exact(ctx) {
+			return
+		}
+		bad, err := g.badBlocks(key)
+		switch {
+		case errors.Is(err, block.ErrNoSnapshot), err == nil && bad == 0:
+			g.repairs.good(key, 0)
+		case err == nil:
+			g.repairs.good(key, bad)
+			_, _ = g.mendChunk(ctx, key) // mend has told
+		}
+	}
+}

@@ -13,8 +13,8 @@ func TestConfigurationOfADevicePool(t *testing.T) {
 	for want, c := range map[string]blockstore.PoolConfig{
 		"absolute path":              {Media: blockstore.MediaDevice, Path: "sdb"},
 		"needs the absolute path of": {Media: blockstore.MediaDevice},
-		"are for Media":              {Media: blockstore.MediaRAM, CapacityBytes: 1 << 20, Force: true},
-		"Path and Force":             {Media: blockstore.MediaFile, Dir: "/x", CapacityBytes: 1 << 20, Path: "/dev/x"},
+		"only a pool of Media":       {Media: blockstore.MediaRAM, CapacityBytes: 1 << 20, Force: true},
+		"has Path and Force":         {Media: blockstore.MediaFile, Dir: "/x", CapacityBytes: 1 << 20, Path: "/dev/x"},
 		`use "file", "device" or "r`: {Media: "tape"},
 	} {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {

@@ -55,9 +55,9 @@ func (c PoolConfig) Validate() error {
 	case c.Media == MediaFile && c.Dir == "":
 		return errors.New("a file pool needs a directory: set Dir")
 	case c.Media == MediaDevice && !filepath.IsAbs(c.Path):
-		return fmt.Errorf("Path %q: a device pool needs the absolute path of a block device, such as /dev/disk/by-id/…", c.Path)
+		return fmt.Errorf("path %q: a device pool needs the absolute path of a block device, such as /dev/disk/by-id/…: set Path", c.Path)
 	case c.Media != MediaDevice && (c.Path != "" || c.Force):
-		return fmt.Errorf("Path and Force are for Media %q", MediaDevice)
+		return fmt.Errorf("only a pool of Media %q has Path and Force", MediaDevice)
 	case c.Media == MediaRAM && c.CapacityBytes == 0:
 		return errors.New("a RAM pool needs a size: set CapacityBytes")
 	case c.Media != MediaFile && c.Media != MediaDevice && c.Media != MediaRAM:

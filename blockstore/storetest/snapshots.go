@@ -99,9 +99,15 @@ func testSnapshotKeeps(t *testing.T, m Medium) {
 		t.Errorf("a snapshot has taken space: %+v, was %+v", got, before)
 	}
 	for _, ops := range [][]block.Op{
-		{model.Write(1, 1)}, {model.Write(62, 4)}, {model.Write(0, 64)}, // the first in a chunk, over a border, all of one
-		{model.Zero(5, 1)}, {model.Zero(0, 64)}, {model.Zero(100, 100)},
-		{model.Fill(3, 1)}, {model.Fill(60, 140)}, {model.Write(258, 1)},
+		{model.Write(1, 1)},
+		{model.Write(62, 4)},
+		{model.Write(0, 64)}, // the first in a chunk, over a border, all of one
+		{model.Zero(5, 1)},
+		{model.Zero(0, 64)},
+		{model.Zero(100, 100)},
+		{model.Fill(3, 1)},
+		{model.Fill(60, 140)},
+		{model.Write(258, 1)},
 		{model.Write(7, 1), model.Snapshot(), model.Write(7, 1), model.Zero(8, 1)}, // both sides of one snapshot in one entry
 		{model.Snapshot(), model.Write(7, 2), model.Snapshot(), model.Write(8, 2), model.Zero(128, 64)},
 		{model.SetState(1, "after")},

@@ -270,7 +270,7 @@ func (g *Group) copyChunks(owner string, state block.SnapshotID, records []byte)
 		g.rebuild.copied += int64(len(fetch)) * block.Size
 		g.mu.Unlock()
 		fetch = fetch[:0]
-		return g.cfg.Store.Import(ops)
+		return g.importOps(ops)
 	}
 	var mine blockstore.ChunkInfo
 	for ; len(records) > 0; records = records[chunkRecordBytes:] {
@@ -297,13 +297,29 @@ func (g *Group) copyChunks(owner string, state block.SnapshotID, records []byte)
 			}
 		}
 		if len(zeros) >= 1024 || len(records) == chunkRecordBytes {
-			if err := g.cfg.Store.Import(zeros); err != nil {
+			if err := g.importOps(zeros); err != nil {
 				return copied, err
 			}
 			zeros = nil
 		}
 	}
 	return copied, flush()
+}
+
+// importOps imports operations, in smaller pieces if there is no room for all at once: what a store foresees for many is more
+// than they take, and what they free can be used after a checkpoint.
+func (g *Group) importOps(ops []block.Op) error {
+	err := g.cfg.Store.Import(ops)
+	if !errors.Is(err, block.ErrNoSpace) || len(ops) < 2 {
+		return err
+	}
+	if _, err := g.cfg.Store.Checkpoint(g.ctx); err != nil {
+		return err
+	}
+	if err := g.importOps(ops[:len(ops)/2]); err != nil {
+		return err
+	}
+	return g.importOps(ops[len(ops)/2:])
 }
 
 // fetch reads blocks from the owner. The answer carries each block's checksum, verified here before anything is stored.

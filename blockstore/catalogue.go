@@ -25,32 +25,40 @@ const maxNameBytes = 255
 
 // catalogueState is what the newest superblock says: which volumes there are, and where.
 type catalogueState struct {
-	super superblock
-	roots map[uint32]pagePtr
-	pages []uint32
+	super   superblock
+	entries map[uint32]catalogueEntry // by volume number
+	pages   []uint32
 }
 
-// The catalogue's payload: for each volume, in ascending order, its number (4), page and checksum of its root (8).
-const catalogueEntryBytes = 12
+type catalogueEntry struct {
+	name string // empty: deleted, and kept for its clones
+	root twins
+}
 
+// The catalogue's payload: for each volume, in ascending order, its number (4), page and checksum of its root, twice (16), the length
+// of its name (2) and its name.
 func (c *catalogueState) encode() []byte {
-	b := make([]byte, 0, len(c.roots)*catalogueEntryBytes)
-	for _, n := range slices.Sorted(maps.Keys(c.roots)) {
-		b = c.roots[n].append(binary.LittleEndian.AppendUint32(b, n))
+	var b []byte
+	for _, n := range slices.Sorted(maps.Keys(c.entries)) {
+		b = binary.LittleEndian.AppendUint32(b, n)
+		b = appendString(c.entries[n].root.append(b), c.entries[n].name)
 	}
 	return b
 }
 
-func decodeCatalogue(b []byte) (map[uint32]pagePtr, error) {
-	if len(b)%catalogueEntryBytes != 0 {
+func decodeCatalogue(b []byte) (map[uint32]catalogueEntry, error) {
+	entries := map[uint32]catalogueEntry{}
+	d := decoder{b: b}
+	for len(d.b) > 0 {
+		n := d.u32()
+		e := catalogueEntry{root: d.twins()}
+		e.name = string(d.bytes(int(d.u16())))
+		entries[n] = e
+	}
+	if d.short {
 		return nil, damaged("catalogue")
 	}
-	roots := map[uint32]pagePtr{}
-	for d := (decoder{b: b}); len(d.b) > 0; {
-		n := d.u32()
-		roots[n] = d.ptr()
-	}
-	return roots, nil
+	return entries, nil
 }
 
 func (p *Pool) nextGeneration() uint64 {
@@ -67,19 +75,19 @@ func (p *Pool) publish(w *pageWriter, change func(c *catalogueState) error) erro
 	if err := p.Failed(); err != nil {
 		return err
 	}
-	next := catalogueState{super: p.catalogue.super, roots: maps.Clone(p.catalogue.roots)}
-	if next.roots == nil {
-		next.roots = map[uint32]pagePtr{}
+	next := catalogueState{super: p.catalogue.super, entries: maps.Clone(p.catalogue.entries)}
+	if next.entries == nil {
+		next.entries = map[uint32]catalogueEntry{}
 	}
 	next.super.generation++
 	w.generation = next.super.generation
 	if err := change(&next); err != nil {
 		return err
 	}
-	next.super.catalogue = pagePtr{}
-	if len(next.roots) > 0 {
+	next.super.catalogue = twins{}
+	if len(next.entries) > 0 {
 		var err error
-		if next.super.catalogue, next.pages, err = w.put(object{kind: kindCatalogue}, next.encode()); err != nil {
+		if next.super.catalogue, next.pages, err = w.putTwins(object{kind: kindCatalogue}, next.encode()); err != nil {
 			return err
 		}
 	}
@@ -108,6 +116,10 @@ func (p *Pool) publishAlone(change func(c *catalogueState, w *pageWriter) error)
 	}
 	return nil
 }
+
+// rootDemand is what a volume counts for in pageStore.demand besides its leaves: both copies of a root of one page. Directories and longer
+// roots are within the room that is kept free.
+const rootDemand = 2
 
 // Create makes a volume, durable before Create returns, and opens it. Errors: ErrExists, block.ErrNoSpace, block.ErrFailed.
 func (p *Pool) Create(id string, g block.Geometry) (*Volume, error) {
@@ -148,21 +160,21 @@ func (p *Pool) addVolume(v *Volume) error {
 		p.catalogue.super.nextVolume++ // numbers are never used again
 		p.commitMu.Unlock()
 	} else {
-		if err := p.pages.room(1 + catalogueReserve); err != nil {
+		if err := p.pages.room(rootDemand + catalogueReserve); err != nil {
 			return fmt.Errorf("volume %s: %w", v.id, err)
 		}
 		record := v.capture().record
 		err := p.publishAlone(func(c *catalogueState, w *pageWriter) (err error) {
 			v.number = c.super.nextVolume
 			c.super.nextVolume++
-			v.onMedium.root, v.onMedium.rootPages, err = w.put(object{kind: kindVolume, volume: v.number}, record.encode())
-			c.roots[v.number] = v.onMedium.root
+			v.onMedium.root, v.onMedium.rootPages, err = w.putTwins(object{kind: kindVolume, volume: v.number}, record.encode())
+			c.entries[v.number] = catalogueEntry{v.id, v.onMedium.root}
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", v.id, err)
 		}
-		p.pages.demand.Add(1)
+		p.pages.demand.Add(rootDemand)
 	}
 	p.volumes[v.id] = v
 	p.open[v.id] = true
@@ -231,11 +243,11 @@ func (p *Pool) remove(v *Volume) error {
 	slots := v.allSlots()
 	if !p.volatile {
 		pages := v.allPages()
-		if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.roots, v.number); return nil }); err != nil {
+		if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.entries, v.number); return nil }); err != nil {
 			return err
 		}
 		p.pages.release(pages)
-		p.pages.demand.Add(-1 - v.leafDemand())
+		p.pages.demand.Add(-rootDemand - v.leafDemand())
 	}
 	return p.giveBack(slots, int64(len(v.freed)))
 }

@@ -11,7 +11,7 @@ import (
 
 // onMedium is where the last durable checkpoint of a volume lies.
 type onMedium struct {
-	root      pagePtr
+	root      twins
 	rootPages []uint32
 	// Per directory and per leaf; shorter than the map if the volume has grown since.
 	directories []pagePtr
@@ -24,9 +24,10 @@ const directoryLeaves = 256
 
 // capture is what one checkpoint writes: the volume between two entries.
 type capture struct {
-	record volumeRecord
-	leaves []capturedLeaf
-	freed  []uint32
+	record    volumeRecord
+	leaves    []capturedLeaf
+	freed     []uint32
+	undurable bool
 }
 
 type capturedLeaf struct {
@@ -77,9 +78,9 @@ func (v *Volume) capture() *capture {
 			id: v.id, geometry: v.Geometry(), applied: v.applied.Load(), floor: v.floor.Load(), inconsistent: v.inconsistent.Load(),
 			deleted: v.deleted, originVolume: v.origin.volume, originEpoch: v.origin.epoch, lineage: v.lineage.Load(), state: *v.state.Load(),
 		},
-		freed: v.freed,
+		freed: v.freed, undurable: v.undurable,
 	}
-	v.freed = nil
+	v.freed, v.undurable = nil, false
 	slices.Sort(v.dirtyLeaves) // neighbours on the medium, too
 	for _, number := range v.dirtyLeaves {
 		l, _ := v.m.find(number * leafChunks)
@@ -99,6 +100,7 @@ func (v *Volume) release(c *capture) {
 	}
 	v.freed = append(v.freed, c.freed...)
 	v.dirty = true
+	v.undurable = v.undurable || c.undurable
 }
 
 // commit makes a capture durable. The order of its steps is argued in the package comment. It is called with checkpointMu
@@ -141,8 +143,8 @@ func (v *Volume) write(c *capture) error {
 	if err == nil {
 		c.record.directories = next.directories
 		err = p.publish(w, func(cat *catalogueState) (err error) {
-			next.root, next.rootPages, err = w.put(object{kind: kindVolume, volume: v.number}, c.record.encode())
-			cat.roots[v.number] = next.root
+			next.root, next.rootPages, err = w.putTwins(object{kind: kindVolume, volume: v.number}, c.record.encode())
+			cat.entries[v.number] = catalogueEntry{c.record.id, next.root}
 			return err
 		})
 	}
@@ -231,7 +233,7 @@ func (v *Volume) putLeaves(w *pageWriter, c *capture) (next onMedium, old []uint
 // rootPages is how many pages a volume's root and the catalogue may take, at most.
 func (s *pageStore) rootPages(c *capture) int {
 	directories := (leavesFor(chunksFor(c.record.geometry.Capacity)) + directoryLeaves - 1) / directoryLeaves
-	return pagesFor(len(c.record.encode())+directories*ptrBytes) + catalogueReserve
+	return 2*pagesFor(len(c.record.encode())+directories*ptrBytes) + catalogueReserve
 }
 
 // catalogueReserve is what is set aside for the catalogue when leaves are written; if it has grown beyond that, what is

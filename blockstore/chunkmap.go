@@ -295,13 +295,14 @@ func decodeLeaf(b []byte) (*leaf, bool) {
 	return l, true
 }
 
-// lostLeaf stands for one that could not be read: its blocks are neither zeros nor anything else.
-func lostLeaf() *leaf {
+// lostLeaf stands for one that could not be read: its blocks are neither zeros nor anything else. index is at or after whatever
+// changed it last.
+func lostLeaf(index uint64) *leaf {
 	l := new(leaf)
 	list := make([]layer, 0, leafChunks)
 	for at := range leafChunks {
 		list = append(list, layer{bits: ^uint64(0), slot: lostSlot, chunk: uint8(at)})
-		l.index[at] = 1
+		l.index[at] = index
 	}
 	l.extra.Store(&list)
 	for i := range l.more {

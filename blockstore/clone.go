@@ -80,7 +80,7 @@ func (p *Pool) bury(v *Volume) error {
 	delete(p.volumes, id)
 	p.buried[v.number] = v
 	v.stored.Store(0)
-	v.reclaimAt, v.reclaimDone = 0, false
+	v.reclaimAt, v.reclaimDone = 0, false                                    // what it was is gone from the medium, too
 	if err := p.settle(v); err != nil && !errors.Is(err, block.ErrNoSpace) { // then the next start goes on with it
 		return err
 	}
@@ -136,7 +136,8 @@ func (v *Volume) forget(epoch uint32) {
 	for i := range l.snapshots {
 		if l.snapshots[i].epoch == epoch && l.snapshots[i].hidden {
 			v.setLineage(l.without(i, false))
-			v.dirty, v.reclaimAt, v.reclaimDone = true, 0, false
+			v.dirty = true
+			v.reclaimLater()
 			return
 		}
 	}

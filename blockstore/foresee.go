@@ -14,12 +14,11 @@ func writesBlocks(k block.OpKind) bool { return k == block.OpWrite || k == block
 
 // countSlots returns how many slots applying ops would take.
 func (v *Volume) countSlots(ops []block.Op) (n int) {
-	alone := len(ops) == 1
+	only := true // nothing but writes, and what touches no chunk
 	for i := range ops {
 		op := &ops[i]
 		if !writesBlocks(op.Kind) {
-			// What it frees may be needed again; what it freezes, too.
-			alone = alone || i == len(ops)-1 && n == 0
+			only = only && (op.Kind == block.OpState || op.Kind == block.OpGrow)
 			continue
 		}
 		for r := op.Range; r.Count > 0; {
@@ -30,19 +29,10 @@ func (v *Volume) countSlots(ops []block.Op) (n int) {
 			}
 		}
 	}
-	if alone || n == 0 && onlyWrites(ops) {
+	if len(ops) == 1 || only && n == 0 {
 		return n // a single op does not meet a chunk twice
 	}
 	return v.playSlots(ops)
-}
-
-func onlyWrites(ops []block.Op) bool {
-	for i := range ops {
-		if !writesBlocks(ops[i].Kind) {
-			return false
-		}
-	}
-	return true
 }
 
 // chunkSectors is the length of a chunk, in sectors.
@@ -124,11 +114,35 @@ func (v *Volume) copyLayers(chunk uint32) []layer {
 	return l.layers(at, nil)
 }
 
-// countPages returns how many pages of metadata applying ops would add, at most.
-func (v *Volume) countPages(ops []block.Op) (pages int64) {
+// roomForPages returns block.ErrNoSpace unless there is room for the metadata that applying ops adds. It counts with care only where
+// a rough count does not fit.
+func (v *Volume) roomForPages(ops []block.Op) error {
 	if v.pool.pages == nil {
-		return 0
+		return nil
 	}
+	rough := int64(0)
+	v.eachGrowth(ops, func(uint32, int) { rough++ }) // what one of them adds is less than a page
+	if rough == 0 || v.pool.pages.room(rough) == nil {
+		return nil
+	}
+	growth := map[uint32]int{}
+	v.eachGrowth(ops, func(number uint32, bytes int) { growth[number] += bytes })
+	pages := int64(0)
+	for number, bytes := range growth {
+		l, _ := v.m.find(number * leafChunks)
+		if l == nil {
+			l = new(leaf)
+		}
+		pages += int64(pagesFor(l.size()+bytes)) - int64(l.pages)
+	}
+	return v.pool.pages.room(pages)
+}
+
+// rootLeaf stands for the volume's root in eachGrowth: it is the number of no leaf.
+const rootLeaf = ^uint32(0) / leafChunks
+
+// eachGrowth calls fn for each part of ops that may make a leaf larger, with at most how much, in bytes.
+func (v *Volume) eachGrowth(ops []block.Op, fn func(number uint32, bytes int)) {
 	lin := v.lineage.Load()
 	for i := range ops {
 		op := &ops[i]
@@ -137,16 +151,21 @@ func (v *Volume) countPages(ops []block.Op) (pages int64) {
 			for r := op.Range; r.Count > 0; {
 				var s span
 				s, r = next(r)
-				if l, at := v.m.find(s.chunk); l == nil || l.hasMore(at) || l.epoch[at] != lin.epoch && l.slot[at] != noSlot {
-					pages++
+				if l, at := v.m.find(s.chunk); l == nil || l.hasMore(at) || l.slot[at] == noSlot || l.epoch[at] != lin.epoch {
+					fn(s.chunk/leafChunks, leafEntryBytes+leafLayerBytes)
 				}
 			}
-		case op.Kind == block.OpZero && (len(lin.snapshots) > 0 || v.origin.ground != nil):
-			// Layers that say "zeros": in leaves that are there, or in a clone in new ones.
-			pages += 2 * int64(leavesFor(chunksFor(op.Range.Count))+1)
+		case op.Kind == block.OpZero && op.Range.Count > 0 && (len(lin.snapshots) > 0 || v.origin.ground != nil):
+			// Layers that say "zeros", where there is anything.
+			first, last := uint32(op.Range.Start/chunkSectors), uint32((op.Range.End()-1)/chunkSectors)
+			for number := first / leafChunks; number <= last/leafChunks; number++ {
+				from, to := max(first, number*leafChunks), min(last, number*leafChunks+leafChunks-1)
+				if v.ground.Load().maps(from) {
+					fn(number, int(to-from+1)*leafLayerBytes)
+				}
+			}
 		case op.Kind == block.OpSnapshot:
-			pages++ // the root may need another one
+			fn(rootLeaf, block.MaxSnapshotNameBytes+64)
 		}
 	}
-	return pages
 }

@@ -85,7 +85,7 @@ type superblock struct {
 	generation    uint64
 	capacityBytes int64
 	nextVolume    uint32
-	catalogue     pagePtr
+	catalogue     twins
 	regions       []region
 }
 
@@ -127,7 +127,7 @@ func decodeSuperblock(b []byte) (superblock, error) {
 	s.generation = d.u64()
 	s.capacityBytes = int64(d.u64())
 	s.nextVolume = d.u32()
-	s.catalogue = d.ptr()
+	s.catalogue = d.twins()
 	n := d.u32()
 	if n < 1 || n > maxRegions {
 		return s, damaged("superblock")

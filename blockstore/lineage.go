@@ -72,6 +72,12 @@ func (l *lineage) find(id block.SnapshotID) int {
 	return slices.IndexFunc(l.snapshots, func(s snapshot) bool { return !s.hidden && s.ID == id })
 }
 
+// has says whether a snapshot is still there, and not another one of the same ID.
+func (l *lineage) has(s *snapshot) bool {
+	i := l.find(s.ID)
+	return i >= 0 && l.snapshots[i].epoch == s.epoch
+}
+
 // visible counts the snapshots that have not been deleted.
 func (l *lineage) visible() (n int) {
 	for i := range l.snapshots {

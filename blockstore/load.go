@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
-	"strconv"
 	"sync"
 
 	"sanctuary/blockstore/block"
@@ -16,11 +15,11 @@ import (
 // load reads the maps of all volumes. Damage to what belongs to one volume is that volume's alone: without its root it cannot be
 // opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost).
 func (p *Pool) load() error {
-	payload, pages, err := p.pages.get(p.catalogue.super.catalogue, object{kind: kindCatalogue})
+	payload, pages, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
 	if err != nil {
 		return err
 	}
-	if p.catalogue.roots, err = decodeCatalogue(payload); err != nil {
+	if p.catalogue.entries, err = decodeCatalogue(payload); err != nil {
 		return err
 	}
 	p.catalogue.pages = pages
@@ -28,14 +27,12 @@ func (p *Pool) load() error {
 		return err
 	}
 	byNumber := map[uint32]*Volume{}
-	for _, number := range slices.Sorted(maps.Keys(p.catalogue.roots)) {
+	for _, number := range slices.Sorted(maps.Keys(p.catalogue.entries)) {
 		v, err := p.loadVolume(number, byNumber)
 		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) || errors.Is(err, ErrVersion) {
-			name := strconv.FormatUint(uint64(number), 10)
-			if v != nil {
-				name = v.id
+			if name := p.catalogue.entries[number].name; name != "" { // else its clones cannot be opened, and are rebuilt
+				p.broken[name] = err
 			}
-			p.broken[name] = err
 			continue
 		}
 		if err != nil {
@@ -58,7 +55,7 @@ func (p *Pool) load() error {
 func (p *Pool) forgetUnheld(volumes map[uint32]*Volume) error {
 	for _, number := range slices.Backward(slices.Sorted(maps.Keys(volumes))) { // clones before their origins
 		v := volumes[number]
-		if p.catalogue.roots[number].page == 0 {
+		if _, there := p.catalogue.entries[number]; !there {
 			continue // removed with its last clone
 		}
 		for _, s := range v.lineage.Load().snapshots {
@@ -92,10 +89,10 @@ func (p *Pool) markPages(pages []uint32) error {
 	return nil
 }
 
-// loadVolume reads a volume as of its last checkpoint. The volume that comes with an error only has a name.
+// loadVolume reads a volume as of its last checkpoint.
 func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, error) {
-	root := p.catalogue.roots[number]
-	payload, pages, err := p.pages.get(root, object{kind: kindVolume, volume: number})
+	root := p.catalogue.entries[number].root
+	payload, pages, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
 	if err != nil {
 		return nil, err
 	}
@@ -114,22 +111,22 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 	if r.originVolume != 0 {
 		o := others[r.originVolume]
 		if o == nil {
-			return v, fmt.Errorf("volume %s is a clone of volume %d, which is not there: %w", r.id, r.originVolume, &block.CorruptError{Where: "metadata"})
+			return nil, fmt.Errorf("volume %s is a clone of volume %d, which is not there: %w", r.id, r.originVolume, &block.CorruptError{Where: "metadata"})
 		}
 		i := slices.IndexFunc(o.lineage.Load().snapshots, func(s snapshot) bool { return s.epoch == r.originEpoch })
 		if i < 0 {
-			return v, fmt.Errorf("volume %s is a clone of a snapshot of volume %s that is not there: %w", r.id, o.id, &block.CorruptError{Where: "metadata"})
+			return nil, fmt.Errorf("volume %s is a clone of a snapshot of volume %s that is not there: %w", r.id, o.id, &block.CorruptError{Where: "metadata"})
 		}
 		v.origin = origin{volume: r.originVolume, epoch: r.originEpoch, ground: o.stateOf(o.lineage.Load(), i).g}
 	}
 	v.setLineage(r.lineage)
 	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
 	if err := p.markPages(pages); err != nil {
-		return v, err
+		return nil, err
 	}
-	p.pages.demand.Add(int64(len(pages)))
+	p.pages.demand.Add(rootDemand)
 	if err := v.loadMap(); err != nil {
-		return v, err
+		return nil, err
 	}
 	return v, nil
 }
@@ -173,7 +170,7 @@ func (v *Volume) loadMap() error {
 
 // lose puts a lost leaf in the place of one that could not be read.
 func (v *Volume) lose(place interface{ Store(*leaf) }, number uint32) {
-	l := lostLeaf()
+	l := lostLeaf(v.applied.Load())
 	place.Store(l)
 	v.resize(l)
 	v.markDirty(l, number*leafChunks)
@@ -355,17 +352,11 @@ func (p *Pool) badSlot(v *Volume, slot uint32) error {
 
 // deleteBroken takes a volume off the medium whose root cannot be read. It is called with mu held.
 func (p *Pool) deleteBroken(id string) error {
-	number, err := strconv.ParseUint(id, 10, 32)
+	err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error {
+		maps.DeleteFunc(c.entries, func(_ uint32, e catalogueEntry) bool { return e.name == id })
+		return nil
+	})
 	if err != nil {
-		for n := range p.catalogue.roots {
-			if payload, _, err := p.pages.get(p.catalogue.roots[n], object{kind: kindVolume, volume: n}); err == nil {
-				if r, err := decodeVolume(payload); err == nil && r.id == id {
-					number = uint64(n)
-				}
-			}
-		}
-	}
-	if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.roots, uint32(number)); return nil }); err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
 	delete(p.broken, id)

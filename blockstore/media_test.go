@@ -62,14 +62,8 @@ func (m *fileMachine) Open() (pool *blockstore.Pool, err error) {
 
 func (m *fileMachine) Crash(uint64) {
 	next := scratch(m.t)
-	for _, name := range []string{"data", "meta.db"} {
-		b, err := os.ReadFile(filepath.Join(m.dir, name))
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(next, name), b, 0o600); err != nil {
-			m.t.Fatal(err)
-		}
+	if err := os.CopyFS(next, os.DirFS(m.dir)); err != nil {
+		m.t.Fatal(err)
 	}
 	if err := m.pool.Close(); err != nil {
 		m.t.Fatal(err)
@@ -95,12 +89,10 @@ type ramMachine struct {
 }
 
 func (m *ramMachine) Open() (_ *blockstore.Pool, err error) {
-	if m.arena, err = vfs.NewArena(m.capacityBytes + chunk); err != nil {
+	if m.arena, err = vfs.NewArena(blockstore.MediumBytes(m.capacityBytes)); err != nil {
 		return nil, err
 	}
-	return blockstore.OpenPool(blockstore.PoolConfig{
-		Media: blockstore.MediaRAM, CapacityBytes: m.capacityBytes, Device: m.arena, Metadata: blockstore.NewMemoryMetadata(),
-	})
+	return blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaRAM, CapacityBytes: m.capacityBytes, Device: m.arena})
 }
 
 func (m *ramMachine) Crash(uint64) { panic("nothing is left of memory") }
@@ -114,61 +106,32 @@ func (m *ramMachine) FlipBit(off int64) error {
 	return m.arena.WriteAt(b, off)
 }
 
-// simulated is a machine with a crashable device and metadata whose commits are atomic, which lose power together.
+// simulated is a machine with a crashable device.
 type simulated struct {
 	capacityBytes int64
 	power         *crashdev.Power
 	dev           *crashdev.Dev
-	meta          *simulatedMetadata
+	hook          func(k crashdev.Kind, off, n int64) error // for every device it opens
 }
 
 // newSimulated returns a machine whose power fails during the event after the given number; negative: never.
 func newSimulated(capacityBytes, events int64) *simulated {
 	power := crashdev.NewPower(events)
-	return &simulated{
-		capacityBytes: capacityBytes, power: power, dev: crashdev.New(capacityBytes+chunk, power),
-		meta: &simulatedMetadata{MemoryMetadata: blockstore.NewMemoryMetadata(), power: power},
-	}
+	return &simulated{capacityBytes: capacityBytes, power: power, dev: crashdev.New(blockstore.MediumBytes(capacityBytes), power)}
 }
 
 func (m *simulated) Open() (*blockstore.Pool, error) {
 	m.dev = m.dev.Clone(m.power) // the last one may have been closed
-	return blockstore.OpenPool(blockstore.PoolConfig{Device: m.dev, Metadata: m.meta, CapacityBytes: m.capacityBytes})
+	m.dev.SetHook(m.hook)
+	return blockstore.OpenPool(blockstore.PoolConfig{Device: m.dev, CapacityBytes: m.capacityBytes})
 }
 
 func (m *simulated) Crash(seed uint64) {
-	m.power = crashdev.NewPower(-1)
+	m.power, m.hook = crashdev.NewPower(-1), nil
 	m.dev = m.dev.CloneForCrash(seed, m.power)
-	m.meta = &simulatedMetadata{MemoryMetadata: m.meta.Clone(), power: m.power}
 }
 
 func (m *simulated) FlipBit(off int64) error {
 	m.dev.FlipBit(off, 2)
 	return nil
-}
-
-// simulatedMetadata commits atomically. commitOnCut says whether a commit during which the power fails takes effect.
-type simulatedMetadata struct {
-	*blockstore.MemoryMetadata
-	power       *crashdev.Power
-	commitOnCut bool
-	fail        error // returned by the next Update, which then does nothing
-
-	beforeCommit func() // called by the next Update
-}
-
-func (m *simulatedMetadata) Update(fn func(blockstore.MetadataTx) error) error {
-	if err := m.fail; err != nil {
-		m.fail = nil
-		return err
-	}
-	if f := m.beforeCommit; f != nil {
-		m.beforeCommit = nil
-		f()
-	}
-	first, lost := m.power.Spend()
-	if lost != nil && (!first || !m.commitOnCut) {
-		return lost
-	}
-	return errors.Join(m.MemoryMetadata.Update(fn), lost)
 }

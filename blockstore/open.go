@@ -2,6 +2,7 @@ package blockstore
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ func OpenPool(cfg PoolConfig) (*Pool, error) {
 	}
 	p, err := openPool(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open pool %s: %w", cfg.Dir+cfg.Path, err)
+		return nil, fmt.Errorf("open pool %s: %w", cmp.Or(cfg.Dir, cfg.Path, string(cfg.Media)), err)
 	}
 	return p, nil
 }
@@ -48,7 +49,7 @@ func (p *Pool) useLayout(s superblock) {
 	p.layout = newLayout(s.regions)
 	p.slots = newSlots(p.layout.slots)
 	p.pages = newPageStore(p.dev, &p.layout)
-	p.sums = newCachedSums(p.dev, &p.layout)
+	p.sums.cached = newCachedSums(p.dev, &p.layout)
 	p.catalogue.super = s
 }
 
@@ -62,6 +63,48 @@ func openMedium(cfg PoolConfig) (vfs.Dev, error) {
 	case cfg.Media == MediaDevice:
 		return openDevice(cfg)
 	}
+	return openFile(cfg)
+}
+
+// openDevice takes a block device that holds a pool, or nothing. What it held is wiped first if that was asked for, so that it is
+// not taken for what it was if this is cut off.
+func openDevice(cfg PoolConfig) (vfs.Dev, error) {
+	found, err := vfs.Probe(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	_, ours := found.Pool()
+	if len(found) > 0 && !ours && !cfg.Force {
+		return nil, &vfs.ForeignError{Path: cfg.Path, Found: found}
+	}
+	dev, err := vfs.OpenDevice(vfs.DeviceConfig{Path: cfg.Path})
+	if err != nil {
+		return nil, err
+	}
+	if len(found) > 0 && !ours {
+		if err := wipe(dev); err != nil {
+			return nil, errors.Join(fmt.Errorf("wipe %s: %w", cfg.Path, err), dev.Close())
+		}
+	}
+	return dev, nil
+}
+
+// wipeBytes is how much of both ends of a device is overwritten: signatures lie there.
+const wipeBytes = 2 << 20
+
+// wipe overwrites both ends of a medium with zeros.
+func wipe(dev vfs.Dev) error {
+	zeros := make([]byte, min(wipeBytes, dev.Size()))
+	for _, off := range []int64{dev.Size() - int64(len(zeros)), 0} {
+		if err := dev.WriteAt(zeros, off); err != nil {
+			return err
+		}
+	}
+	return dev.Sync()
+}
+
+// openFile opens the file of a pool in its directory, and upgrades it if need be.
+func openFile(cfg PoolConfig) (vfs.Dev, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -137,7 +180,7 @@ func (p *Pool) start(cfg PoolConfig) error {
 		}
 		p.layout = newLayout([]region{{data: 0, slots: slots}})
 		p.slots = newSlots(slots)
-		p.sums = newResidentSums(slots)
+		p.sums.resident = newResidentSums(slots)
 		p.catalogue.super.nextVolume = 1
 		if need := int64(slots) * block.ChunkSize; p.dev.Size() < need {
 			return fmt.Errorf("the medium has %d bytes, the pool needs %d", p.dev.Size(), need)

@@ -55,6 +55,13 @@ func (p pagePtr) append(b []byte) []byte {
 
 func (d *decoder) ptr() pagePtr { return pagePtr{page: d.u32(), sum: d.u32()} }
 
+// twins are two chains with the same content: of what is small, and without which much is lost.
+type twins [2]pagePtr
+
+func (t twins) append(b []byte) []byte { return t[1].append(t[0].append(b)) }
+
+func (d *decoder) twins() twins { return twins{d.ptr(), d.ptr()} }
+
 // object says what a chain holds.
 type object struct {
 	kind   pageKind
@@ -233,6 +240,18 @@ func (w *pageWriter) put(o object, payload []byte) (pagePtr, []uint32, error) {
 	return next, pages, nil
 }
 
+// putTwins is put for what is kept twice.
+func (w *pageWriter) putTwins(o object, payload []byte) (t twins, pages []uint32, err error) {
+	for i := range t {
+		ptr, taken, err := w.put(o, payload)
+		if err != nil {
+			return t, nil, err
+		}
+		t[i], pages = ptr, append(pages, taken...)
+	}
+	return t, pages, nil
+}
+
 const writerBytes = 256 << 10
 
 func (w *pageWriter) add(page uint32, image []byte) error {
@@ -296,4 +315,24 @@ func (s *pageStore) get(ptr pagePtr, o object) (payload []byte, pages []uint32, 
 		payload, pages, ptr = append(payload, part...), append(pages, ptr.page), next
 	}
 	return payload, pages, nil
+}
+
+// getTwins reads what is kept twice: the first of the two that is whole. pages are those of both as far as they can be read; what
+// is left out may be used again, and then shows nobody anything else, since the pointers' checksums do not match.
+func (s *pageStore) getTwins(t twins, o object) (payload []byte, pages []uint32, err error) {
+	first, pages, err := s.get(t[0], o)
+	if corrupt := (*block.CorruptError)(nil); err != nil && !errors.As(err, &corrupt) {
+		return nil, nil, err
+	}
+	second, more, otherErr := s.get(t[1], o)
+	if corrupt := (*block.CorruptError)(nil); otherErr != nil && !errors.As(otherErr, &corrupt) {
+		return nil, nil, otherErr
+	}
+	switch {
+	case err == nil:
+		return first, append(pages, more...), nil
+	case otherErr == nil:
+		return second, append(pages, more...), nil
+	}
+	return nil, nil, err
 }

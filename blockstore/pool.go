@@ -3,6 +3,7 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -30,9 +31,9 @@ type PoolConfig struct {
 	Media Media
 	// Dir is the pool's directory (MediaFile only); it is created if need be.
 	Dir string
-	// Path is the block device (MediaDevice only), the whole of which becomes the pool if there is none on it.
-	Path string
-	// Force takes a device that holds something else, which is lost (MediaDevice only).
+	// Path is the block device (MediaDevice only). A device that holds a pool is opened as that pool. One that looks empty
+	// becomes a pool; one that holds anything else is refused with a *vfs.ForeignError, unless Force is set: then what it holds is lost.
+	Path  string
 	Force bool
 	// CapacityBytes is how much data the pool may hold, from 256 KiB to 1 PiB, rounded down to chunks of 256 KiB. A pool
 	// that exists grows to it and cannot shrink; 0 leaves it as it is. Its metadata come on top: about 1.7 %. For a device, 0
@@ -53,8 +54,10 @@ func (c PoolConfig) Validate() error {
 	case c.Device != nil:
 	case c.Media == MediaFile && c.Dir == "":
 		return errors.New("a file pool needs a directory: set Dir")
-	case c.Media == MediaDevice && c.Path == "":
-		return errors.New("a pool on a device needs its path: set Path")
+	case c.Media == MediaDevice && !filepath.IsAbs(c.Path):
+		return fmt.Errorf("Path %q: a device pool needs the absolute path of a block device, such as /dev/disk/by-id/…", c.Path)
+	case c.Media != MediaDevice && (c.Path != "" || c.Force):
+		return fmt.Errorf("Path and Force are for Media %q", MediaDevice)
 	case c.Media == MediaRAM && c.CapacityBytes == 0:
 		return errors.New("a RAM pool needs a size: set CapacityBytes")
 	case c.Media != MediaFile && c.Media != MediaDevice && c.Media != MediaRAM:
@@ -81,7 +84,7 @@ type Pool struct {
 	dev      vfs.Dev
 	volatile bool
 	layout   layout
-	sums     sumStore
+	sums     sums
 	pages    *pageStore // nil if volatile
 
 	failure atomic.Pointer[error] // the first error of the medium: final

@@ -47,7 +47,7 @@ func (s state) usable() error {
 		return err
 	}
 	if s.snapshot != nil {
-		if now := s.v.lineage.Load(); now != s.lineage && now.find(s.snapshot.ID) < 0 {
+		if now := s.v.lineage.Load(); now != s.lineage && !now.has(s.snapshot) {
 			return fmt.Errorf("volume %s, snapshot %s: %w", s.v.id, s.snapshot.Name, block.ErrNoSnapshot)
 		}
 		return nil // an import leaves snapshots alone
@@ -174,10 +174,10 @@ func blockRange(chunk uint32, first, n int) block.Range {
 }
 
 // maxAllocatedSteps bounds the work of one call of Allocated: chunks looked at, or leaves of the map that are not there.
-const maxAllocatedSteps = 4096
+const maxAllocatedSteps = 32768
 
 // Allocated says whether the first sector of r, which must not be empty, is stored (it reads as zeros if not), and for how
-// many sectors from there on that goes: at least to the end of its block or of r, and not beyond 4096 chunks or missing
+// many sectors from there on that goes: at least to the end of its block or of r, and not beyond 32768 chunks or missing
 // leaves of the map, so that the caller asks again. Each block is as of one moment; several need not be of the same one.
 //
 // Errors: block.ErrOutOfRange; ErrInconsistent; block.ErrClosed; block.ErrFailed.
@@ -309,6 +309,39 @@ func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err 
 		bad = 0
 	}
 	return bad, nil
+}
+
+// MediumSums returns the checksums of what lies on the medium in the places of these blocks of a chunk, right or wrong; 0 for blocks
+// that have no place, or one that is not known. The zero ID is the live state. Who repairs tells by it a rotten block from a
+// rotten checksum.
+func (v *Volume) MediumSums(id block.SnapshotID, chunk uint32, blocks uint64) (sums [block.BlocksPerChunk]uint32, err error) {
+	s := v.live()
+	if id != (block.SnapshotID{}) {
+		w, err := v.View(id)
+		if err != nil {
+			return sums, err
+		}
+		s = w.s
+	}
+	g := s.lock(chunk)
+	defer g.runlock(chunk)
+	if err := v.usable(); err != nil {
+		return sums, err
+	}
+	buf := oneBlock.Get().(*[block.Size]byte)
+	defer oneBlock.Put(buf)
+	var slots slotMap
+	for stored := g.resolve(chunk, blocks, &slots); stored != 0; stored &= stored - 1 {
+		n := bits.TrailingZeros64(stored)
+		if slots[n] == lostSlot {
+			continue
+		}
+		if err := v.pool.dev.ReadAt(buf[:], v.pool.layout.slotOffset(slots[n])+int64(n)*block.Size); err != nil {
+			return sums, v.pool.fail("read from the medium", err)
+		}
+		sums[n] = block.Sum(buf[:])
+	}
+	return sums, nil
 }
 
 // lastIndex is called with the chunk locked.

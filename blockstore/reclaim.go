@@ -1,6 +1,7 @@
 package blockstore
 
 import (
+	"context"
 	"errors"
 	"math/bits"
 
@@ -14,9 +15,15 @@ const reclaimBatch = 256
 // returns whether there is more to do. Whoever owns the volume calls it in the background until it returns false, and again
 // after each OpDeleteSnapshot and OpRollback. It runs beside Apply and everything else.
 //
+// It begins with a checkpoint if there is none yet that knows of the deletion: until then the snapshot is still there after a crash,
+// and is to read as what it was until the log is replayed.
+//
 // For each chunk it takes from every layer the blocks that no state finds there, puts together what only the live state sees, so that
 // it is written in place again, and moves the blocks of slots that are hardly used into others of the chunk.
 func (v *Volume) Reclaim(limit int) (more bool, err error) {
+	if err := v.knowGone(); err != nil {
+		return false, err
+	}
 	for limit > 0 {
 		n := min(limit, reclaimBatch)
 		more, err = v.reclaimSome(n)
@@ -34,10 +41,28 @@ func (v *Volume) reclaimSome(n int) (more bool, err error) {
 	if err := v.usable(); err != nil {
 		return false, err
 	}
-	if v.reclaimDone {
+	switch {
+	case v.reclaimDone:
 		return false, nil
+	case v.undurable && !v.pool.volatile: // since the call began
+		return true, nil
 	}
 	return v.reclaimChunks(n)
+}
+
+// reclaimLater is called when a state is given up.
+func (v *Volume) reclaimLater() { v.reclaimAt, v.reclaimDone, v.undurable = 0, false, true }
+
+// knowGone makes durable that states were given up.
+func (v *Volume) knowGone() error {
+	v.applyMu.Lock()
+	wait := v.undurable && !v.pool.volatile
+	v.applyMu.Unlock()
+	if !wait {
+		return nil
+	}
+	_, err := v.Checkpoint(context.Background())
+	return err
 }
 
 // reclaimChunks is called with applyMu held, or on a volume nobody else has.

@@ -35,7 +35,7 @@ func (v *Volume) runSnapshot(index uint64, op *block.Op) {
 	}
 	v.setLineage(now)
 	if op.Kind != block.OpSnapshot {
-		v.reclaimAt, v.reclaimDone = 0, false
+		v.reclaimLater()
 	}
 	v.dirty = true
 }

@@ -9,21 +9,53 @@ import (
 	"sanctuary/blockstore/vfs"
 )
 
-// sumStore keeps the checksum of every block of every slot. Those of one slot are guarded by the lock of the chunk that has
-// the slot, so get and set of the same slot never run at once, except for the whole-page accesses of flush.
+// sums keep the checksum of every block of every slot: all in memory, or on the medium with a cache. Those of one slot are guarded by
+// the lock of the chunk that has the slot, so get and set of the same slot never run at once, except for the whole-page accesses of
+// flush.
 //
 // Checksums are overwritten in place, and may reach the medium before or after the data they belong to, torn at 512 bytes. A
 // crash heals as for the data itself: both were written by an entry that is replayed. What is not rewritten by the replay
 // has the same value in the old and the new version of a torn page.
-type sumStore interface {
-	// get copies the checksums of the blocks from first on to dst.
-	get(slot uint32, first int, dst []uint32) error
-	// set replaces those of n blocks; sums has one for each, or one for all.
-	set(slot uint32, first, n int, sums []uint32) error
-	// flush writes to the medium, unsynced, all that was set before it was called.
-	flush() error
-	// prepare returns an error unless setting checksums of a slot will find space.
-	prepare(slot uint32) error
+//
+// It is not an interface, because the buffers of a read would then be made on the heap.
+type sums struct {
+	resident *residentSums
+	cached   *cachedSums // if resident is nil
+}
+
+// get copies the checksums of the blocks from first on to dst.
+func (s *sums) get(slot uint32, first int, dst []uint32) error {
+	if s.resident != nil {
+		s.resident.get(slot, first, dst)
+		return nil
+	}
+	return s.cached.get(slot, first, dst)
+}
+
+// set replaces those of n blocks; values has one for each, or one for all.
+func (s *sums) set(slot uint32, first, n int, values []uint32) error {
+	if s.resident != nil {
+		s.resident.set(slot, first, n, values)
+		return nil
+	}
+	return s.cached.set(slot, first, n, values)
+}
+
+// flush writes to the medium, unsynced, all that was set before it was called.
+func (s *sums) flush() error {
+	if s.resident != nil {
+		return nil
+	}
+	return s.cached.flush()
+}
+
+// prepare returns an error unless setting checksums of a slot will find space.
+func (s *sums) prepare(slot uint32) error {
+	if s.resident != nil {
+		s.resident.prepare(slot)
+		return nil
+	}
+	return s.cached.prepare(slot)
 }
 
 // residentSums keep all checksums in memory, for media that are memory themselves: 1 MiB for each GiB that is in use.
@@ -39,23 +71,18 @@ func newResidentSums(slots uint32) *residentSums {
 	return &residentSums{slabs: make([]atomic.Pointer[sumSlab], slots/slabSlots+1)}
 }
 
-func (s *residentSums) get(slot uint32, first int, dst []uint32) error {
+func (s *residentSums) get(slot uint32, first int, dst []uint32) {
 	copy(dst, s.slabs[slot/slabSlots].Load()[slot%slabSlots][first:])
-	return nil
 }
 
-func (s *residentSums) set(slot uint32, first, n int, sums []uint32) error {
-	spread(s.slabs[slot/slabSlots].Load()[slot%slabSlots][first:first+n], sums)
-	return nil
+func (s *residentSums) set(slot uint32, first, n int, values []uint32) {
+	spread(s.slabs[slot/slabSlots].Load()[slot%slabSlots][first:first+n], values)
 }
 
-func (s *residentSums) flush() error { return nil }
-
-func (s *residentSums) prepare(slot uint32) error {
+func (s *residentSums) prepare(slot uint32) {
 	if at := &s.slabs[slot/slabSlots]; at.Load() == nil {
 		at.CompareAndSwap(nil, new(sumSlab))
 	}
-	return nil
 }
 
 // spread copies sums, or repeats the only one.

@@ -1,7 +1,6 @@
 package blockstore
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -50,6 +49,7 @@ type Volume struct {
 	layers      []layer  // room for one chunk's
 	reclaimAt   uint32   // where Reclaim goes on
 	reclaimDone bool
+	undurable   bool // a state was given up that the last durable checkpoint still has
 }
 
 // origin is what a clone was made from.
@@ -198,30 +198,15 @@ func (v *Volume) change(index uint64, ops []block.Op) error {
 
 // reserve takes the slots that ops may need, so that nothing can run out of space half way.
 func (v *Volume) reserve(ops []block.Op) error {
-	slots := v.countSlots(ops)
-	if pages := v.countPages(ops); pages > 0 {
-		if err := v.pool.pages.room(pages); err != nil {
-			return err
-		}
+	if err := v.roomForPages(ops); err != nil {
+		return err
 	}
+	slots := v.countSlots(ops)
 	if slots == 0 {
 		return nil
 	}
 	var err error
 	v.reserved, err = v.pool.takeSlots(slots, v.reserved[:0])
-	if errors.Is(err, block.ErrNoSpace) && !v.reclaimDone {
-		// What deleted snapshots have left may be enough. It can be taken after the next checkpoint, as whatever is freed: so an
-		// entry that found room before a crash finds it again when it is replayed.
-		for more := true; more; {
-			var reclaimErr error
-			if more, reclaimErr = v.reclaimChunks(reclaimBatch); reclaimErr != nil {
-				return reclaimErr
-			}
-		}
-		if v.pool.volatile {
-			v.reserved, err = v.pool.takeSlots(slots, v.reserved[:0])
-		}
-	}
 	// They are used from the end: the lowest slot first, so neighbouring chunks get neighbouring slots.
 	slices.Reverse(v.reserved)
 	return err

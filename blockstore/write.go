@@ -14,10 +14,10 @@ import (
 //     of many snapshots share slots, and a chunk takes as many slots as the block with the most versions has.
 //   - Otherwise into a new slot.
 //
-// A place that no layer in memory has may still be somebody's in the map of the last checkpoint A. It is overwritten all the
-// same: what made it free (a zeroing, the deletion of a snapshot) is an entry after A, the log is replayed at least that
-// far, and the replay makes it free again before anything depends on it. What frees a place without an entry, Reclaim's
-// moving of blocks, gives up whole slots, and those wait for a checkpoint.
+// A place that no layer in memory has may still be the live state's in the map of the last checkpoint A. It is overwritten all the
+// same: the zeroing that made it free is an entry after A, the log is replayed at least that far, and the replay makes it free
+// again before anything depends on it. What Reclaim frees, without an entry, are places that no state of A sees, and whole
+// slots, which wait for a checkpoint.
 
 // wantsSlot says whether writing these blocks of a chunk takes a new slot.
 func (v *Volume) wantsSlot(chunk uint32, mask uint64) bool {

@@ -149,7 +149,7 @@ func (n *Node) spaceOf(run *running) func() scsi.Space {
 	return func() scsi.Space {
 		return scsi.Space{
 			Used: run.volume.Usage().AllocatedBytes, Available: run.group.Available(),
-			WarnBelow: n.pools[run.lun.Media].Usage().CapacityBytes / warnFraction,
+			WarnBelow: run.pool.Usage().CapacityBytes / warnFraction,
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 
 // Alerts implements api.Service.
 func (s service) Alerts(context.Context) ([]api.Alert, error) {
-	var out []api.Alert
+	out := s.poolAlerts()
 	status, orphans, blind := s.n.reconciler.Status()
 	if blind != nil {
 		out = append(out, api.Alert{
@@ -25,12 +25,23 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 			})
 		}
 	}
+	if portal := s.n.portal.Load(); portal != nil {
+		if n := portal.LoginStats().Panics; n > 0 {
+			out = append(out, api.Alert{
+				Severity: api.SeverityWarning, Subject: "node/" + s.n.cfg.Node,
+				What: fmt.Sprintf("Mistakes in this program have ended %d connections of initiators since it started", n),
+				Data: "No acknowledged write is lost: those initiators log in again and repeat what was not answered.",
+				Next: "Report it with the lines of this node's log that say \"panic\". The alert ends with a restart.",
+			})
+		}
+	}
 	for _, o := range orphans {
 		out = append(out, api.Alert{
 			Severity: api.SeverityWarning, Subject: "node/" + s.n.cfg.Node, What: fmt.Sprintf("Storage of replica %s of LUN %s is not in use: %s", o.Replica, o.LUN, o.Why),
 			Data: "It is kept as it is.", Next: "Decide whether it is still needed.",
 		})
 	}
+	out = append(out, s.n.schedules.alerts()...)
 	for _, l := range s.n.catalog.Model().LUNs {
 		run := s.n.replicas.get(l.ID)
 		if run == nil {

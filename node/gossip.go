@@ -26,12 +26,9 @@ func (n *Node) meta(portGroup uint16) membership.Meta {
 	if n.cfg.Kind == config.KindWitness {
 		m.Kind = membership.KindWitness
 	}
-	if p := n.pools[catalog.MediaFile]; p != nil {
-		m.FreeFileBytes = uint64(max(0, p.Usage().FreeBytes()))
-	}
-	if p := n.pools[catalog.MediaRAM]; p != nil {
-		m.FreeRAMBytes = uint64(max(0, p.Usage().FreeBytes()))
-	}
+	free := n.pools.FreeBytes()
+	m.FreeFileBytes, m.FreeRAMBytes = free[catalog.ClassAny], free[catalog.ClassRAM]
+	m.FreeSSDBytes, m.FreeHDDBytes = free[catalog.ClassSSD], free[catalog.ClassHDD]
 	return m
 }
 

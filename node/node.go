@@ -26,6 +26,7 @@ import (
 	"sanctuary/node/catalog"
 	"sanctuary/node/config"
 	"sanctuary/node/membership"
+	"sanctuary/node/pools"
 	"sanctuary/node/reconcile"
 	"sanctuary/replication"
 	"sanctuary/replication/transport"
@@ -39,7 +40,7 @@ type Node struct {
 	log     *slog.Logger
 	id      identity
 
-	pools       map[catalog.Media]*blockstore.Pool
+	pools       *pools.Set
 	mux         *transport.Mux
 	host        *replication.Host
 	catalog     *catalog.Catalog
@@ -47,6 +48,9 @@ type Node struct {
 	replicas    *replicas
 	reconciler  *reconcile.Reconciler
 	hostTargets hostTargets
+	schedules   *schedules
+	barriers    barriers
+	clock       func() time.Time              // the wall clock: for names and due times, for nothing that concerns data
 	portal      atomic.Pointer[target.Portal] // nil until this node has its port group, and on a witness
 
 	failed   chan error    // the first thing that ends the node; capacity 1
@@ -61,8 +65,13 @@ type Node struct {
 const catalogGroup = "catalog"
 
 // Run runs a node until ctx ends, which is not an error, or until it cannot go on. cfg is complete and valid.
-func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (err error) {
-	n := &Node{cfg: cfg, version: version, log: log, failed: make(chan error, 1), rechecks: make(chan struct{}, 1), pools: map[catalog.Media]*blockstore.Pool{}}
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+	return runWith(ctx, cfg, version, log, time.Now)
+}
+
+// runWith is Run with a wall clock.
+func runWith(ctx context.Context, cfg config.Config, version string, log *slog.Logger, clock func() time.Time) (err error) {
+	n := &Node{cfg: cfg, version: version, log: log, clock: clock, failed: make(chan error, 1), rechecks: make(chan struct{}, 1)}
 	n.waitFor("starting")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -86,10 +95,10 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		return err
 	}
 	down = append(down, unlock)
-	if err := n.openPools(); err != nil {
-		return errors.Join(err, n.closePools())
+	if n.pools, err = pools.Open(n.poolConfig()); err != nil {
+		return err
 	}
-	down = append(down, n.closePools)
+	down = append(down, n.pools.Close)
 
 	peerListener, err := net.Listen("tcp", cfg.Listen.Peer)
 	if err != nil {
@@ -117,12 +126,12 @@ func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logge
 		return err
 	}
 	down = append(down, n.catalog.Close)
-	n.replicas = newReplicas(n)
+	n.replicas, n.schedules = newReplicas(n), newSchedules(n)
 	n.reconciler = reconcile.New(reconcile.Config{
 		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
 	})
 	down = append(down, n.replicas.close)
-	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove} {
+	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot} {
 		if err := n.mux.Handle(method, handler); err != nil {
 			return err
 		}
@@ -166,6 +175,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	}
 	serve("reconciler", func() error { return n.reconciler.Run(ctx) })
 	serve("members", func() error { return n.replicas.follow(ctx) })
+	serve("schedules", func() error { return n.schedules.run(ctx) })
 	if n.cfg.Kind == config.KindData {
 		if err := n.openPortal(ctx, self, serve); err != nil {
 			return err
@@ -194,31 +204,18 @@ func (n *Node) waitFor(what string) {
 	n.mu.Unlock()
 }
 
-func (n *Node) openPools() error {
-	open := func(media catalog.Media, cfg blockstore.PoolConfig) error {
-		p, err := blockstore.OpenPool(cfg)
-		if err != nil {
-			return fmt.Errorf("pool of %s: %w", media, err)
-		}
-		n.pools[media] = p
-		return nil
+// poolConfig is the pools of the configuration; pools.json has the others.
+func (n *Node) poolConfig() pools.Config {
+	c := pools.Config{Dir: n.cfg.DataDir, Cluster: n.cfg.Cluster, Node: n.cfg.Node, Logger: n.log.With("component", "pools")}
+	if f := n.cfg.Pools.File; f.Capacity > 0 {
+		c.Configured = append(c.Configured, pools.Spec{
+			Name: pools.NameFile, Media: blockstore.MediaFile, Path: f.Dir, CapacityBytes: int64(f.Capacity), Class: catalog.Class(f.Class),
+		})
 	}
-	if c := n.cfg.Pools.File; c.Capacity > 0 {
-		if err := open(catalog.MediaFile, blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: c.Dir, CapacityBytes: int64(c.Capacity)}); err != nil {
-			return err
-		}
+	if r := n.cfg.Pools.RAM; r.Capacity > 0 {
+		c.Configured = append(c.Configured, pools.Spec{Name: pools.NameRAM, Media: blockstore.MediaRAM, CapacityBytes: int64(r.Capacity)})
 	}
-	if c := n.cfg.Pools.RAM; c.Capacity > 0 {
-		return open(catalog.MediaRAM, blockstore.PoolConfig{Media: blockstore.MediaRAM, CapacityBytes: int64(c.Capacity)})
-	}
-	return nil
-}
-
-func (n *Node) closePools() (err error) {
-	for _, p := range n.pools {
-		err = errors.Join(err, p.Close())
-	}
-	return err
+	return c
 }
 
 func (n *Node) openCatalog() error {

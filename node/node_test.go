@@ -26,6 +26,7 @@ type cluster struct {
 	t    *testing.T
 	cfgs map[string]config.Config
 	runs map[string]*run
+	now  func() time.Time // the nodes' wall clock
 }
 
 type run struct {
@@ -33,23 +34,35 @@ type run struct {
 	done chan error
 }
 
+// nextPort is below the range from which the system takes the ports of outgoing connections: one of those could take a port
+// between its being found free and a node's listening there.
+var nextPort = 10_000 + os.Getpid()%10_000
+
 func freePorts(t *testing.T, n int) []string {
 	t.Helper()
-	out := make([]string, n)
-	for i := range out {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	var out []string
+	for tries := 0; len(out) < n; tries++ {
+		if nextPort++; nextPort >= 32_000 {
+			nextPort = 10_000
+		}
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", nextPort))
 		if err != nil {
+			if tries > 1000 {
+				t.Fatal(err)
+			}
+			continue
+		}
+		out = append(out, l.Addr().String())
+		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		out[i] = l.Addr().String()
 	}
 	return out
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}}
+	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}, now: time.Now}
 	var members []config.Member
 	for _, name := range []string{"alpha", "beta", "witness"} {
 		cfg := config.Default()
@@ -87,7 +100,7 @@ func (c *cluster) start(names ...string) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		r := &run{stop: cancel, done: make(chan error, 1)}
-		go func() { r.done <- Run(ctx, cfg, "test", slog.New(slog.DiscardHandler)) }()
+		go func() { r.done <- runWith(ctx, cfg, "test", slog.New(slog.DiscardHandler), c.now) }()
 		c.runs[name] = r
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/node/catalog"
+	"sanctuary/node/pools"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
 	"sanctuary/target/scsi"
@@ -40,12 +41,15 @@ type running struct {
 	replica catalog.Replica
 	group   *replication.Group
 	volume  *blockstore.Volume // nil on a witness
+	pool    *pools.Pool        // nil on a witness
 	unit    *scsi.Unit         // nil on a witness
 	target  *scsi.Target       // the LUN's own; nil on a witness
 
 	access    atomic.Pointer[scsi.Access]
 	preferred atomic.Bool // it has been handed to its preferred owner, or that was tried
 	growing   atomic.Bool
+	space     spaceView
+	rolling   atomic.Bool // an operator's rollback is under way here, and tells the initiators itself
 	mu        sync.Mutex
 	changed   chan struct{} // closed and replaced when access has changed
 }
@@ -53,6 +57,7 @@ type running struct {
 type memoryReplica struct {
 	lun, id string
 	journal journal.Journal
+	pool    *pools.Pool
 	volume  *blockstore.Volume
 	started bool // see replicaFile.Started; guarded by replicas.mu
 }
@@ -119,7 +124,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 	cfg := replication.Config{
 		LUN: l.ID, Epoch: l.Epoch, Self: member(r), Geometry: l.Geometry, Logger: s.n.log.With("lun-name", l.Name),
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
-		OnChange: func() { go s.changed(l.ID) },
+		OnChange: func() { go s.changed(l.ID) }, OnRollback: func() { go s.rolledBack(l.ID) },
 	}
 	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
 	var started func() error
@@ -130,7 +135,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		if m == nil {
 			return fmt.Errorf("replica %s has no storage here", r.ID)
 		}
-		cfg.Journal, run.volume, cfg.First = m.journal, m.volume, !m.started
+		cfg.Journal, run.volume, run.pool, cfg.First = m.journal, m.volume, m.pool, !m.started
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
 		cfg.Limits.CheckpointBytes = memoryJournalBytes / 2 // costs nothing in RAM, and lets the log go
 		started = func() error { m.started = true; return nil }
@@ -229,7 +234,7 @@ func (s *replicas) offer(run *running) error {
 		},
 		Backend: run.group, Access: func() scsi.Access { return *run.access.Load() }, AccessChanged: run.accessChanged,
 		AskOwner: s.n.askOwner(run), SetPreferred: s.n.setPreferred(run), Space: s.n.spaceOf(run),
-		Log: s.n.log.With("lun-name", run.lun.Name),
+		WriteProtected: run.lun.ReadOnly, Log: s.n.log.With("lun-name", run.lun.Name),
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -100,11 +101,12 @@ func (s service) Nodes(context.Context) ([]api.Node, error) {
 }
 
 // LUNs implements api.Service.
-func (s service) LUNs(context.Context) ([]api.LUN, error) {
+func (s service) LUNs(ctx context.Context) ([]api.LUN, error) {
 	model, err := s.model()
 	if err != nil {
 		return nil, err
 	}
+	s.countSpace(ctx, slices.Collect(maps.Keys(model.LUNs))...)
 	out := make([]api.LUN, 0, len(model.LUNs))
 	for _, l := range model.LUNs {
 		out = append(out, s.lun(model, l))
@@ -114,7 +116,7 @@ func (s service) LUNs(context.Context) ([]api.LUN, error) {
 }
 
 // LUN implements api.Service.
-func (s service) LUN(_ context.Context, ref string) (api.LUN, error) {
+func (s service) LUN(ctx context.Context, ref string) (api.LUN, error) {
 	model, err := s.model()
 	if err != nil {
 		return api.LUN{}, err
@@ -123,6 +125,7 @@ func (s service) LUN(_ context.Context, ref string) (api.LUN, error) {
 	if err != nil {
 		return api.LUN{}, err
 	}
+	s.countSpace(ctx, l.ID)
 	return s.lun(model, l), nil
 }
 
@@ -140,9 +143,12 @@ func find(m *catalog.Model, ref string) (catalog.LUN, error) {
 func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	out := api.LUN{
 		Name: l.Name, ID: l.ID, SizeBytes: l.Geometry.Capacity.Bytes(), BlockBytes: l.Geometry.LogicalBlockBytes,
-		Media: string(l.Media), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
+		Media: string(l.Media), Class: string(l.WantedClass()), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
 		Health: api.HealthUnavailable, Replicas: []api.Replica{}, Portals: []api.Portal{},
-		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized,
+		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized, ReadOnly: l.ReadOnly, Origin: lunOrigin(model, l),
+	}
+	for _, x := range l.Schedules {
+		out.Schedules = append(out.Schedules, scheduleView(x))
 	}
 	var st replication.Status
 	if run := s.n.replicas.get(l.ID); run != nil {
@@ -159,7 +165,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		out.Reason = "no replica of it runs on this node"
 	}
 	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
-		out.Allocated = run.volume.Usage().AllocatedBytes
+		out.Allocated, out.Space = run.volume.Usage().AllocatedBytes, run.space.get()
 	}
 	peers := map[raft.ServerID]replication.PeerStatus{}
 	for _, p := range st.Peers {
@@ -184,6 +190,9 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		out.Reason = "every replica that held the data is gone"
 	case pending:
 		out.Health, out.Reason = api.HealthCreating, "its replicas are being created"
+		if l.Origin != nil {
+			out.Reason = "its copies are being made from the snapshot"
+		}
 	case !out.Served() && out.Reason == "":
 		out.Reason = "no owner: more than half of its voters must be up and reach one another"
 	}
@@ -264,16 +273,17 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	if err != nil {
 		return api.LUN{}, problem(err)
 	}
+	media, class, err := wanted(spec)
+	if err != nil {
+		return api.LUN{}, err
+	}
 	change := &catalog.CreateLUN{
-		ID: spec.ID, Name: spec.Name, Media: catalog.Media(spec.Media),
+		ID: spec.ID, Name: spec.Name, Media: media, Class: class,
 		Geometry: block.Geometry{Capacity: block.CountOf(spec.SizeBytes), LogicalBlockBytes: spec.BlockBytes}, Preferred: spec.Preferred,
 		Access: newAccess(spec),
 	}
 	if change.ID == "" {
 		change.ID = catalog.NewID()
-	}
-	if change.Media == "" {
-		change.Media = catalog.MediaFile
 	}
 	if change.Geometry.LogicalBlockBytes == 0 {
 		change.Geometry.LogicalBlockBytes = 512
@@ -282,7 +292,7 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 		return s.lun(model, known), nil // a repeated request
 	}
 	choice, err := placement.Choose(model, s.reachable(), placement.Request{
-		Bytes: spec.SizeBytes, Media: change.Media, Copies: spec.Copies, Nodes: spec.Nodes,
+		Bytes: spec.SizeBytes, Class: catalog.LUN{Media: media, Class: class}.WantedClass(), Copies: spec.Copies, Nodes: spec.Nodes,
 	})
 	if err != nil {
 		return api.LUN{}, api.Invalid("Change the request, or add what is missing.", "%v", err)
@@ -298,13 +308,27 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	return s.lun(s.n.catalog.Model(), *result.LUN), nil
 }
 
+// wanted turns what a request says of media and class, of which one is enough, into what the catalog records.
+func wanted(spec api.LUNSpec) (catalog.Media, catalog.Class, error) {
+	media, class := catalog.Media(spec.Media), catalog.Class(spec.Class)
+	ram := media == catalog.MediaRAM
+	switch {
+	case class == catalog.ClassRAM && media == catalog.MediaFile, ram && class != catalog.ClassAny && class != catalog.ClassRAM:
+		return "", "", api.Invalid("Give the class only.", "media %q and class %q contradict each other", media, class)
+	case ram, class == catalog.ClassRAM:
+		return catalog.MediaRAM, catalog.ClassAny, nil
+	}
+	return catalog.MediaFile, class, nil
+}
+
 // reachable is what gossip says about the nodes, this one included.
 func (s service) reachable() map[string]placement.Node {
-	out := map[string]placement.Node{}
-	self := s.n.meta(0)
-	out[s.n.cfg.Node] = placement.Node{FreeFileBytes: self.FreeFileBytes, FreeRAMBytes: self.FreeRAMBytes}
+	out := map[string]placement.Node{s.n.cfg.Node: {FreeBytes: s.n.pools.FreeBytes()}}
 	for _, m := range s.n.members().Members() {
-		out[m.Name] = placement.Node{FreeFileBytes: m.Meta.FreeFileBytes, FreeRAMBytes: m.Meta.FreeRAMBytes}
+		out[m.Name] = placement.Node{FreeBytes: map[catalog.Class]uint64{
+			catalog.ClassAny: m.Meta.FreeFileBytes, catalog.ClassRAM: m.Meta.FreeRAMBytes,
+			catalog.ClassSSD: m.Meta.FreeSSDBytes, catalog.ClassHDD: m.Meta.FreeHDDBytes,
+		}}
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,8 +11,10 @@ import (
 	"strings"
 
 	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
 	"sanctuary/blockstore/vfs"
 	"sanctuary/node/catalog"
+	"sanctuary/node/pools"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
 )
@@ -26,9 +29,32 @@ type replicaFile struct {
 	Media   string `json:"media"`
 	Witness bool   `json:"witness"`
 	Started bool   `json:"started"` // it has been started: from then on an absent journal is a loss
+	// Pool is the name of the pool the data are in. Version 1 does not have it: the pool is the one of the configuration, called as Media.
+	Pool string `json:"pool,omitempty"`
 }
 
-const replicaFileVersion = 1
+// Versions of replica.json. It is written in the lower one where that can say it, so that an older program can be gone back to.
+const (
+	replicaFileVersion = 1
+	replicaFilePool    = 2 // Pool
+)
+
+// newReplicaFile describes a replica; pool is nil for a witness.
+func newReplicaFile(l catalog.LUN, r catalog.Replica, pool *pools.Pool) replicaFile {
+	f := replicaFile{Version: replicaFileVersion, LUN: l.ID, Replica: r.ID, Media: string(l.Media), Witness: r.Witness}
+	if pool != nil && pool.Name != f.Media {
+		f.Version, f.Pool = replicaFilePool, pool.Name
+	}
+	return f
+}
+
+// pool returns the name of the pool the data are in, "" of a witness.
+func (f replicaFile) pool() string {
+	if f.Witness {
+		return ""
+	}
+	return cmp.Or(f.Pool, f.Media)
+}
 
 // inMemory says whether a replica's storage ends with the process. A witness's never does: it holds no data.
 func inMemory(l catalog.LUN, r catalog.Replica) bool {
@@ -56,33 +82,43 @@ func (s *replicas) Storage(context.Context) (map[string][]string, error) {
 		out[m.lun] = append(out[m.lun], m.id)
 	}
 	s.mu.Unlock()
-	luns, err := os.ReadDir(s.dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return out, nil
-	}
+	err := s.eachOnDisk(func(_ string, f replicaFile) { out[f.LUN] = append(out[f.LUN], f.Replica) })
 	if err != nil {
 		return nil, err
+	}
+	return out, nil
+}
+
+// eachOnDisk calls f with the directory of every replica whose storage on disk is complete.
+func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
+	luns, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
 	}
 	for _, l := range luns {
 		dirs, err := os.ReadDir(filepath.Join(s.dir, l.Name()))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, d := range dirs {
-			f, err := readReplicaFile(filepath.Join(s.dir, l.Name(), d.Name(), "replica.json"))
+			path := filepath.Join(s.dir, l.Name(), d.Name())
+			r, err := readReplicaFile(filepath.Join(path, "replica.json"))
 			switch {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
-				return nil, err
-			case f.Started && missing(filepath.Join(s.dir, l.Name(), d.Name(), "journal")):
+				return err
+			case r.Started && missing(filepath.Join(path, "journal")):
 				s.n.log.Error("the journal of a replica is gone, and with it what the replica has voted for and acknowledged: it comes back as a new one",
-					"lun", f.LUN, "replica", f.Replica)
+					"lun", r.LUN, "replica", r.Replica)
 			default:
-				out[f.LUN] = append(out[f.LUN], f.Replica)
+				f(path, r)
 			}
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func readReplicaFile(path string) (f replicaFile, err error) {
@@ -93,38 +129,78 @@ func readReplicaFile(path string) (f replicaFile, err error) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return f, fmt.Errorf("%s: %w", path, err)
 	}
-	if f.Version != replicaFileVersion {
-		return f, fmt.Errorf("%s has version %d, this program reads version %d", path, f.Version, replicaFileVersion)
+	if f.Version < replicaFileVersion || f.Version > replicaFilePool {
+		return f, fmt.Errorf("%s has version %d, this program reads versions %d to %d", path, f.Version, replicaFileVersion, replicaFilePool)
 	}
 	return f, nil
 }
 
-func (s *replicas) pool(l catalog.LUN) (*blockstore.Pool, error) {
-	if p := s.n.pools[l.Media]; p != nil {
-		return p, nil
+// pool returns the pool of that name, if it can be used.
+func (s *replicas) pool(name string) (*pools.Pool, *blockstore.Pool, error) {
+	p, ok := s.n.pools.Get(name)
+	if !ok {
+		return nil, nil, fmt.Errorf("this node has no pool %q (any more), and the replica is in it: bring it back, in the configuration ([pools.%s]) or with sanctuary pool add", name, name)
 	}
-	return nil, fmt.Errorf("this node has no pool of media %q: add one to its configuration ([pools.%s] capacity) and restart it", l.Media, l.Media)
+	store, err := p.Store()
+	return p, store, err
+}
+
+// newVolume makes the volume of a new replica: in the pool that suits best; that of a clone in the pool of what it is cloned from. The
+// caller calls release when the pool's space tells of the volume.
+func (s *replicas) newVolume(l catalog.LUN, r catalog.Replica) (pool *pools.Pool, volume *blockstore.Volume, release func(), err error) {
+	var from source
+	if cloned(l, r) {
+		if from, err = s.source(l); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	id := volumeID(l.ID, r.ID)
+	for _, p := range s.n.pools.List() { // left by an attempt that failed, perhaps in another pool
+		if p.Err() != nil {
+			continue
+		}
+		if store, err := p.Store(); err == nil {
+			if err := store.Delete(id); err != nil && !errors.Is(err, blockstore.ErrNotFound) && !errors.Is(err, block.ErrClosed) {
+				return nil, nil, nil, err
+			}
+		}
+	}
+	pool, release = from.pool, func() {}
+	if pool == nil {
+		if pool, release, err = s.n.pools.Place(l.WantedClass()); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	store, err := pool.Store()
+	switch {
+	case err != nil:
+	case from.pool != nil:
+		volume, err = store.Clone(id, from.volume, from.snapshot)
+	default:
+		volume, err = store.Create(id, l.Geometry)
+	}
+	if err != nil {
+		release()
+		return nil, nil, nil, err
+	}
+	return pool, volume, release, nil
 }
 
 // Create implements reconcile.Runner.
 func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) error {
 	var volume *blockstore.Volume
+	var pool *pools.Pool
 	if !r.Witness {
-		pool, err := s.pool(l)
-		if err != nil {
+		var release func()
+		var err error
+		if pool, volume, release, err = s.newVolume(l, r); err != nil {
 			return err
 		}
-		id := volumeID(l.ID, r.ID)
-		if err := pool.Delete(id); err != nil && !errors.Is(err, blockstore.ErrNotFound) { // left by an attempt that failed
-			return err
-		}
-		if volume, err = pool.Create(id, l.Geometry); err != nil {
-			return err
-		}
+		defer release()
 	}
 	if inMemory(l, r) {
 		s.mu.Lock()
-		s.memory[memoryKey(l.ID, r.ID)] = &memoryReplica{lun: l.ID, id: r.ID, journal: journal.NewMemory(), volume: volume}
+		s.memory[memoryKey(l.ID, r.ID)] = &memoryReplica{lun: l.ID, id: r.ID, journal: journal.NewMemory(), pool: pool, volume: volume}
 		s.mu.Unlock()
 		return nil
 	}
@@ -148,9 +224,7 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 			return err
 		}
 	}
-	return writeJSON(filepath.Join(path, "replica.json"), replicaFile{
-		Version: replicaFileVersion, LUN: l.ID, Replica: r.ID, Media: string(l.Media), Witness: r.Witness,
-	})
+	return writeJSON(filepath.Join(path, "replica.json"), newReplicaFile(l, r, pool))
 }
 
 // openStorage opens what is on disk. started is to be called once the replica has been started.
@@ -169,11 +243,11 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 	if run.replica.Witness {
 		options.SegmentBytes, options.CacheBytes = witnessSegmentBytes, witnessCacheBytes
 	} else {
-		pool, err := s.pool(run.lun)
-		if err != nil {
+		var store *blockstore.Pool
+		if run.pool, store, err = s.pool(file.pool()); err != nil {
 			return nil, err
 		}
-		if run.volume, err = pool.Open(volumeID(run.lun.ID, run.replica.ID)); err != nil {
+		if run.volume, err = store.Open(volumeID(run.lun.ID, run.replica.ID)); err != nil {
 			return nil, err
 		}
 	}
@@ -205,7 +279,12 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 	delete(s.memory, memoryKey(lun, replica))
 	s.mu.Unlock()
 	if m != nil {
-		return errors.Join(m.volume.Close(), s.n.pools[catalog.MediaRAM].Delete(volumeID(lun, replica)))
+		err := m.volume.Close()
+		store, serr := m.pool.Store()
+		if serr == nil {
+			serr = store.Delete(volumeID(lun, replica))
+		}
+		return errors.Join(err, serr)
 	}
 	path, err := s.path(lun, replica)
 	if err != nil {
@@ -218,13 +297,20 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 	if err != nil {
 		return err
 	}
-	if !f.Witness {
-		if pool := s.n.pools[catalog.Media(f.Media)]; pool != nil {
-			if err := pool.Delete(volumeID(lun, replica)); err != nil && !errors.Is(err, blockstore.ErrNotFound) {
-				return err
-			}
+	if pool, ok := s.n.pools.Get(f.pool()); ok { // one that is not there any more has taken its volumes with it
+		store, err := pool.Store()
+		if err != nil {
+			return err // it is deleted when the pool is back
+		}
+		if err := store.Delete(volumeID(lun, replica)); err != nil && !errors.Is(err, blockstore.ErrNotFound) {
+			return err
 		}
 	}
+	return s.forget(path)
+}
+
+// forget deletes what a replica has besides its volume.
+func (s *replicas) forget(path string) error {
 	// replica.json goes last: what is left after a crash is still listed, and deleted again.
 	if err := os.RemoveAll(filepath.Join(path, "journal")); err != nil {
 		return err

@@ -143,10 +143,11 @@ func (p *Portal) openTarget(o Opening) (scsi.Executor, error) {
 // that nothing it began can land after the new one's first command (session reinstatement, RFC 7143 §6.3.5).
 func (p *Portal) establish(a *arrival, l *login.Params) (*entry, error) {
 	e := &entry{
-		name: sessionName{l.Initiator, l.Target, l.ISID, a.group.Tag}, opening: opening(a, l), conn: a.conn,
+		name: sessionName{l.Initiator, l.Target, l.ISID, a.group.Tag}, opening: opening(a, l), conn: a.conn, address: a.address,
 		since: time.Now(), done: make(chan struct{}),
 	}
-	deadline := time.NewTimer(time.Until(a.deadline) * 9 / 10) // and some left to tell why
+	by := time.Now().Add(time.Until(a.deadline) * 9 / 10) // and some left to tell why
+	deadline := time.NewTimer(time.Until(by))
 	defer deadline.Stop()
 	for {
 		p.mu.Lock()
@@ -188,6 +189,11 @@ func (p *Portal) establish(a *arrival, l *login.Params) (*entry, error) {
 	e.nexus = &scsi.Nexus{Initiator: l.Initiator, ISID: l.ISID, Port: a.group.Port}
 	e.executor = x
 	x.Attach(e.nexus)
+	ctx, cancel := context.WithDeadline(p.ctx, by)
+	defer cancel()
+	if err := x.Reinstate(ctx, e.nexus); err != nil {
+		return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: "tasks of the initiator's session on another node have not ended yet: " + err.Error()}
+	}
 	kept = true
 	return e, nil
 }

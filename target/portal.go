@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -24,6 +23,7 @@ const (
 	DefaultMaxBeforeLogin           = 64
 	DefaultMaxBeforeLoginPerAddress = 32
 	DefaultMaxDiscovery             = 64
+	DefaultMaxDiscoveryPerAddress   = 16
 	DefaultLoginTimeout             = 15 * time.Second
 	DefaultDiscoveryIdle            = time.Minute
 	DefaultFailureDelay             = time.Second
@@ -54,7 +54,9 @@ type Config struct {
 	// Connections at once: in all, default 1024, and from one address, default 256; and of these, not yet logged in, default
 	// 64 and 32. Whoever comes beyond is closed unheard.
 	MaxConnections, MaxPerAddress, MaxBeforeLogin, MaxBeforeLoginPerAddress int
-	MaxDiscovery                                                            int // discovery sessions at once, default 64
+	// Discovery sessions at once, which need no proof: in all, default 64, and from one address, default 16. Whoever comes beyond
+	// is refused.
+	MaxDiscovery, MaxDiscoveryPerAddress int
 
 	LoginTimeout  time.Duration // from connecting to full feature phase, default 15 s
 	DiscoveryIdle time.Duration // a discovery session that asks for nothing for so long is ended, default 1 min
@@ -98,7 +100,8 @@ func New(cfg Config) (*Portal, error) {
 	for v, d := range map[*int]int{
 		&cfg.MaxConnections: DefaultMaxConnections, &cfg.MaxPerAddress: DefaultMaxPerAddress,
 		&cfg.MaxBeforeLogin: DefaultMaxBeforeLogin, &cfg.MaxBeforeLoginPerAddress: DefaultMaxBeforeLoginPerAddress,
-		&cfg.MaxDiscovery: DefaultMaxDiscovery, &cfg.Window: session.DefaultWindow,
+		&cfg.MaxDiscovery: DefaultMaxDiscovery, &cfg.MaxDiscoveryPerAddress: DefaultMaxDiscoveryPerAddress,
+		&cfg.Window: session.DefaultWindow,
 	} {
 		if *v == 0 {
 			*v = d
@@ -124,7 +127,7 @@ func New(cfg Config) (*Portal, error) {
 		return nil, errors.New("portal: GroupOf is needed, use OneGroup for a node in one network")
 	case cfg.Window < 1 || cfg.Window > 1024:
 		return nil, fmt.Errorf("portal: Window is %d, use 1..1024", cfg.Window)
-	case min(cfg.MaxConnections, cfg.MaxPerAddress, cfg.MaxBeforeLogin, cfg.MaxBeforeLoginPerAddress, cfg.MaxDiscovery) < 1:
+	case min(cfg.MaxConnections, cfg.MaxPerAddress, cfg.MaxBeforeLogin, cfg.MaxBeforeLoginPerAddress, cfg.MaxDiscovery, cfg.MaxDiscoveryPerAddress) < 1:
 		return nil, errors.New("portal: MaxConnections and the other limits must be at least 1")
 	case min(cfg.LoginTimeout, cfg.DiscoveryIdle, cfg.FailureDelay, cfg.Ping, cfg.PingTimeout) < 0:
 		return nil, errors.New("portal: a timeout is negative")
@@ -236,8 +239,7 @@ func (p *Portal) serve(a *arrival) {
 	conn, loggedIn := a.conn, false
 	defer func() {
 		if r := recover(); r != nil {
-			p.logins.panics.Add(1)
-			p.log.Error("a panic ended this connection only", "remote", conn.RemoteAddr(), "panic", r, "stack", string(debug.Stack()))
+			p.panicked(conn, r)
 		}
 		_ = conn.Close()
 		p.mu.Lock()
@@ -274,7 +276,8 @@ func (p *Portal) serve(a *arrival) {
 	s := session.New(hs, session.Config{
 		Watch: p.watch,
 		Nexus: e.nexus, Executor: e.executor, Memory: p.memory, SendTargets: sendTargets,
-		Window: p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
+		ColdReset: func() { p.endOthers(e) },
+		Window:    p.cfg.Window, Ping: p.cfg.Ping, PingTimeout: p.cfg.PingTimeout, Logger: log,
 	})
 	if !e.begin(s, hs.Params) {
 		return // ended from outside while the login was being answered
@@ -283,6 +286,9 @@ func (p *Portal) serve(a *arrival) {
 	// What has changed between Open and begin went unnoticed: Recheck did not see this session yet.
 	p.recheck(e)
 	err = s.Run(p.ctx)
+	if errors.Is(err, session.ErrPanic) { // the session has logged it
+		p.logins.panics.Add(1)
+	}
 	switch {
 	case errors.Is(err, session.ErrLoggedOut), errors.Is(err, errClosed), errors.Is(err, io.EOF) && hs.Params.Discovery:
 		log.Debug("session ended", "reason", err)

@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -30,6 +29,9 @@ type lun struct {
 	waiting  chan struct{} // one for each command that waits
 	release  chan struct{}
 	running  atomic.Int32
+	detach   atomic.Bool // panic at the next Detach
+
+	elsewhere atomic.Bool // a session on another node cannot be ended
 }
 
 func newLUN() *lun {
@@ -37,7 +39,11 @@ func newLUN() *lun {
 }
 
 func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
-	if t.CDB[0] != 0x01 {
+	switch t.CDB[0] {
+	case 0x02:
+		panic("a command that panics")
+	case 0x01:
+	default:
 		return
 	}
 	l.running.Add(1)
@@ -48,10 +54,17 @@ func (l *lun) Execute(ctx context.Context, t *scsi.Task) {
 	t.Status = scsi.StatusTaskAborted
 }
 
-func (l *lun) Accept(uint64, *[16]byte) (int64, block.Fence) { return 0, block.Fence{} }
+func (l *lun) Accept(*scsi.Task) int64 { return 0 }
 
-func (l *lun) Manage(context.Context, scsi.Function, *scsi.Nexus, uint64, uint32) scsi.FunctionResponse {
-	return scsi.FunctionComplete
+func (l *lun) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context.Context) scsi.FunctionResponse {
+	return func(context.Context) scsi.FunctionResponse { return scsi.FunctionComplete }
+}
+
+func (l *lun) Reinstate(context.Context, *scsi.Nexus) error {
+	if l.elsewhere.Load() {
+		return errors.New("a task of the old session still runs on another node")
+	}
+	return nil
 }
 
 func (l *lun) Attach(n *scsi.Nexus) {
@@ -68,6 +81,9 @@ func (l *lun) Detach(n *scsi.Nexus) {
 		panic("detached a nexus that was not attached, or whose tasks run")
 	}
 	delete(l.attached, n)
+	if l.detach.CompareAndSwap(true, false) {
+		panic("a target that panics")
+	}
 }
 
 func (l *lun) nexuses() (now, most int) {
@@ -172,9 +188,12 @@ type rawInitiator struct {
 	cmdSN uint32
 }
 
-func (x *bench) dial() *rawInitiator {
+func (x *bench) dial() *rawInitiator { return x.dialFrom("127.0.0.1") }
+
+func (x *bench) dialFrom(local string) *rawInitiator {
 	x.Helper()
-	conn, err := net.Dial("tcp", x.addr)
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+	conn, err := from.Dial("tcp", x.addr)
 	if err != nil {
 		x.Fatal(err)
 	}
@@ -366,6 +385,19 @@ func TestReinstatementThatCannotEndTheOldSessionIsRefused(t *testing.T) {
 	close(x.a.release)
 }
 
+func TestLoginWaitsForTasksOfASessionOnAnotherNode(t *testing.T) {
+	x := serve(t, nil)
+	x.a.elsewhere.Store(true)
+	if s, _ := x.dial().login("iqn.test:i", "iqn.test:a", 1); s != login.ServiceUnavailable {
+		t.Errorf("status %04Xh", uint16(s))
+	}
+	x.a.elsewhere.Store(false)
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	if now, _ := x.a.nexuses(); now != 1 {
+		t.Errorf("%d nexuses, want the one", now)
+	}
+}
+
 func TestSessionsAreListed(t *testing.T) {
 	x := serve(t, nil)
 	i := x.loggedIn("iqn.test:i", "iqn.test:a", 5)
@@ -483,6 +515,40 @@ func TestAPanicEndsOneConnectionOnly(t *testing.T) {
 	bad.send(&h, "InitiatorName=iqn.test:i\x00TargetName=iqn.test:panic\x00")
 	bad.expectEnd()
 	i.alive()
+}
+
+// A panic in a command is the session's own to end, and in what comes after it the portal's; both are counted.
+func TestPanicsAreCountedWhereverTheyAre(t *testing.T) {
+	x := serve(t, nil)
+	other := x.loggedIn("iqn.test:i", "iqn.test:b", 1)
+	i := x.loggedIn("iqn.test:i", "iqn.test:a", 1)
+	i.command(0x02)
+	i.expectEnd()
+	eventually(t, "the panic of a command is counted", func() bool { return x.p.LoginStats().Panics == 1 })
+	i = x.loggedIn("iqn.test:i", "iqn.test:a", 1)
+	x.a.detach.Store(true)
+	i.conn.Close()
+	eventually(t, "the panic behind the session is counted", func() bool { return x.p.LoginStats().Panics == 2 })
+	// The name is free again all the same.
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	other.alive()
+}
+
+// RFC 7143 §11.5.1.
+func TestColdResetEndsTheTargetsSessions(t *testing.T) {
+	x := serve(t, nil)
+	first, second := x.loggedIn("iqn.test:i", "iqn.test:a", 1), x.loggedIn("iqn.test:i", "iqn.test:a", 2)
+	elsewhere := x.loggedIn("iqn.test:i", "iqn.test:b", 1)
+	second.alive()
+	var h pdu.Header
+	(&pdu.TaskRequest{Immediate: true, Function: uint8(scsi.TargetColdReset), Tag: 50, ReferencedTag: pdu.NoTag, CmdSN: first.cmdSN}).Put(&h)
+	first.send(&h, "")
+	if h, _, err := first.read(); err != nil || h.Opcode() != pdu.OpTaskResponse || h.Response() != 0 {
+		t.Fatalf("%v %v, response %d", h.Opcode(), err, h.Response())
+	}
+	first.expectEnd()
+	second.expectEnd()
+	elsewhere.alive()
 }
 
 func TestConfigNamesTheFieldThatIsWrong(t *testing.T) {

@@ -322,6 +322,26 @@ func TestDiscoverySessionsAreBoundedAndEndWhenIdle(t *testing.T) {
 	normal.alive()
 }
 
+// No proof is needed to hold one of the places, so nobody gets them all.
+func TestDiscoverySessionsOfOneAddressAreBounded(t *testing.T) {
+	x, _, _ := guarded(t, func(c *Config) { c.MaxDiscoveryPerAddress = 2 })
+	first := x.loggedIn("iqn.test:i", "", 1)
+	x.loggedIn("iqn.test:i", "", 1)
+	if s, _ := x.dial().login("iqn.test:i", "", 1); s != login.OutOfResources {
+		t.Errorf("a third: status %04Xh", uint16(s))
+	}
+	x.loggedIn("iqn.test:i", "iqn.test:a", 1).alive()
+	i := x.dialFrom("127.0.0.2")
+	if s, _ := i.login("iqn.test:i", "", 1); s != login.Success {
+		t.Errorf("from another address: status %04Xh", uint16(s))
+	}
+	first.conn.Close()
+	eventually(t, "a place is free", func() bool {
+		s, _ := x.dial().login("iqn.test:i", "", 1)
+		return s == login.Success
+	})
+}
+
 // Every address of a node is in a portal group; one listener serves them all.
 func TestPortalGroupsByLocalAddress(t *testing.T) {
 	groups := map[netip.Addr]Group{

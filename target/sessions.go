@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +30,7 @@ type entry struct {
 	opening  Opening
 	tsih     uint16
 	conn     net.Conn
+	address  netip.Addr // the initiator's
 	nexus    *scsi.Nexus
 	executor scsi.Executor // attached while not nil
 	since    time.Time
@@ -79,6 +82,8 @@ func (p *Portal) enter(e *entry, discovery bool) error {
 		return &login.Refusal{Status: login.OutOfResources, Reason: "no session handle left"}
 	case discovery && p.discoveries >= p.cfg.MaxDiscovery:
 		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions"}
+	case discovery && p.discoveriesOf(e.address) >= p.cfg.MaxDiscoveryPerAddress:
+		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions of this address"}
 	}
 	for {
 		if p.nextTSIH++; p.nextTSIH == 0 { // 0 means "new session"
@@ -98,9 +103,23 @@ func (p *Portal) enter(e *entry, discovery bool) error {
 	return nil
 }
 
+// discoveriesOf counts the discovery sessions of an address; p.mu is held.
+func (p *Portal) discoveriesOf(address netip.Addr) int {
+	n := 0
+	for _, e := range p.entries {
+		if e.name.target == "" && e.address == address {
+			n++
+		}
+	}
+	return n
+}
+
 // end takes e out of the books after its last task.
 func (p *Portal) end(e *entry) {
 	defer func() {
+		if r := recover(); r != nil {
+			p.panicked(e.conn, r)
+		}
 		p.mu.Lock()
 		delete(p.entries, e.tsih)
 		if e.name.target == "" {
@@ -173,6 +192,21 @@ func (p *Portal) AskForLogout(filter func(Session) bool, within time.Duration) i
 		}
 	}
 	return asked
+}
+
+// endOthers ends every other session of e's target, after e's initiator has reset it cold (RFC 7143 §11.5.1).
+func (p *Portal) endOthers(e *entry) {
+	for _, o := range p.snapshot() {
+		if o != e && o.name.target == e.name.target {
+			o.close(session.ErrColdReset)
+		}
+	}
+}
+
+// panicked counts and logs a mistake of ours that has ended a connection, of which it is called in the place.
+func (p *Portal) panicked(conn net.Conn, what any) {
+	p.logins.panics.Add(1)
+	p.log.Error("a panic ended this connection only", "remote", conn.RemoteAddr(), "panic", what, "stack", string(debug.Stack()))
 }
 
 // CloseSession ends the session with that handle and says whether there was one. It does not wait for its tasks to end. Its

@@ -3,115 +3,13 @@ package storetest
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 )
-
-// testRandom plays random sequences on two volumes that share a pool too small for both.
-func testRandom(t *testing.T, m Medium) {
-	rapid.Check(t, func(rt *rapid.T) {
-		rnd := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
-		r := &randomRun{t: rt, medium: m, machine: m.New(t, 8*chunk), rnd: rnd}
-		for i := range r.models {
-			r.models[i] = NewModel(geometry)
-		}
-		r.openPool(func(p *blockstore.Pool, id string) (*blockstore.Volume, error) { return p.Create(id, geometry) })
-		for range rapid.IntRange(1, 60).Draw(rt, "steps") {
-			r.step()
-		}
-		for i := range r.volumes {
-			r.check(r.models[i].Compare(r.volumes[i]))
-		}
-		r.check(r.pool.Close())
-	})
-}
-
-type randomRun struct {
-	t       *rapid.T
-	medium  Medium
-	machine Machine
-	rnd     *rand.Rand
-	pool    *blockstore.Pool
-	volumes [2]*blockstore.Volume
-	models  [2]*Model
-	durable [2]uint64 // by what Checkpoint and Close have said
-}
-
-func (r *randomRun) check(err error) {
-	r.t.Helper()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-}
-
-func (r *randomRun) openPool(volume func(*blockstore.Pool, string) (*blockstore.Volume, error)) {
-	r.t.Helper()
-	p, err := r.machine.Open()
-	r.check(err)
-	r.pool = p
-	for i := range r.volumes {
-		r.volumes[i], err = volume(p, fmt.Sprint("volume ", i))
-		r.check(err)
-	}
-}
-
-func (r *randomRun) step() {
-	r.t.Helper()
-	i := r.rnd.IntN(2)
-	v, m := r.volumes[i], r.models[i]
-	switch n := r.rnd.IntN(20); {
-	case n < 11:
-		ops := m.Random(r.rnd)
-		index := m.Last() + 1 + uint64(r.rnd.IntN(3))
-		switch err := v.Apply(index, ops); {
-		case errors.Is(err, block.ErrNoSpace):
-			r.check(m.Compare(v))
-		default:
-			r.check(err)
-			m.Commit(index, ops)
-		}
-	case n < 14:
-		r.check(m.Compare(v))
-	case n < 16:
-		got, err := v.Checkpoint(r.t.Context())
-		r.check(err)
-		if r.durable[i] = got; got != m.Last() || v.Durable() != got {
-			r.t.Fatalf("checkpoint says %d, Durable %d, want %d", got, v.Durable(), m.Last())
-		}
-	case n < 17:
-		r.check(v.Close())
-		reopened, err := r.pool.Open(v.ID())
-		r.check(err)
-		r.volumes[i], r.durable[i] = reopened, m.Last()
-		r.check(m.Compare(reopened))
-	case n < 18 && r.medium.Lasts:
-		r.check(r.pool.Close())
-		r.openPool((*blockstore.Pool).Open)
-		for i, v := range r.volumes {
-			r.durable[i] = r.models[i].Last()
-			r.check(r.models[i].Compare(v))
-		}
-	case r.medium.Lasts:
-		r.machine.Crash(r.rnd.Uint64())
-		r.openPool((*blockstore.Pool).Open)
-		for i, v := range r.volumes {
-			if v.Durable() < r.durable[i] || v.Applied() != v.Durable() {
-				r.t.Fatalf("after a crash durable %d, applied %d, want at least %d", v.Durable(), v.Applied(), r.durable[i])
-			}
-			r.check(r.models[i].CompareOrCorrupt(v))
-			r.check(r.models[i].Replay(v))
-			r.check(r.models[i].Compare(v))
-		}
-	}
-}
 
 // testReadersSeeOldOrNew reads two blocks while they are overwritten, over and over. A mixture would not match its
 // checksum or not be uniform.
@@ -359,7 +257,7 @@ func testGrow(t *testing.T, m Medium) {
 		if want := model.Geometry; checkpointed && v.Geometry() != want {
 			t.Errorf("after the checkpoint and a crash: geometry %v, want %v", v.Geometry(), want)
 		}
-		must(t, model.Replay(v))
+		must(t, model.Replay(v, nil))
 		verify(v)
 	}
 }

@@ -52,6 +52,25 @@ func Run(t *testing.T, m Medium) {
 		{"Catalogue", testCatalogue},
 		{"SteadyStateAllocatesNothing", testAllocations},
 		{"ClosedRefusesEverything", testClosed},
+		{"SnapshotOfEmptyVolume", testSnapshotOfEmpty},
+		{"SnapshotKeepsWhatIsChangedAfterIt", testSnapshotKeeps},
+		{"FirstWriteAfterSnapshotTakesOneChunk", testFirstWriteAfterSnapshot},
+		{"BadSnapshotInputIsRefused", testSnapshotBadInput},
+		{"AskingTwiceMakesOneSnapshot", testRepeatedSnapshot},
+		{"SnapshotsAreLimited", testSnapshotLimit},
+		{"ViewsEndWithTheirSnapshot", testViewsEnd},
+		{"RollbackToOldAndNew", testRollback},
+		{"ManySnapshotsLeaveNothingBehind", testManySnapshots},
+		{"CloneErrors", testCloneErrors},
+		{"CloneIsIndependentAndDurable", testClone},
+		{"CloneOutlivesItsOrigin", testCloneOutlives},
+		{"ClonesOfClones", testClonesOfClones},
+		{"FullPoolWithSnapshots", testFullWithSnapshots},
+		{"ReclaimComesToAnEnd", testReclaimRuns},
+		{"SpaceCanBeCancelled", testSpaceCancelled},
+		{"ClosedRefusesSnapshots", testSnapshotsClosed},
+		{"ImportKeepsSnapshots", testImportSnapshots},
+		{"EverythingBesideSnapshots", testConcurrentSnapshots},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, m) })
 	}
@@ -181,7 +200,7 @@ func testUnaligned(t *testing.T, m Medium) {
 			if !bytes.Equal(got, all[r.Offset():r.Offset()+r.Bytes()]) {
 				t.Fatalf("read of %v differs from the whole", r)
 			}
-			must(t, model.compareAllocated(v, r))
+			must(t, compareAllocated(v, geometry, model.blocks, r))
 		}
 	}
 	compare(t, v, model)

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,10 +21,8 @@ type FileConfig struct {
 // File is a regular file as a medium, written through the page cache. It holds an exclusive advisory lock (flock) on the
 // file while it is open.
 type File struct {
-	f            *os.File
-	size         int64
+	descriptor
 	preallocated bool
-	failed       atomic.Pointer[error] // the first error of Sync; it is returned for ever
 }
 
 var (
@@ -79,7 +75,7 @@ func prepareFile(f *os.File, cfg FileConfig) (*File, error) {
 	if err := SyncDir(filepath.Dir(cfg.Path)); err != nil {
 		return nil, err
 	}
-	return &File{f: f, size: size, preallocated: cfg.Preallocate}, nil
+	return &File{descriptor: descriptor{f: f, size: size}, preallocated: cfg.Preallocate}, nil
 }
 
 // SyncDir makes the entries of a directory durable: files created in it, renamed into it or removed from it.
@@ -92,54 +88,6 @@ func SyncDir(dir string) error {
 		return errors.Join(fmt.Errorf("sync directory %s: %w", dir, err), f.Close())
 	}
 	return f.Close()
-}
-
-// ReadAt implements Dev.
-func (d *File) ReadAt(p []byte, off int64) error {
-	if err := CheckRange(off, int64(len(p)), d.size); err != nil {
-		return err
-	}
-	// Within Size a short read means that someone else has truncated the file: io.EOF or io.ErrUnexpectedEOF, an error as any other.
-	_, err := d.f.ReadAt(p, off)
-	return err
-}
-
-// WriteAt implements Dev.
-func (d *File) WriteAt(p []byte, off int64) error {
-	if err := CheckRange(off, int64(len(p)), d.size); err != nil {
-		return err
-	}
-	if failed := d.failed.Load(); failed != nil {
-		return *failed
-	}
-	_, err := d.f.WriteAt(p, off)
-	return noSpace(err)
-}
-
-// Sync implements Dev with fdatasync. After an error it never succeeds again.
-func (d *File) Sync() error {
-	if failed := d.failed.Load(); failed != nil {
-		return *failed
-	}
-	if err := d.fdatasync(); err != nil {
-		err = fmt.Errorf("sync %s: %w", d.f.Name(), err)
-		d.failed.CompareAndSwap(nil, &err)
-		return err
-	}
-	// A Sync that ran beside one that failed may have been told "done" for pages the other was told are lost.
-	if failed := d.failed.Load(); failed != nil {
-		return *failed
-	}
-	return nil
-}
-
-func (d *File) fdatasync() error {
-	for {
-		err := fdatasync(d.f)
-		if !errors.Is(err, syscall.EINTR) {
-			return err
-		}
-	}
 }
 
 // Discard implements Dev: it punches a hole where the operating system can, else it does nothing.
@@ -164,19 +112,5 @@ func (d *File) Allocate(off, n int64) error {
 	return fallocate(d.f, off, n)
 }
 
-// Size implements Dev.
-func (d *File) Size() int64 { return d.size }
-
 // SectorSize implements Dev.
 func (d *File) SectorSize() int { return SectorSize }
-
-// Close releases the lock. It does not sync.
-func (d *File) Close() error { return d.f.Close() }
-
-// noSpace adds ErrNoSpace to the system's errors for a full file system or quota.
-func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}

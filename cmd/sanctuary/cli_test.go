@@ -72,7 +72,12 @@ func TestCommandLines(t *testing.T) {
 		"GET /v1/luns/vm1": sampleLUN(), "POST /v1/luns": sampleLUN(), "POST /v1/luns/vm1/move": sampleLUN(),
 		"DELETE /v1/luns/" + sampleLUN().ID: map[string]any{},
 	}
-	for k, v := range accessAnswers() {
+	for _, more := range []map[string]any{accessAnswers(), snapshotAnswers()} {
+		for k, v := range more {
+			standard[k] = v
+		}
+	}
+	for k, v := range poolAnswers() {
 		standard[k] = v
 	}
 	nobody, open := sampleLUN(), sampleLUN()
@@ -119,6 +124,42 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-deny", line: "lun deny vm1 --host esx1"},
 		{name: "lun-deny-any", line: "lun deny vm1 --any"},
 		{name: "lun-deny-nobody", line: "lun deny vm1"},
+		{name: "lun-list-wide", line: "lun list -o wide"},
+		{name: "lun-show-clone", line: "lun show vm7"},
+		{name: "lun-clone", line: "lun clone vm1 golden vm7 --host esx1"},
+		{name: "lun-clone-now", line: "lun clone vm1 --now vm7 --open -o json"},
+		{name: "lun-clone-without-a-snapshot", line: "lun clone vm1 vm7"},
+		{name: "lun-clone-not-served", line: "lun clone vm1 golden vm7", answers: map[string]any{"POST /v1/luns/vm1/clones": unserved}},
+		{name: "snapshot-create", line: "lun snapshot create vm1"},
+		{name: "snapshot-create-name", line: "lun snapshot create vm1 golden -o json"},
+		{name: "snapshot-create-with", line: "lun snapshot create vm1 golden --with vm2,vm3", answers: map[string]any{"POST /v1/luns/vm1/snapshots": api.SnapshotSet{
+			ID: "00112233445566778899aabbccddeeff", Name: "golden", LUNs: []string{"vm1", "vm2", "vm3"}, Held: 4200 * time.Microsecond,
+		}}},
+		{name: "snapshot-create-nothing", line: "lun snapshot create"},
+		{name: "snapshot-list", line: "lun snapshot list vm1"},
+		{name: "snapshot-list-json", line: "lun snapshot list vm1 -o json"},
+		{name: "snapshot-list-none", line: "lun snapshot list vm1", answers: map[string]any{"GET /v1/luns/vm1/snapshots": api.SnapshotList{LUN: "vm1"}}},
+		{name: "snapshot-delete", line: "lun snapshot delete vm1 golden 4455"},
+		{name: "snapshot-delete-unknown", line: "lun snapshot delete vm1 golden nope"},
+		{name: "snapshot-delete-ambiguous", line: "lun snapshot delete vm1 twice"},
+		{name: "snapshot-delete-nothing", line: "lun snapshot delete vm1"},
+		{name: "snapshot-rollback", line: "lun snapshot rollback vm1 golden", input: "vm1\n"},
+		{name: "snapshot-rollback-wrong-name", line: "lun snapshot rollback vm1 golden", input: "vm2\n"},
+		{name: "snapshot-rollback-force", line: "lun snapshot rollback vm1 golden --yes --force --no-safety -o json"},
+		{name: "snapshot-rollback-in-use", line: "lun snapshot rollback vm1 golden --yes", answers: map[string]any{
+			"POST /v1/luns/" + sampleLUN().ID + "/rollback": api.Conflict("Log it out.", "LUN vm1 is in use"),
+		}},
+		{name: "snapshot-diff", line: "lun snapshot diff vm1 golden"},
+		{name: "snapshot-diff-json", line: "lun snapshot diff vm1 - golden -o json"},
+		{name: "snapshot-diff-nothing", line: "lun snapshot diff vm1"},
+		{name: "snapshot-export", line: "lun snapshot export vm1 golden --name vm7 --host backup"},
+		{name: "snapshot-export-no-name", line: "lun snapshot export vm1 golden"},
+		{name: "snapshot-schedule", line: "lun snapshot schedule vm1"},
+		{name: "snapshot-schedule-set", line: "lun snapshot schedule vm1 --every 7d --keep 4"},
+		{name: "snapshot-schedule-off", line: "lun snapshot schedule vm1 --off --name-prefix hourly"},
+		{name: "snapshot-schedule-no-keep", line: "lun snapshot schedule vm1 --every 1h"},
+		{name: "snapshot-schedule-bad-every", line: "lun snapshot schedule vm1 --every 1y --keep 2"},
+		{name: "snapshot-schedule-contradiction", line: "lun snapshot schedule vm1 --off --keep 2"},
 		{name: "lun-set", line: "lun set vm1 --non-optimized-paths on"},
 		{name: "lun-set-nothing", line: "lun set vm1"},
 		{name: "host-create", line: "host create esx1 --initiator iqn.1998-01.com.vmware:esx1"},
@@ -152,6 +193,27 @@ func TestCommandLines(t *testing.T) {
 		{name: "reservation-purge-nobody-there", line: "reservation purge vm1 --initiator iqn.1998-01.com.vmware:esx1"},
 		{name: "reservation-purge-nothing", line: "reservation purge vm1 --yes"},
 		{name: "reservation-purge-bad-key", line: "reservation purge vm1 --key 0 --yes"},
+		{name: "lun-create-class", line: "lun create vm1 --size 10GiB --class hdd"},
+		{name: "pool-list", line: "pool list"},
+		{name: "pool-list-none", line: "pool list", answers: map[string]any{"GET /v1/pools": api.PoolList{Unreachable: []string{"beta"}}}},
+		{name: "pool-list-json", line: "pool list -o json"},
+		{name: "pool-show", line: "pool show ssd1 --node alpha"},
+		{name: "pool-show-unique", line: "pool show hdd1"},
+		{name: "pool-show-unclear", line: "pool show ssd1"},
+		{name: "pool-show-unknown", line: "pool show nope"},
+		{name: "pool-add-device", line: "pool add --node alpha --device /dev/disk/by-id/x --force"},
+		{name: "pool-add-file", line: "pool add --node alpha --file /srv/p --capacity 100GiB --name p --class hdd --sparse -o json"},
+		{name: "pool-add-ram", line: "pool add --node alpha --ram 4GiB"},
+		{name: "pool-add-nowhere", line: "pool add --device /dev/sdb"},
+		{name: "pool-add-nothing", line: "pool add --node alpha"},
+		{name: "pool-add-two", line: "pool add --node alpha --device /dev/sdb --ram 1GiB"},
+		{name: "pool-add-no-capacity", line: "pool add --node alpha --file /srv/p"},
+		{name: "pool-add-device-capacity", line: "pool add --node alpha --device /dev/sdb --capacity 1GiB"},
+		{name: "pool-add-foreign", line: "pool add --node alpha --device /dev/sdb", answers: map[string]any{"POST /v1/nodes/alpha/pools": api.Conflict("Repeat with --force.", "/dev/sdb is not empty")}},
+		{name: "pool-remove", line: "pool remove hdd1"},
+		{name: "pool-remove-wipe", line: "pool remove ssd1 --node alpha --wipe", input: "ssd1\n"},
+		{name: "pool-remove-wrong-name", line: "pool remove ssd1 --node alpha --wipe", input: "ssd2\n"},
+		{name: "pool-remove-lost", line: "pool remove hdd1 --lost --wipe --yes -o json"},
 		{name: "setting-list", line: "setting list"},
 		{name: "setting-set", line: "setting set portal_groups 10.0.1.0/24"},
 		{name: "setting-set-nothing", line: "setting set portal_groups"},
@@ -204,6 +266,23 @@ func TestCommandLines(t *testing.T) {
 			line(&got, "exit status %d", code)
 			compare(t, filepath.Join("testdata", "cli", tc.name+".txt"), got.String())
 		})
+	}
+}
+
+// poolAnswers is what the scripted API says about pools.
+func poolAnswers() map[string]any {
+	ssd := api.Pool{
+		Node: "alpha", Name: "ssd1", ID: "00000000-0000-4000-8000-0000000000b1", Media: "device", Path: "/dev/disk/by-id/x", Class: "ssd",
+		ClassBecause: "the kernel says that nvme0n1 does not rotate", CapacityBytes: 100 << 30, AllocatedBytes: 40 << 30, FreeBytes: 60 << 30, State: api.PoolOK,
+		Replicas: []api.PoolReplica{{LUN: "vm1", LUNID: sampleLUN().ID, Replica: "alpha/1"}},
+	}
+	other, hdd := ssd, ssd
+	other.Node, other.Replicas = "beta", nil
+	hdd.Node, hdd.Name, hdd.Class, hdd.Media, hdd.Path, hdd.State, hdd.Reason = "beta", "hdd1", "hdd", "file", "/srv/p", api.PoolFailed, "its file system is not mounted"
+	ram := api.Pool{Node: "alpha", Name: "ram", Media: "ram", Class: "ram", CapacityBytes: 1 << 30, FreeBytes: 1 << 30, State: api.PoolOK, Configured: true}
+	return map[string]any{
+		"GET /v1/pools": api.PoolList{Pools: []api.Pool{ram, ssd, hdd, other}}, "GET /v1/nodes/alpha/pools/ssd1": ssd, "POST /v1/nodes/alpha/pools": other,
+		"DELETE /v1/nodes/alpha/pools/ssd1": map[string]any{}, "DELETE /v1/nodes/beta/pools/hdd1": map[string]any{},
 	}
 }
 

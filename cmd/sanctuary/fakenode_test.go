@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 
 // fakeNode is a node that has an API and nothing behind it: its LUN is a file, so that a restart finds it.
 type fakeNode struct {
+	api.SnapshotService // nothing asks it about snapshots
+
 	cfg config.Config
 	mu  sync.Mutex // guards the file
 }
@@ -70,10 +72,16 @@ func (f *fakeNode) GrantLUN(context.Context, string, string, *uint16) error   { 
 func (f *fakeNode) RevokeLUN(context.Context, string, string) error           { return nil }
 func (f *fakeNode) OpenLUN(context.Context, string, api.LUNOpen) error        { return nil }
 func (f *fakeNode) ChangeLUN(context.Context, string, api.LUNChange) error    { return nil }
+func (f *fakeNode) Pools(context.Context) ([]api.Pool, error)                 { return nil, nil }
 func (f *fakeNode) CloseSession(context.Context, string) error                { return nil }
 func (f *fakeNode) Reservations(context.Context, string) (api.Reservations, error) {
 	return api.Reservations{}, nil
 }
+
+func (f *fakeNode) AddPool(context.Context, api.PoolSpec) (api.Pool, error) {
+	return api.Pool{}, nil
+}
+func (f *fakeNode) RemovePool(context.Context, string, api.PoolRemoval) error { return nil }
 
 func (f *fakeNode) PurgeReservations(context.Context, string, api.ReservationPurge) (int, error) {
 	return 0, nil

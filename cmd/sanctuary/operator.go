@@ -73,13 +73,13 @@ func (c *cli) nodeCommand() *cobra.Command {
 
 func (c *cli) lunCommand() *cobra.Command {
 	group := &cobra.Command{
-		Use: "lun", Short: "Create, list, show, allow, move and delete LUNs", Args: noSuchCommand, RunE: help,
+		Use: "lun", Short: "Create, list, show, allow, move, clone and delete LUNs", Args: noSuchCommand, RunE: help,
 		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
 
 Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
 every acknowledged write takes over, and initiators that know all portals go on there.`,
 	}
-	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunDelete())
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunClone(), c.snapshotCommand(), c.lunDelete())
 	return group
 }
 
@@ -95,13 +95,14 @@ func (c *cli) lunCreate() *cobra.Command {
 		Long: `Create a LUN and wait until initiators can use it. Space is allocated when it is written, so a large LUN costs nothing
 yet. With two data nodes there are two copies and every acknowledged write is on both.
 
---media file survives a power cut. --media ram is as fast as memory and gone when the process ends; as long as one copy
-lives, the other is rebuilt from it, but if all go at once the LUN is lost.
+--class says which pools its copies are to be in: ssd, hdd, or ram; without it any that survives a power cut, where most is free.
+ram is as fast as memory and gone when the process ends; as long as one copy lives, the other is rebuilt from it, but if all go
+at once the LUN is lost. --media is the older way to say it: file is any class that lasts, ram is class ram.
 
 With --host these hosts may use it, with --open anyone who reaches a portal. With neither nobody may, until "sanctuary lun
 allow" says who.`,
 		Example: `  sanctuary lun create vm1 --size 10GiB --host esx1
-  sanctuary lun create scratch --size 512MiB --media ram --open
+  sanctuary lun create scratch --size 512MiB --class ram --open
   sanctuary lun create vm2 --size 2TiB --node alpha --node beta --prefer alpha`,
 		Args: oneName("the name of the LUN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -140,7 +141,8 @@ allow" says who.`,
 	}
 	f := cmd.Flags()
 	f.Var(&size, "size", "capacity: a whole number with KiB, MiB, GiB or TiB; a multiple of 4KiB, at most 16TiB")
-	f.StringVar(&spec.Media, "media", "file", "what the copies are kept on: file or ram")
+	f.StringVar(&spec.Class, "class", "", "class of the pools the copies are kept in: ram, ssd or hdd (default: any that lasts)")
+	f.StringVar(&spec.Media, "media", "", "older name of --class: file (any that lasts) or ram")
 	f.IntVar(&spec.Copies, "copies", 0, "copies of the data (default: 2 if there are two data nodes, otherwise 1)")
 	f.StringSliceVar(&spec.Nodes, "node", nil, "data node to place a copy on; repeat for each copy (default: chosen by free space)")
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
@@ -148,6 +150,7 @@ allow" says who.`,
 	f.BoolVar(&spec.Open, "open", false, "anyone who reaches a portal may use it")
 	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
 	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")
+	must(cmd.RegisterFlagCompletionFunc("class", cobra.FixedCompletions([]string{"ram", "ssd", "hdd"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("media", cobra.FixedCompletions([]string{"file", "ram"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -182,8 +185,11 @@ func (c *cli) lunList() *cobra.Command {
   degraded     served, a copy is missing: one more failure may stop I/O
   catching-up  served, a copy is back and receives what it missed
   unavailable  not served: nothing acknowledged is lost, I/O waits
-  lost         every copy is gone`,
-		Example: "  sanctuary lun list\n  sanctuary lun list -o json | jq -r '.luns[].portals[].url'",
+  lost         every copy is gone
+
+With -o wide it shows what each LUN holds instead: ALLOCATED is what it occupies in the owner's pool with its snapshots; STORED, EXCLUSIVE and
+SHARED are of the LUN itself, without them, and "-" until they have been counted; THEIR OWN is what its snapshots hold alone.`,
+		Example: "  sanctuary lun list\n  sanctuary lun list -o wide\n  sanctuary lun list -o json | jq -r '.luns[].portals[].url'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client(cmd)
 			if err != nil {
@@ -194,7 +200,13 @@ func (c *cli) lunList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.print(l, func(w io.Writer) { printLUNs(w, l.LUNs) })
+			return c.print(l, func(w io.Writer) {
+				if c.output == outputWide && len(l.LUNs) > 0 {
+					printWideLUNs(w, l.LUNs)
+					return
+				}
+				printLUNs(w, l.LUNs)
+			})
 		},
 	}
 }
@@ -261,7 +273,8 @@ func (c *cli) lunDelete() *cobra.Command {
 	var yes, force bool
 	cmd := &cobra.Command{
 		Use: "delete NAME", Short: "Delete a LUN and its data on every node", Args: oneName("the name or ID of the LUN"),
-		Long: `Delete a LUN and its data on every node. There is no way back.
+		Long: `Delete a LUN and its data on every node, its snapshots too. There is no way back. Clones of it go on: what they need is kept, and
+takes space until they are deleted.
 
 It asks for the LUN's name unless --yes is given, and refuses while an initiator is logged in unless --force is given.`,
 		Example:           "  sanctuary lun delete vm1\n  sanctuary lun delete vm1 --yes",
@@ -295,11 +308,11 @@ It asks for the LUN's name unless --yes is given, and refuses while an initiator
 
 // confirm asks for the LUN's name.
 func (c *cli) confirm(cmd *cobra.Command, l api.LUN) error {
-	return c.confirmName(cmd, l.Name, fmt.Sprintf("This deletes LUN %s (%s) and its data on every node, for good.", l.Name, formatSize(l.SizeBytes)), "deleted")
+	return c.confirmName(cmd, "LUN", l.Name, fmt.Sprintf("This deletes LUN %s (%s) and its data on every node, for good.", l.Name, formatSize(l.SizeBytes)), "deleted")
 }
 
-// confirmName asks for the LUN's name after a warning; done is what was not done if it is not given.
-func (c *cli) confirmName(cmd *cobra.Command, name, warning, done string) error {
+// confirmName asks for the name of a thing of that kind after a warning; done is what was not done if it is not given.
+func (c *cli) confirmName(cmd *cobra.Command, kind, name, warning, done string) error {
 	_, _ = fmt.Fprintf(c.env.err, "%s\nType its name to go on: ", warning)
 	answer, err := bufio.NewReader(c.env.in).ReadString('\n')
 	if strings.TrimSpace(answer) == name {
@@ -307,9 +320,9 @@ func (c *cli) confirmName(cmd *cobra.Command, name, warning, done string) error 
 	}
 	line(c.env.err, "")
 	if err != nil && answer == "" {
-		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask about LUN %s; nothing was %s. In scripts give --yes", name, done)}
+		return &usageError{cmd.CommandPath(), fmt.Errorf("nobody to ask about %s %s; nothing was %s. In scripts give --yes", kind, name, done)}
 	}
-	return &failure{what: fmt.Errorf("that is not the name of LUN %s", name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
+	return &failure{what: fmt.Errorf("that is not the name of %s %s", kind, name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
 }
 
 // completeLUN completes the names of LUNs for the shell.

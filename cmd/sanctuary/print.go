@@ -12,7 +12,7 @@ import (
 
 // print writes v as JSON or with the given function as text.
 func (c *cli) print(v any, text func(io.Writer)) error {
-	if c.output != outputJSON {
+	if c.output != outputJSON { // wide is a table with other columns where there are any
 		text(c.env.out)
 		return nil
 	}
@@ -95,7 +95,11 @@ func printLUN(w io.Writer, l api.LUN) {
 		[]string{"Reason:", dash(l.Reason)},
 		[]string{"Size:", fmt.Sprintf("%s (%d bytes, %d-byte blocks)", formatSize(l.SizeBytes), l.SizeBytes, l.BlockBytes)},
 		[]string{"Allocated:", fmt.Sprintf("%s (%d bytes) on node %s", formatSize(l.Allocated), l.Allocated, l.View.Node)},
+		[]string{"Holds:", lunSpaceText(l.Space)},
+		[]string{"Mode:", modeText(l)},
+		[]string{"Origin:", originText(l.Origin)},
 		[]string{"Media:", l.Media},
+		[]string{"Class:", classWord(l.Class)},
 		[]string{"Owner:", dash(l.Owner)},
 		[]string{"Preferred:", dash(l.Preferred)},
 		[]string{"Access:", accessText(l.Access)},
@@ -132,6 +136,14 @@ func printLUN(w io.Writer, l api.LUN) {
 		rows = append(rows, []string{p.URL, p.Node, p.State})
 	}
 	table(w, rows...)
+}
+
+// classWord is a LUN's class for people.
+func classWord(class string) string {
+	if class == "" {
+		return "any that lasts"
+	}
+	return class
 }
 
 func printNodes(w io.Writer, nodes []api.Node) {

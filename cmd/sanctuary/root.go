@@ -26,6 +26,7 @@ write to its peers, and takes over when another node dies. An acknowledged write
   node      a process started with "sanctuary run"; holds copies of LUNs and serves initiators
   witness   a process started with "sanctuary witness"; only votes, and fits on the smallest board
   LUN       a disk for initiators; one node owns it at a time and serves it, the others stand by
+  pool      a disk, files or memory that a node keeps copies of LUNs on
   host      an initiator, or several that share LUNs; a LUN is used by the hosts it is allowed to
   portal    host:port where initiators find LUNs; give them all portals (multipath)
 
@@ -57,10 +58,10 @@ func newRoot(env environment) *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringSliceVar(&c.apis, "api", nil, fmt.Sprintf(
 		"host:port of one or more nodes' API, separated by commas; tried in order (default $SANCTUARY_API, or 127.0.0.1:%d)", api.DefaultPort))
-	f.VarP(&c.output, "output", "o", "table for people, json for programs: the API's own objects")
-	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
+	f.VarP(&c.output, "output", "o", "table for people, wide with more columns where there are some, json for programs: the API's own objects")
+	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 
-	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(),
+	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(), c.poolCommand(),
 		c.targetCommand(), c.sessionCommand(), c.reservationCommand(), c.settingCommand(), c.versionCommand())
 	root.InitDefaultCompletionCmd("completion")
 	wrapArgs(root)
@@ -136,18 +137,19 @@ type outputFlag string
 const (
 	outputTable outputFlag = "table"
 	outputJSON  outputFlag = "json"
+	outputWide  outputFlag = "wide"
 )
 
 var _ pflag.Value = (*outputFlag)(nil)
 
 func (o *outputFlag) String() string { return string(*o) }
-func (o *outputFlag) Type() string   { return "table|json" }
+func (o *outputFlag) Type() string   { return "table|wide|json" }
 
 func (o *outputFlag) Set(text string) error {
 	switch v := outputFlag(text); v {
-	case outputTable, outputJSON:
+	case outputTable, outputJSON, outputWide:
 		*o = v
 		return nil
 	}
-	return errors.New("use table or json")
+	return errors.New("use table, wide or json")
 }

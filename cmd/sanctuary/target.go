@@ -196,7 +196,7 @@ might write at the same time. Make sure that the hosts concerned are down, or do
 					return err
 				}
 				if !yes {
-					if err := c.confirmName(cmd, l.Name, fmt.Sprintf("This removes %s of LUN %s. A host that is up and counts on them may write together with another.",
+					if err := c.confirmName(cmd, "LUN", l.Name, fmt.Sprintf("This removes %s of LUN %s. A host that is up and counts on them may write together with another.",
 						text, l.Name), "removed"); err != nil {
 						return err
 					}

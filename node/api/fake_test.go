@@ -40,6 +40,7 @@ type fakeNode struct {
 	onMove   func(*fakeNode, string, string)
 	hosts    []api.Host
 	reserved api.Reservations
+	pools    []api.Pool
 	behind   uint64 // changes of the catalog it has yet to hear of; one less each time it is asked
 }
 
@@ -169,6 +170,24 @@ func (f *fakeNode) Reservations(context.Context, string) (api.Reservations, erro
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.reserved, f.fail
+}
+
+func (f *fakeNode) Pools(context.Context) ([]api.Pool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.pools), f.fail
+}
+
+func (f *fakeNode) AddPool(_ context.Context, spec api.PoolSpec) (api.Pool, error) {
+	f.note(fmt.Sprintf("add pool %s on %s %s, force=%v", spec.Name, spec.Media, spec.Path, spec.Force))
+	p := api.Pool{Node: f.name, Name: spec.Name, ID: spec.ID, Media: spec.Media, Path: spec.Path, Class: "ssd", State: api.PoolOK, Replicas: []api.PoolReplica{}}
+	f.set(func() { f.pools = append(f.pools, p) })
+	return p, f.fail
+}
+
+func (f *fakeNode) RemovePool(_ context.Context, name string, how api.PoolRemoval) error {
+	f.note(fmt.Sprintf("remove pool %s, wipe=%v lost=%v", name, how.Wipe, how.Lost))
+	return f.fail
 }
 
 func (f *fakeNode) CloseSession(_ context.Context, handle string) error {

@@ -24,7 +24,7 @@ func TestAChangeIsMadeByTheLeaderWhereverItArrives(t *testing.T) {
 		if got := c["alpha"].called(); !slices.Equal(got, []string{"create vm1"}) {
 			t.Errorf("via %s: the leader did %q", via, got)
 		}
-		if l := decode[api.LUN](t, a); l.SizeBytes != 1048576 || l.Media != "file" || l.BlockBytes != 512 {
+		if l := decode[api.LUN](t, a); l.SizeBytes != 1048576 || l.BlockBytes != 512 {
 			t.Errorf("via %s: body or defaults lost on the way: %+v", via, l)
 		}
 	}

@@ -190,7 +190,7 @@ func (s *Server) after(ctx context.Context, ref string, err error) (*reply[LUN],
 	}
 	// The owner that was asked may not have heard of the change yet; this node has made it.
 	if mine, err := s.svc.LUN(ctx, ref); err == nil {
-		l.Access, l.NonOptimizedPaths, l.SizeBytes = mine.Access, mine.NonOptimizedPaths, mine.SizeBytes
+		l.Access, l.NonOptimizedPaths, l.SizeBytes, l.Schedules = mine.Access, mine.NonOptimizedPaths, mine.SizeBytes, mine.Schedules
 	}
 	return &reply[LUN]{l}, nil
 }

@@ -131,6 +131,8 @@ func (s *Server) register() {
 	s.registerAccess()
 	s.registerTargets()
 	s.registerReservations()
+	s.registerPools()
+	s.registerSnapshots()
 }
 
 func (s *Server) getHealth(context.Context, *request) (*reply[NodeHealth], error) {
@@ -284,7 +286,7 @@ func (s *Server) deleteLUN(ctx context.Context, in *deleteRequest) (*struct{}, e
 		return nil, asProblem(err)
 	}
 	if !in.Force {
-		if err := s.unused(ctx, l); err != nil {
+		if err := s.unused(ctx, l, use{done: "deleted", force: "delete with force (--force): a guest that uses it loses its disk"}); err != nil {
 			return nil, err
 		}
 	}
@@ -294,8 +296,14 @@ func (s *Server) deleteLUN(ctx context.Context, in *deleteRequest) (*struct{}, e
 	return nil, nil
 }
 
+// use says what must not be done to a LUN while initiators use it, for messages.
+type use struct {
+	done  string // what has not been done
+	force string // how it is done nevertheless, and what that means
+}
+
 // unused refuses to go on while a LUN is used, or may be.
-func (s *Server) unused(ctx context.Context, l LUN) error {
+func (s *Server) unused(ctx context.Context, l LUN, u use) error {
 	list, err := s.sessions(ctx, false)
 	if err != nil {
 		return asProblem(err)
@@ -315,7 +323,7 @@ func (s *Server) unused(ctx context.Context, l LUN) error {
 			return (&Problem{
 				Status: http.StatusConflict, Code: CodeInUse,
 				Detail: fmt.Sprintf("LUN %s is in use: initiator %s is logged in to node %s from %s", l.Name, sess.Initiator, sess.Node, sess.Remote),
-				Data:   "Nothing was deleted.", Next: "Log the initiator out first, or delete with force (--force): a guest that uses it loses its disk.",
+				Data:   "Nothing was " + u.done + ".", Next: "Log the initiator out first, or " + u.force + ".",
 			}).complete()
 		}
 	}
@@ -325,7 +333,7 @@ func (s *Server) unused(ctx context.Context, l LUN) error {
 				return (&Problem{
 					Status: http.StatusConflict, Code: CodeInUse,
 					Detail: fmt.Sprintf("node %s, which holds a replica of LUN %s, does not answer: whether initiators use it there is not known", node, l.Name),
-					Data:   "Nothing was deleted.", Next: "Bring the node back, or delete with force (--force).",
+					Data:   "Nothing was " + u.done + ".", Next: "Bring the node back, or " + u.force + ".",
 				}).complete()
 			}
 		}

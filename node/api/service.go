@@ -8,6 +8,8 @@ import "context"
 //
 // A ref names a LUN by name or ID.
 type Service interface {
+	SnapshotService
+
 	// Name returns this node's name. It never changes.
 	Name() string
 	// APIAddress returns host:port of the API of the named node, from gossip or configuration.
@@ -29,6 +31,8 @@ type Service interface {
 	Sessions(ctx context.Context) ([]Session, error)
 	// Settings returns the cluster's settings.
 	Settings(ctx context.Context) (map[string]string, error)
+	// Pools returns this node's pools, by name.
+	Pools(ctx context.Context) ([]Pool, error)
 	// Alerts returns what this node knows that cannot be told from its Nodes and LUNs: failing disks, full pools. The API
 	// adds alerts for absent nodes and LUNs that are not healthy.
 	Alerts(ctx context.Context) ([]Alert, error)
@@ -42,6 +46,11 @@ type Service interface {
 
 	// CloseSession ends the session of this node with that handle (the part of its ID behind the dot), or returns NotFound.
 	CloseSession(ctx context.Context, handle string) error
+
+	// AddPool makes a pool on this node and returns it. A spec whose ID exists is a repeated request and returns that pool.
+	AddPool(ctx context.Context, spec PoolSpec) (Pool, error)
+	// RemovePool removes a pool of this node: a Conflict while replicas are in it.
+	RemovePool(ctx context.Context, name string, how PoolRemoval) error
 
 	// The next ones run on the catalog leader only; elsewhere they return NoLeader.
 

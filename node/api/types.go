@@ -42,6 +42,7 @@ type LUN struct {
 	SizeBytes    int64     `json:"size_bytes" doc:"Capacity in bytes" example:"10737418240"`
 	Allocated    int64     `json:"allocated_bytes" doc:"What it occupies in the pool of the node in view, in bytes: a copy on another node takes as much"`
 	BlockBytes   int       `json:"block_bytes" doc:"Logical block length in bytes" enum:"512,4096"`
+	Class        string    `json:"class,omitempty" enum:"ram,ssd,hdd" doc:"Class of the pools its replicas want; absent: any that lasts"`
 	Media        string    `json:"media" enum:"file,ram" doc:"What replicas are kept on: file survives a power cut; ram is gone when the process ends and is rebuilt from a peer"`
 	IQN          string    `json:"iqn" doc:"iSCSI target name, the same on every node"`
 	Number       uint32    `json:"number" doc:"Logical unit number within the target"`
@@ -59,6 +60,11 @@ type LUN struct {
 	Access       LUNAccess `json:"access" doc:"Who may use it"`
 	// NonOptimizedPaths: see LUNChange.
 	NonOptimizedPaths bool `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
+
+	ReadOnly  bool       `json:"read_only,omitempty" doc:"Initiators see a write-protected disk"`
+	Origin    *LUNOrigin `json:"origin,omitempty" doc:"What it began as, if it is a clone"`
+	Schedules []Schedule `json:"schedules,omitempty" doc:"Schedules of its snapshots"`
+	Space     *LUNSpace  `json:"space,omitempty" doc:"What it and its snapshots hold in one copy; counted in the background, absent at first"`
 }
 
 // Served says whether initiators can read and write now.
@@ -109,7 +115,8 @@ type LUNSpec struct {
 	ID         string   `json:"id,omitempty" format:"uuid" doc:"UUID chosen by the client, so that a repeated request makes one LUN, not two; chosen by the node if empty"`
 	SizeBytes  int64    `json:"size_bytes" minimum:"4096" maximum:"17592186044416" multipleOf:"4096" doc:"Capacity in bytes: a multiple of 4096, at most 16 TiB. Space is allocated when it is written" example:"10737418240"`
 	BlockBytes int      `json:"block_bytes,omitempty" enum:"512,4096" default:"512" doc:"Logical block length in bytes; 512 suits every hypervisor"`
-	Media      string   `json:"media,omitempty" enum:"file,ram" default:"file" doc:"file: survives a power cut; ram: gone when the process ends, rebuilt from a peer"`
+	Class      string   `json:"class,omitempty" enum:"ram,ssd,hdd" doc:"Class of the pools it is to be in; ram: gone when the process ends, rebuilt from a peer. Empty: any that survives a power cut"`
+	Media      string   `json:"media,omitempty" enum:"file,ram" doc:"Older than class: file is any class that survives a power cut, ram is class ram"`
 	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"7" doc:"Copies of the data; 0 = 2 if there are two data nodes, otherwise 1"`
 	Nodes      []string `json:"nodes,omitempty" maxItems:"7" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
 	Preferred  string   `json:"preferred,omitempty" doc:"Node that should own it"`

@@ -8,9 +8,11 @@ import (
 // Versions of Model's format. A model has the lowest one that can express it, so that going back to an older program is
 // possible until something is used that it does not know.
 const (
-	modelVersion  = 1
-	versionAccess = 2             // hosts, access, portals, NonOptimized
-	newestVersion = versionAccess // the newest this program can read
+	modelVersion     = 1
+	versionAccess    = 2                // hosts, access, portals, NonOptimized
+	versionClass     = 3                // the class of a LUN
+	versionSnapshots = 4                // Origin, ReadOnly, Schedules, Dropped
+	newestVersion    = versionSnapshots // the newest this program can read
 )
 
 // needs raises the model's version to at least v.
@@ -129,7 +131,7 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 		return err
 	}
 	if l, ok := m.LUNs[c.ID]; ok {
-		if l.Name != c.Name || l.Geometry != c.Geometry || l.Media != c.Media {
+		if l.Name != c.Name || l.Geometry != c.Geometry || l.Media != c.Media || l.Class != c.Class {
 			return refuse(CodeIdentity, "ID %s belongs to LUN %q, which is another one: use a new ID", c.ID, l.Name)
 		}
 		r.Changed, r.LUN = false, &l
@@ -158,18 +160,28 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 	if c.Media != MediaFile && c.Media != MediaRAM {
 		return refuse(CodeInvalid, "media %q of LUN %q: use %q or %q", c.Media, c.Name, MediaFile, MediaRAM)
 	}
+	if c.Class != ClassAny && (c.Media != MediaFile || c.Class != ClassSSD && c.Class != ClassHDD) {
+		return refuse(CodeInvalid, "class %q of LUN %q on media %q: use %q or %q with media %q, or no class", c.Class, c.Name, c.Media, ClassSSD, ClassHDD, MediaFile)
+	}
 	preferred, err := c.checkPlacement(m)
 	if err != nil {
 		return err
 	}
+	if err := c.checkOrigin(m); err != nil {
+		return err
+	}
 	l := LUN{
-		ID: c.ID, Name: c.Name, Geometry: c.Geometry, Media: c.Media, Epoch: 1,
+		ID: c.ID, Name: c.Name, Geometry: c.Geometry, Media: c.Media, Class: c.Class, Epoch: 1,
 		IQN: IQN(c.Name), NAA: NAA(c.ID), Serial: Serial(c.ID), Preferred: preferred,
 	}
 	for _, p := range c.Replicas {
 		l.Replicas = append(l.Replicas, Replica{ID: m.nextReplicaID(p.Node), Node: p.Node, Witness: p.Witness, State: ReplicaPending})
 	}
+	c.derive(m, &l)
 	m.LUNs[l.ID] = l
+	if c.Class != ClassAny {
+		m.needs(versionClass)
+	}
 	if err := c.grant(m); err != nil {
 		return err
 	}
@@ -218,6 +230,10 @@ func (c *DeleteLUN) apply(m *Model, r *Result) error {
 	if !ok {
 		r.Changed = false
 		return nil
+	}
+	if clone, waits := m.waitingFor(l.ID, ""); waits {
+		return refuse(CodeInUse, "LUN %q, a clone of LUN %q, has yet to be made from it on %d of its nodes: wait until they are up, or delete the clone",
+			clone.Name, l.Name, len(clone.Origin.Waiting))
 	}
 	t := Tombstone{Name: l.Name}
 	for _, rep := range l.Replicas {
@@ -279,6 +295,7 @@ func (c *ReplaceReplica) apply(m *Model, r *Result) error {
 		if rep.State == ReplicaPending {
 			return refuse(CodeStale, "replica %s of LUN %q has never been started: there is nothing to replace", c.Old, l.Name)
 		}
+		l.copied(rep.ID) // never now: its successor is rebuilt from the others
 		rep.replaceBy(m.nextReplicaID(rep.Node), c.Claim)
 		if !l.hasData() {
 			l.Lost = true

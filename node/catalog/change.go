@@ -49,10 +49,13 @@ type CreateLUN struct {
 	Name      string         `json:"name"`
 	Geometry  block.Geometry `json:"geometry"`
 	Media     Media          `json:"media"`
+	Class     Class          `json:"class,omitempty"`     // see LUN.Class; every node must know it
 	Replicas  []Placement    `json:"replicas"`            // one data, two data and a witness, or three data
 	Preferred string         `json:"preferred,omitempty"` // the node to own it; empty: the first data replica's
 	// Access says who may use it from the start; nil, as programs before access control wrote it: anyone.
 	Access *NewAccess `json:"access,omitempty"`
+	// Origin makes it a clone: its replicas are where the origin's are, and begin with the contents of the snapshot.
+	Origin *NewOrigin `json:"origin,omitempty"`
 }
 
 // NewAccess is the access to a new LUN.
@@ -171,6 +174,7 @@ func newChange(kind string) Change {
 		&RegisterNode{}, &RemoveNode{}, &CreateLUN{}, &DeleteLUN{}, &ReplicaStarted{}, &ReplaceReplica{},
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
 		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{}, &ResizeLUN{},
+		&ReplicaCopied{}, &DropSnapshot{}, &SetSchedule{}, &RemoveSchedule{},
 	} {
 		if c.kind() == kind {
 			return c

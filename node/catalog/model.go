@@ -25,6 +25,25 @@ const (
 	MediaRAM  Media = "ram"  // gone when the process ends; rebuilt from a peer
 )
 
+// Class says what kind of medium a LUN's replicas want.
+type Class string
+
+// Classes.
+const (
+	ClassAny Class = "" // any that lasts
+	ClassRAM Class = "ram"
+	ClassSSD Class = "ssd"
+	ClassHDD Class = "hdd"
+)
+
+// WantedClass returns the class that the LUN's replicas want. Memory is a Media, since it was there before classes.
+func (l LUN) WantedClass() Class {
+	if l.Media == MediaRAM {
+		return ClassRAM
+	}
+	return l.Class
+}
+
 // Node is a member of the cluster.
 type Node struct {
 	Name      string `json:"name"`       // unique, chosen by the operator; the address of Raft peers
@@ -68,6 +87,7 @@ type LUN struct {
 	Number    uint32         `json:"number"`
 	Geometry  block.Geometry `json:"geometry"`
 	Media     Media          `json:"media"`
+	Class     Class          `json:"class,omitempty"` // with MediaFile: ClassSSD, ClassHDD, or any. See WantedClass
 	Replicas  []Replica      `json:"replicas"`
 	Epoch     uint64         `json:"epoch"` // raised by forced recovery: histories of different epochs never mix
 	IQN       string         `json:"iqn"`
@@ -81,6 +101,13 @@ type LUN struct {
 	// NonOptimized makes nodes that do not own the LUN serve data by forwarding (ALUA Active/Non-optimized) instead of
 	// standing by.
 	NonOptimized bool `json:"non_optimized,omitempty"`
+	// Origin is set on a clone.
+	Origin *Origin `json:"origin,omitempty"`
+	// ReadOnly makes initiators see a write-protected disk. Set when the LUN is made, and never changed.
+	ReadOnly  bool       `json:"read_only,omitempty"`
+	Schedules []Schedule `json:"schedules,omitempty"` // by prefix
+	// Dropped are the IDs of the snapshots deleted last, the newest at the end; see maxDropped.
+	Dropped []string `json:"dropped,omitempty"`
 }
 
 // Tombstone remembers a deleted LUN until every node has deleted its storage. Storage is deleted on the evidence of a

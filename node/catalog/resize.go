@@ -16,6 +16,9 @@ func (c *ResizeLUN) apply(m *Model, r *Result) error {
 	if !ok {
 		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
 	}
+	if l.ReadOnly {
+		return refuse(CodeInvalid, "LUN %q is read-only: it keeps the size of the snapshot it shows", l.Name)
+	}
 	want := block.Geometry{Capacity: c.Capacity, LogicalBlockBytes: l.Geometry.LogicalBlockBytes}
 	if err := want.Validate(); err != nil {
 		return refuse(CodeInvalid, "LUN %q: %v", l.Name, err)

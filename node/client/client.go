@@ -2,7 +2,8 @@
 //
 // Invariant: every request is made so that doing it twice changes no more than doing it once (a LUN is created under an ID
 // the client has chosen, deleted by its ID, a change of the catalog names what it is about): so each may be repeated, on the
-// same node or another, whatever has become of the attempt before. It keeps no state but the address that answered last.
+// same node or another, whatever has become of the attempt before. The one that cannot be, a rollback, is sent again only if it
+// has certainly not been carried out. It keeps no state but the address that answered last.
 package client
 
 import (
@@ -129,6 +130,7 @@ type call struct {
 	query        url.Values
 	body         any
 	wait         time.Duration // that the server is asked to wait
+	once         bool          // not sent again when an attempt may have been carried out
 }
 
 // do sends the request to one node after another until one answers, and decodes the answer into out unless that is nil.
@@ -167,6 +169,13 @@ func (c *Client) do(ctx context.Context, r call, out any) (maybeDone bool, err e
 			default:
 				attempts = append(attempts, Attempt{addr, err})
 				maybeDone = maybeDone || r.method != http.MethodGet && !neverSent(err)
+			}
+			switch {
+			case !r.once || !maybeDone:
+			case notNow != nil:
+				return true, notNow
+			default:
+				return true, &UnreachableError{attempts, true}
 			}
 		}
 		if notNow == nil {

@@ -106,6 +106,8 @@ type FilePool struct {
 	Dir string `toml:"dir" json:"dir,omitempty"`
 	// Capacity is what LUNs may allocate there; 0 is no pool of files. At least 64MiB. Default 64GiB on a data node.
 	Capacity Size `toml:"capacity" json:"capacity"`
+	// Class is "ssd" or "hdd". Default: what the system says of the disk that Dir is on.
+	Class string `toml:"class,omitempty" json:"class,omitempty"`
 }
 
 // RAMPool keeps LUNs in memory: gone when the process ends, and rebuilt from the other nodes.

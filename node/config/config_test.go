@@ -152,6 +152,7 @@ func TestValidateNamesTheFieldAndTheWayOut(t *testing.T) {
 		"join.api":             {func(c *Config) { c.Join.API = []string{"10.0.0.1:7442"} }, "either"},
 		"pools":                {func(c *Config) { c.Pools = Pools{} }, "needs a pool"},
 		"pools.file.dir":       {func(c *Config) { c.Pools.File.Dir = "/" }, "directory of its own"},
+		"pools.file.class":     {func(c *Config) { c.Pools.File.Class = "ram" }, "ssd or hdd"},
 		"pools.ram.capacity":   {func(c *Config) { c.Pools.RAM.Capacity = 1 }, "64MiB"},
 		"pools.file.capacity":  {func(c *Config) { c.Pools.File.Capacity = -1 }, "64MiB"},
 		"timing.lease":         {func(c *Config) { c.Timing.Lease = c.Timing.Heartbeat + 1 }, "at most timing.heartbeat"},

@@ -160,6 +160,9 @@ func (c Config) checkPools(p *problems) {
 		if file.Capacity < minPool {
 			p.add("pools.file.capacity", "%s: at least 64MiB, or 0 for no pool", file.Capacity)
 		}
+		if !slices.Contains([]string{"", "ssd", "hdd"}, file.Class) {
+			p.add("pools.file.class", "%q: use ssd or hdd, or leave it out to have it found out", file.Class)
+		}
 	}
 	if ram.Capacity != 0 && ram.Capacity < minPool {
 		p.add("pools.ram.capacity", "%s: at least 64MiB, or 0 for no pool", ram.Capacity)

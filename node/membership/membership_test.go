@@ -3,6 +3,7 @@ package membership
 import (
 	"log/slog"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -162,6 +163,7 @@ func TestMetaSurvivesTheWire(t *testing.T) {
 		m := Meta{
 			ID: text.Draw(t, "id"), Kind: rapid.SampledFrom([]Kind{KindData, KindWitness}).Draw(t, "kind"), PortGroup: rapid.Uint16().Draw(t, "group"),
 			Peer: text.Draw(t, "peer"), API: text.Draw(t, "api"), FreeFileBytes: uint64(rapid.Uint32().Draw(t, "file")) << 20, FreeRAMBytes: uint64(rapid.Uint32().Draw(t, "ram")) << 20,
+			FreeSSDBytes: uint64(rapid.Uint32().Draw(t, "ssd")) << 20, FreeHDDBytes: uint64(rapid.Uint32().Draw(t, "hdd")) << 20,
 		}
 		for range rapid.IntRange(0, 8).Draw(t, "portals") {
 			m.ISCSI = append(m.ISCSI, text.Draw(t, "portal"))
@@ -170,16 +172,48 @@ func TestMetaSurvivesTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := decodeMeta(append(b, "a later program's field"[:min(23, maxMeta-len(b))]...))
+		fits := len(b) <= maxMeta-len("a later program's field")
+		if !fits { // classes may have been left out for want of room
+			m.FreeSSDBytes, m.FreeHDDBytes = 0, 0
+			if c, err := decodeMeta(b); err == nil {
+				m.FreeSSDBytes, m.FreeHDDBytes = c.FreeSSDBytes, c.FreeHDDBytes
+			}
+		}
+		later := b
+		if fits {
+			later = append(slices.Clone(b), "a later program's field"...)
+		}
+		got, err := decodeMeta(later)
 		if err != nil || !reflect.DeepEqual(got, m) {
 			t.Fatalf("%+v came back as %+v, %v", m, got, err)
 		}
-		for n := range b {
+		for n := range len(b) - classBytes {
 			if _, err := decodeMeta(b[:n]); err == nil {
 				t.Fatalf("read from %d of %d bytes", n, len(b))
 			}
 		}
 	})
+}
+
+// A program before classes ends behind the portals; one with addresses as long as they may be has no room for classes.
+func TestMetaWithoutClassesIsUnderstood(t *testing.T) {
+	m := Meta{ID: "id", Kind: KindData, Peer: "p", API: "a", FreeFileBytes: 5 << 20, FreeSSDBytes: 3 << 20, FreeHDDBytes: 5 << 20}
+	b, err := m.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.FreeSSDBytes, m.FreeHDDBytes = 0, 0
+	if got, err := decodeMeta(b[:len(b)-classBytes]); err != nil || !reflect.DeepEqual(got, m) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	m.FreeSSDBytes, m.Peer, m.API = 3<<20, strings.Repeat("p", 240), strings.Repeat("a", 250)
+	b, err = m.encode()
+	if err != nil {
+		t.Fatalf("addresses that fitted before classes do not any more: %v", err)
+	}
+	if got, err := decodeMeta(b); err != nil || got.Peer != m.Peer || got.FreeFileBytes != 5<<20 || got.FreeSSDBytes != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
 }
 
 func TestMetaThatDoesNotFitIsRefusedAtTheSource(t *testing.T) {
@@ -207,8 +241,11 @@ func FuzzDecodeMeta(f *testing.F) {
 			return
 		}
 		again, err := m.encode()
-		if err != nil || !strings.HasPrefix(string(b), string(again)) {
-			t.Fatalf("%x was read as %+v, which is %x (%v)", b, m, again, err)
+		if err != nil {
+			t.Fatalf("%x was read as %+v, which does not encode: %v", b, m, err)
+		}
+		if same, err := decodeMeta(again); err != nil || !reflect.DeepEqual(same, m) {
+			t.Fatalf("%x was read as %+v, which is %x, read as %+v (%v)", b, m, again, same, err)
 		}
 	})
 }

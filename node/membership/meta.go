@@ -33,9 +33,12 @@ type Meta struct {
 	Peer      string   // host:port for replication
 	API       string   // host:port for management
 	ISCSI     []string // host:port of each portal
-	// FreeFileBytes and FreeRAMBytes are what LUNs may still allocate in the node's pools. Sent in MiB, rounded down.
+	// Free bytes are what one LUN may still allocate on the node: in the pool of that class that has most. FreeFileBytes is that of
+	// all pools that last, and all that programs before classes tell. Sent in MiB, rounded down.
 	FreeFileBytes uint64
 	FreeRAMBytes  uint64
+	FreeSSDBytes  uint64
+	FreeHDDBytes  uint64
 }
 
 // The encoding, at most maxMeta bytes because every gossip message about a node carries it:
@@ -44,17 +47,21 @@ type Meta struct {
 //	0       1       version, 1
 //	1       1       kind
 //	2       2       port group, little endian
-//	4       4       free space in the file pool in MiB, little endian, at most 2^32-1
-//	8       4       the same of the RAM pool
+//	4       4       free space in pools that last, in MiB, little endian, at most 2^32-1
+//	8       4       the same of pools in RAM
 //	12      1       number of portals, at most maxPortals
 //	13      ...     ID, Peer, API and the portals: each a length (1 byte) and that many bytes
+//	        4       free space in pools of class ssd, if it still fits
+//	        4       the same of class hdd
 //
-// A decoder ignores what follows: a later program may append fields. It refuses another version.
+// The last two are together or not at all. A decoder ignores what follows: a later program may append fields. It refuses another
+// version.
 const (
 	metaVersion = 1
 	maxMeta     = 512 // memberlist.MetaMaxSize
 	maxPortals  = 16
 	headBytes   = 13
+	classBytes  = 8
 )
 
 var errMeta = errors.New("node metadata cannot be understood")
@@ -75,6 +82,10 @@ func (m Meta) encode() ([]byte, error) {
 			return nil, fmt.Errorf("address %q is longer than 255 bytes", s)
 		}
 		b = append(append(b, byte(len(s))), s...)
+	}
+	if len(b)+classBytes <= maxMeta {
+		b = binary.LittleEndian.AppendUint32(b, mebibytes(m.FreeSSDBytes))
+		b = binary.LittleEndian.AppendUint32(b, mebibytes(m.FreeHDDBytes))
 	}
 	if len(b) > maxMeta {
 		return nil, fmt.Errorf("the node's addresses take %d bytes in gossip, at most %d: use shorter ones, or fewer portals", len(b), maxMeta)
@@ -111,6 +122,10 @@ func decodeMeta(b []byte) (Meta, error) {
 	m.ID, m.Peer, m.API = fields[0], fields[1], fields[2]
 	if len(fields) > 3 {
 		m.ISCSI = fields[3:]
+	}
+	if len(rest) >= classBytes {
+		m.FreeSSDBytes = uint64(binary.LittleEndian.Uint32(rest)) << 20
+		m.FreeHDDBytes = uint64(binary.LittleEndian.Uint32(rest[4:])) << 20
 	}
 	return m, nil
 }

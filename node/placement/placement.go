@@ -19,14 +19,14 @@ var ErrImpossible = errors.New("there is no place for the LUN")
 
 // Node is what gossip says about a node at present. A node that is not listed is taken to be down.
 type Node struct {
-	FreeFileBytes uint64
-	FreeRAMBytes  uint64
+	// FreeBytes are what one LUN could allocate there, by class; of catalog.ClassAny in any pool that lasts.
+	FreeBytes map[catalog.Class]uint64
 }
 
 // Request says what is wanted.
 type Request struct {
 	Bytes int64         // size of the LUN
-	Media catalog.Media //
+	Class catalog.Class // of the pools it may be in
 	// Copies is the number of data replicas: 1, 2 (and a witness) or 3; 0: the safest of 2 and 1 that the cluster's nodes allow
 	// for, whether or not they are up at present: a LUN is not made less safe because a node is being restarted.
 	Copies int
@@ -43,8 +43,10 @@ type Choice struct {
 // Choose places a LUN. up holds the nodes that gossip can reach, by name, this one included. Nodes with the fewest
 // replicas come first, among these the ones with the most free space; the owner is the chosen node that owns fewest.
 func Choose(m *catalog.Model, up map[string]Node, r Request) (Choice, error) {
-	if r.Media != catalog.MediaFile && r.Media != catalog.MediaRAM {
-		return Choice{}, fmt.Errorf("media %q: use %q or %q", r.Media, catalog.MediaFile, catalog.MediaRAM)
+	switch r.Class {
+	case catalog.ClassAny, catalog.ClassRAM, catalog.ClassSSD, catalog.ClassHDD:
+	default:
+		return Choice{}, fmt.Errorf("class %q: use %q, %q, %q, or none for any that lasts", r.Class, catalog.ClassRAM, catalog.ClassSSD, catalog.ClassHDD)
 	}
 	copies, err := copiesOf(m, r)
 	if err != nil {
@@ -59,7 +61,7 @@ func Choose(m *catalog.Model, up map[string]Node, r Request) (Choice, error) {
 		}
 	} else {
 		slices.SortFunc(data, func(a, b string) int {
-			return cmp.Or(cmp.Compare(load[a].replicas, load[b].replicas), cmp.Compare(free(up[b], r.Media), free(up[a], r.Media)), cmp.Compare(a, b))
+			return cmp.Or(cmp.Compare(load[a].replicas, load[b].replicas), cmp.Compare(up[b].FreeBytes[r.Class], up[a].FreeBytes[r.Class]), cmp.Compare(a, b))
 		})
 	}
 	if len(data) < copies {
@@ -136,11 +138,12 @@ func loads(m *catalog.Model) map[string]load {
 	return out
 }
 
-func free(n Node, media catalog.Media) uint64 {
-	if media == catalog.MediaRAM {
-		return n.FreeRAMBytes
+// poolOf names the pools of a class for a message.
+func poolOf(class catalog.Class) string {
+	if class == catalog.ClassAny {
+		return "a pool that lasts"
 	}
-	return n.FreeFileBytes
+	return fmt.Sprintf("a pool of class %s", class)
 }
 
 // candidates returns the data nodes that can take a replica, by name, and why the others cannot.
@@ -151,13 +154,13 @@ func candidates(m *catalog.Model, up map[string]Node, r Request) (fit []string, 
 			continue
 		}
 		state, alive := up[name]
-		switch space := free(state, r.Media); {
+		switch space := state.FreeBytes[r.Class]; {
 		case !alive:
 			unfit[name] = "is not reachable"
 		case space == 0:
-			unfit[name] = fmt.Sprintf("has no room in a %s pool, or no such pool", r.Media)
+			unfit[name] = fmt.Sprintf("has no room in %s, or no such pool (sanctuary pool list)", poolOf(r.Class))
 		case space < uint64(max(r.Bytes, 0)):
-			unfit[name] = fmt.Sprintf("has %d MiB free for %s LUNs, %d MiB are needed", space>>20, r.Media, (r.Bytes+1<<20-1)>>20)
+			unfit[name] = fmt.Sprintf("has %d MiB free in %s, %d MiB are needed", space>>20, poolOf(r.Class), (r.Bytes+1<<20-1)>>20)
 		default:
 			fit = append(fit, name)
 		}
@@ -231,4 +234,12 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// Beside returns the places of a clone: those of the LUN it comes from, since it shares what that has stored.
+func Beside(l catalog.LUN) (out []catalog.Placement) {
+	for _, r := range l.Replicas {
+		out = append(out, catalog.Placement{Node: r.Node, Witness: r.Witness})
+	}
+	return out
 }

@@ -47,11 +47,11 @@ func up(nodes string) map[string]Node {
 	out := map[string]Node{}
 	for _, n := range strings.Fields(nodes) {
 		name, ram, _ := strings.Cut(n, ":")
-		x := Node{FreeRAMBytes: 10 * gib, FreeFileBytes: 10 * gib}
+		x := Node{FreeBytes: map[catalog.Class]uint64{catalog.ClassRAM: 10 * gib, catalog.ClassAny: 10 * gib, catalog.ClassSSD: 2 * gib, catalog.ClassHDD: 10 * gib}}
 		if ram != "" {
 			var g uint64
 			_, _ = fmt.Sscan(ram, &g)
-			x.FreeRAMBytes = g * gib
+			x.FreeBytes[catalog.ClassRAM] = g * gib
 		}
 		out[name] = x
 	}
@@ -85,20 +85,22 @@ func TestChoose(t *testing.T) {
 		{name: "no witness up", nodes: "a b w", up: "a b", fails: `node "w" is not reachable`},
 		{name: "no third node", nodes: "a b", up: "a b", ask: Request{Copies: 2}, fails: "third node"},
 		{name: "too few for three", nodes: "a b w", up: "a b w", ask: Request{Copies: 3}, fails: "3 data nodes are needed"},
-		{name: "full", nodes: "a b w", up: "a b:0 w", fails: "no room in a ram pool"},
-		{name: "too little room", nodes: "a b w", up: "a b:1 w", ask: Request{Bytes: gib + 1}, fails: "1024 MiB free for ram LUNs, 1025 MiB are needed"},
+		{name: "full", nodes: "a b w", up: "a b:0 w", fails: "no room in a pool of class ram"},
+		{name: "too little room", nodes: "a b w", up: "a b:1 w", ask: Request{Bytes: gib + 1}, fails: "1024 MiB free in a pool of class ram, 1025 MiB are needed"},
 		{name: "four copies", nodes: "a", up: "a", ask: Request{Copies: 4}, fails: "use 1, 2"},
 		{name: "copies and names differ", nodes: "a b w", up: "a b w", ask: Request{Copies: 2, Nodes: []string{"a"}}, fails: "name one node"},
 		{name: "named node unknown", nodes: "a", up: "a", ask: Request{Nodes: []string{"q"}}, fails: `no node "q"`},
 		{name: "named node twice", nodes: "a b w", up: "a b w", ask: Request{Nodes: []string{"a", "a"}}, fails: "twice"},
 		{name: "named witness", nodes: "a b w", up: "a b w", ask: Request{Nodes: []string{"w"}}, fails: "witness"},
 		{name: "named node down", nodes: "a b w", up: "a w", ask: Request{Nodes: []string{"a", "b"}}, fails: "not reachable"},
-		{name: "media", nodes: "a", up: "a", ask: Request{Media: "tape"}, fails: "tape"},
+		{name: "unknown class", nodes: "a", up: "a", ask: Request{Class: "tape"}, fails: "tape"},
+		{name: "the class's own room counts", nodes: "a b w", up: "a b w", ask: Request{Class: catalog.ClassSSD, Bytes: 3 * gib}, fails: "2048 MiB free in a pool of class ssd"},
+		{name: "another class has room", nodes: "a b w", up: "a b w", ask: Request{Class: catalog.ClassHDD, Bytes: 3 * gib}, want: "a b w*"},
 		{name: "empty cluster", fails: "1 data node is needed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if test.ask.Media == "" {
-				test.ask.Media = catalog.MediaRAM
+			if test.ask.Class == "" {
+				test.ask.Class = catalog.ClassRAM
 			}
 			if test.ask.Bytes == 0 {
 				test.ask.Bytes = gib
@@ -126,7 +128,7 @@ func TestChoose(t *testing.T) {
 			}
 			// What is chosen is what the catalog takes.
 			c := &catalog.CreateLUN{
-				ID: "00000000-0000-4000-8000-000000000999", Name: "new", Media: test.ask.Media, Replicas: got.Replicas, Preferred: got.Preferred,
+				ID: "00000000-0000-4000-8000-000000000999", Name: "new", Media: catalog.MediaFile, Replicas: got.Replicas, Preferred: got.Preferred,
 				Geometry: block.Geometry{Capacity: block.CountOf(gib), LogicalBlockBytes: 512},
 			}
 			if _, _, err := catalog.Apply(m, m.Index+1, c); err != nil {
@@ -140,7 +142,7 @@ func TestChooseSpreadsOwnersEvenly(t *testing.T) {
 	m := model(t, "a b c d w")
 	owned := map[string]int{}
 	for i := range 40 {
-		got, err := Choose(m, up("a b c d w"), Request{Bytes: gib, Media: catalog.MediaRAM})
+		got, err := Choose(m, up("a b c d w"), Request{Bytes: gib, Class: catalog.ClassRAM})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +164,7 @@ func TestChooseSpreadsOwnersEvenly(t *testing.T) {
 }
 
 func TestImpossibleIsDistinguishable(t *testing.T) {
-	if _, err := Choose(model(t, "a b w"), up("a"), Request{Bytes: gib, Media: catalog.MediaRAM}); !errors.Is(err, ErrImpossible) {
+	if _, err := Choose(model(t, "a b w"), up("a"), Request{Bytes: gib, Class: catalog.ClassRAM}); !errors.Is(err, ErrImpossible) {
 		t.Fatal(err)
 	}
 }

@@ -8,6 +8,8 @@
 //     replica goes on under a new ID as a learner. So no voter ever forgets what it has acknowledged.
 //   - Storage is deleted on positive knowledge only: a tombstone, or a newer incarnation of the same replica that holds the
 //     data. A catalog that does not mention a LUN may be behind, or be a new one over old disks: such storage is left and reported.
+//   - A clone's first replicas are made from the snapshot, never empty: one is begun only once that is there to be copied. Those that
+//     replace them are empty, joining, and are rebuilt from the others, which is recorded before they are made.
 //   - Nothing of a LUN that is lost is deleted or started: what is left is for the operator.
 //   - The catalog this node sees may be old. Every decision above is right with an old one, or is refused by the catalog.
 //
@@ -53,10 +55,12 @@ const (
 	Delete
 	// Report tells the catalog that nothing of a deleted LUN is left here.
 	Report
+	// Copied tells the catalog that a clone's replica has been made and needs the snapshot no more.
+	Copied
 )
 
 func (k ActionKind) String() string {
-	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report"}[min(k, Report)]
+	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report", "copied"}[min(k, Copied)]
 }
 
 // Action is one step.
@@ -140,6 +144,9 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 		return append(steps, Action{Replace, l, mine, "its storage is not on this node: a blank disk, or memory that was lost with the last process"})
 	case a.Owned[l.ID] && unsettled(l):
 		steps = append(steps, Action{Reconfigure, l, mine, "a replica is joining"})
+	}
+	if here && l.IsWaiting(mine.ID) {
+		steps = append(steps, Action{Copied, l, mine, "it has been made from the snapshot"})
 	}
 	if mine.State == catalog.ReplicaActive {
 		for _, r := range a.Storage[l.ID] {

@@ -52,6 +52,20 @@ func history(t interface{ Fatal(...any) }, changes string) *catalog.Model {
 			apply(&catalog.ReplicaPromoted{LUN: lunID, Replica: id})
 		case "deleted":
 			apply(&catalog.DeleteLUN{ID: lunID})
+		case "clone": // the same LUN, begun as a clone
+			m = history(t, "")
+			l := m.LUNs[lunID]
+			from := l
+			from.ID, from.NAA = uid(99), catalog.NAA(uid(99))
+			m.LUNs[from.ID] = from
+			delete(m.LUNs, lunID)
+			apply(&catalog.CreateLUN{
+				ID: lunID, Name: "copy", Media: l.Media, Geometry: l.Geometry, Origin: &catalog.NewOrigin{LUN: from.ID, Snapshot: strings.Repeat("0a", 16)},
+				Replicas: []catalog.Placement{{Node: "a"}, {Node: "b"}, {Node: "w", Witness: true}},
+			})
+			delete(m.LUNs, from.ID)
+		case "copied":
+			apply(&catalog.ReplicaCopied{LUN: lunID, Replica: id})
 		case "gone":
 			apply(&catalog.StorageDeleted{LUN: lunID, Node: id})
 		default:
@@ -112,6 +126,12 @@ func TestPlan(t *testing.T) {
 		{name: "lost: what runs is stopped", history: "running replaced:b/2:x replaced:a/1:x", storage: "b/4", running: "b/4", want: "stop b/4"},
 		{name: "lost: the old disk is back and is not touched", history: "running replaced:b/2:x replaced:a/1:x", storage: "b/2 b/4", want: "", orphans: 1},
 		{name: "storage of another cluster", node: "b", history: "deleted gone:a gone:b gone:w", storage: "b/2", want: "", orphans: 1},
+		{name: "clone placed here", history: "clone", want: "begin b/5"},
+		{name: "clone made from the snapshot", history: "clone running", storage: "b/5", running: "b/5", want: "copied b/5"},
+		{name: "clone made from the snapshot, cut short before it was told", history: "clone running", storage: "b/5", want: "start b/5, copied b/5"},
+		{name: "clone told", history: "clone running copied:b/5", storage: "b/5", running: "b/5", want: ""},
+		{name: "clone lost before it was made", history: "clone running", want: "replace b/5"},
+		{name: "clone's successor needs no snapshot", history: "clone running replaced:b/5:me", storage: "b/7", running: "b/7", want: ""},
 		{name: "strange replica ID", history: "running", storage: "b/2 x", running: "b/2", want: ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

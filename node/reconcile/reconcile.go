@@ -27,8 +27,12 @@ type Runner interface {
 	Running() map[string]string
 	// Owns says whether this node leads the LUN's group and may change its members.
 	Owns(lun string) bool
-	// Create makes the empty storage of a replica (for a witness, its log) and makes it durable. If it fails, Storage does
-	// not list it. It is called once for each ID, or again after an error.
+	// Prepared returns nil if the storage of a replica that is begun with its LUN can be made now, and an error that wraps
+	// ErrNotYet if it has to wait: for the snapshot a clone is made from. Nothing has been recorded when it is asked.
+	Prepared(l catalog.LUN, r catalog.Replica) error
+	// Create makes the storage of a replica (for a witness, its log) and makes it durable: empty, or with the contents of the
+	// snapshot for a clone's first replicas. Those of a clone that join are marked to be rebuilt whole, since what the LUN began
+	// with is in no log. If it fails, Storage does not list the replica. It is called once for each ID, or again after an error.
 	Create(ctx context.Context, l catalog.LUN, r catalog.Replica) error
 	// Start starts the replica on its storage. If bootstrap is not empty and the replica's log and stable store both are,
 	// the group begins with those replicas as its voters; it is empty for a replica that joins.
@@ -42,6 +46,9 @@ type Runner interface {
 	// joining replicas that are voters, in sync, with what they replace removed. It does not wait for a rebuild: it is called again.
 	Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error)
 }
+
+// ErrNotYet: a step waits for something that comes by itself. It is tried again soon, and is no failure.
+var ErrNotYet = errors.New("not yet")
 
 // Proposer makes changes of the catalog; it finds the leader. Errors as of catalog.Catalog.Propose.
 type Proposer interface {
@@ -227,7 +234,7 @@ func (r *Reconciler) ended(ctx context.Context, w *work, steps []Action, err err
 	r.mu.Lock()
 	w.busy, w.doing = false, ""
 	w.reason = err
-	if err == nil {
+	if err == nil || errors.Is(err, ErrNotYet) {
 		w.failures = 0
 		w.retry = time.Now().Add(pollInterval) // for the same steps; others are tried at once
 	} else {
@@ -261,6 +268,9 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 	run := r.cfg.Runner
 	switch s.Kind {
 	case Begin:
+		if err := run.Prepared(s.LUN, s.Replica); err != nil {
+			return err
+		}
 		result, err := r.propose(ctx, &catalog.ReplicaStarted{LUN: s.LUN.ID, Replica: s.Replica.ID, Claim: r.claim})
 		if err != nil {
 			return err
@@ -295,6 +305,9 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 	case Delete:
 		r.log.Info("the storage of a replica is deleted", "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
 		return run.Delete(ctx, s.LUN.ID, s.Replica.ID)
+	case Copied:
+		_, err := r.propose(ctx, &catalog.ReplicaCopied{LUN: s.LUN.ID, Replica: s.Replica.ID})
+		return err
 	case Report:
 		_, err := r.propose(ctx, &catalog.StorageDeleted{LUN: s.LUN.ID, Node: r.cfg.Node})
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -157,6 +158,12 @@ func (f *fakeRunner) Start(_ context.Context, l catalog.LUN, r catalog.Replica, 
 		return fmt.Errorf("no storage of %s", r.ID)
 	}
 	return err
+}
+
+func (f *fakeRunner) Prepared(l catalog.LUN, _ catalog.Replica) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.fail["prepared"]
 }
 
 func (f *fakeRunner) Stop(_ context.Context, lun string) error {
@@ -370,6 +377,37 @@ func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
 				t.Fatalf("%+v", status)
 			}
 		})
+	})
+}
+
+// A clone's replica is not begun before the snapshot is there: nothing is recorded, nothing is created, nobody is alarmed.
+func TestCloneWaitsForItsSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "clone")), newFakeRunner(t)
+		run.fail["prepared"] = fmt.Errorf("waiting for the snapshot, %w", ErrNotYet)
+		var logged strings.Builder
+		r := New(Config{Node: "b", Catalog: c, Proposer: c, Runner: run, Logger: slog.New(slog.NewTextHandler(&logged, nil))})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- r.Run(ctx) }()
+		settle()
+		status, _, _ := r.Status()
+		if len(status) != 1 || !strings.Contains(status[0].Reason, "waiting for the snapshot") || status[0].Failures != 0 {
+			t.Errorf("%+v", status)
+		}
+		if got := run.actions(); got != "" || len(c.log) != 0 || logged.Len() != 0 {
+			t.Errorf("did %q, recorded %q, logged %q", got, c.log, logged.String())
+		}
+		run.set(func() { delete(run.fail, "prepared") })
+		settle()
+		if got := run.actions(); got != "create b/5, start b/5" {
+			t.Error(got)
+		}
+		if fmt.Sprint(c.log) != "[ReplicaStarted ReplicaCopied]" || c.model.LUNs[lunID].IsWaiting("b/5") {
+			t.Error(c.log)
+		}
+		cancel()
+		<-done
 	})
 }
 

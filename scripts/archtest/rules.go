@@ -60,6 +60,7 @@ var rules = []rule{
 	{Package: "node/placement", May: []string{"blockstore/block", "node/catalog"}, Not: join(consensus, surface)},
 	{Package: "node/client", May: []string{"blockstore/block", "node/api"}, Not: consensus},
 	{Package: "node/api", May: []string{"blockstore/block", "node/catalog", "node/config"}, Not: consensus},
+	{Package: "node/pools", May: []string{"blockstore", "blockstore/...", "node/catalog"}, Not: join(consensus, surface)},
 	{Package: "node/...", May: []string{"blockstore/block", "node/..."}},
 	{Package: "node", May: []string{"blockstore", "blockstore/...", "node/...", "proto", "proto/...", "replication", "replication/...", "target", "target/..."}},
 

@@ -68,6 +68,23 @@ func TestRatiosArePairedByRun(t *testing.T) {
 	}
 }
 
+func TestOwnGeneratorReportsAsFioDoes(t *testing.T) {
+	t.Parallel()
+	var took []time.Duration
+	for i := range 200 { // the longest first
+		took = append(took, time.Duration(200-i)*time.Microsecond)
+	}
+	g := &generator{job: job{pattern: "randwrite", blockSize: "4k"}, size: 4096}
+	s, err := g.report(took, 2*time.Second).sample(100 * time.Millisecond)
+	want := sample{iops: 100, megabytes: 0.4096, p50: 100, p99: 198, cpu100k: 50}
+	if err != nil || s != want {
+		t.Errorf("%+v, %v; want %+v", s, err, want)
+	}
+	if s, err := g.report(nil, time.Second).sample(time.Second); err == nil {
+		t.Errorf("no I/O: %+v, want an error", s)
+	}
+}
+
 func TestTable(t *testing.T) {
 	t.Parallel()
 	o := options{runs: 1, seconds: 2, bytes: 1 << 30}

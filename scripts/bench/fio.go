@@ -19,15 +19,22 @@ type job struct {
 	pattern   string // fio's rw
 	blockSize string // fio's bs
 	depth     int
+	digests   bool // CRC32C of headers and data; then load makes it, not fio
 }
 
 var jobs = []job{
-	{"4k randread qd1", "randread", "4k", 1},
-	{"4k randread qd32", "randread", "4k", 32},
-	{"4k randwrite qd1", "randwrite", "4k", 1},
-	{"4k randwrite qd32", "randwrite", "4k", 32},
-	{"1M read qd8", "read", "1M", 8},
-	{"1M write qd8", "write", "1M", 8},
+	{name: "4k randread qd1", pattern: "randread", blockSize: "4k", depth: 1},
+	{name: "4k randread qd32", pattern: "randread", blockSize: "4k", depth: 32},
+	{name: "4k randwrite qd1", pattern: "randwrite", blockSize: "4k", depth: 1},
+	{name: "4k randwrite qd32", pattern: "randwrite", blockSize: "4k", depth: 32},
+	{name: "1M read qd8", pattern: "read", blockSize: "1M", depth: 8},
+	{name: "1M write qd8", pattern: "write", blockSize: "1M", depth: 8},
+	{name: "4k randread qd1 digests", pattern: "randread", blockSize: "4k", depth: 1, digests: true},
+	{name: "4k randread qd32 digests", pattern: "randread", blockSize: "4k", depth: 32, digests: true},
+	{name: "4k randwrite qd1 digests", pattern: "randwrite", blockSize: "4k", depth: 1, digests: true},
+	{name: "4k randwrite qd32 digests", pattern: "randwrite", blockSize: "4k", depth: 32, digests: true},
+	{name: "1M read qd8 digests", pattern: "read", blockSize: "1M", depth: 8, digests: true},
+	{name: "1M write qd8 digests", pattern: "write", blockSize: "1M", depth: 8, digests: true},
 }
 
 func chooseJobs(match string) []job {
@@ -49,7 +56,7 @@ type sample struct {
 
 // fill writes the whole LUN once, so that every block has a place and a checksum.
 func fill(ctx context.Context, o options, target *rig.Target) error {
-	_, err := fio(ctx, o, target, job{"fill", "write", "1M", 8}, 30*time.Minute)
+	_, err := fio(ctx, o, target, job{name: "fill", pattern: "write", blockSize: "1M", depth: 8}, 30*time.Minute)
 	return err
 }
 
@@ -59,7 +66,12 @@ func measure(ctx context.Context, o options, target *rig.Target, j job) (sample,
 		return sample{}, err
 	}
 	limit := time.Duration(o.seconds) * time.Second
-	out, err := fio(ctx, o, target, j, limit+time.Minute, "--time_based", "--runtime="+strconv.Itoa(o.seconds))
+	var out output
+	if j.digests {
+		out, err = load(ctx, o, target, j, limit)
+	} else {
+		out, err = fio(ctx, o, target, j, limit+time.Minute, "--time_based", "--runtime="+strconv.Itoa(o.seconds))
+	}
 	if err != nil {
 		return sample{}, err
 	}
@@ -98,11 +110,13 @@ func escapeFilename(url string) string { return strings.ReplaceAll(url, ":", `\:
 
 // output is the part of fio's JSON that is used.
 type output struct {
-	Jobs []struct {
-		Error int `json:"error"`
-		Read  rw  `json:"read"`
-		Write rw  `json:"write"`
-	} `json:"jobs"`
+	Jobs []outputJob `json:"jobs"`
+}
+
+type outputJob struct {
+	Error int `json:"error"`
+	Read  rw  `json:"read"`
+	Write rw  `json:"write"`
 }
 
 type rw struct {

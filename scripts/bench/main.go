@@ -31,8 +31,9 @@ import (
 const (
 	preamble = `# Benchmarks
 
-Made by ` + "`make bench`" + `: the same jobs, from the same load generator (fio with its libiscsi engine), one initiator session, in one
-run on one machine. Load generator and targets share the machine's cores. Compare within the table only: the ratio column is
+Made by ` + "`make bench`" + `: the same jobs, from the same load generator, one initiator session, in one run on one machine. The generator
+is fio with its libiscsi engine; for jobs with digests (CRC32C of headers and data), which libiscsi lacks, it is this project's own
+initiator, which takes more of the machine: compare those with each other only. Load generator and targets share the machine's cores. Compare within the table only: the ratio column is
 taken within each run, against tgt, and its median is what counts. *CPU* is the processor time of all of a target's processes.
 `
 	startTimeout = 3 * time.Minute
@@ -213,7 +214,7 @@ func run(ctx context.Context, o options) (err error) {
 					return fmt.Errorf("%s, %s: %w", j.name, c.title, err)
 				}
 				c.samples[j.name] = append(c.samples[j.name], s)
-				fmt.Fprintf(os.Stderr, "run %d/%d  %-18s %-36s %9.0f IOPS %8.1f MB/s  p50 %7.0f µs  p99 %7.0f µs  cpu %6.2f s/100k\n",
+				fmt.Fprintf(os.Stderr, "run %d/%d  %-26s %-36s %9.0f IOPS %8.1f MB/s  p50 %7.0f µs  p99 %7.0f µs  cpu %6.2f s/100k\n",
 					r+1, o.runs, j.name, c.title, s.iops, s.megabytes, s.p50, s.p99, s.cpu100k)
 			}
 		}

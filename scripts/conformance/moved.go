@@ -94,8 +94,12 @@ func runMoved(ctx context.Context, t tool, s *subject, suites []suite, expected 
 }
 
 // toRepeat says whether a test failed because a command of it was answered BUSY or with unit attention 06/2A/06 (asymmetric
-// access state changed): answers to a move that ask the initiator to send the command again, as every one does but this tool.
+// access state changed), or its login's TEST UNIT READY with 02/04/0A (asymmetric access state transition), which on a machine that is busy
+// a move may take long enough for: answers that ask the initiator to send the command again, as every one does but this tool.
 func toRepeat(reason string) bool {
+	if strings.Contains(reason, "Login Failed") && strings.Contains(reason, "(0x040a)") {
+		return true
+	}
 	return strings.Contains(reason, "failed with status 8 ") || strings.Contains(reason, "(0x2a06)")
 }
 

@@ -19,10 +19,10 @@ const (
 	bulkWriters = 128
 	bulkBytes   = 256 << 10
 	// rssGrowth is how much more memory than at rest the owner may take with 128 writes of 256 KiB outstanding, 32 MiB in
-	// all, and a peer that takes nothing: each byte may be held once by its session, once by the group (32 MiB accepted and
-	// not settled, encoded), by the journal's newest entries (32 MiB) and by the queue to the peer (32 MiB), and Go's
-	// collector lets garbage grow to as much again before it runs.
-	rssGrowth = 320 << 20
+	// all, and a peer that takes nothing: each byte may be held once by its session, once by the group (accepted and not settled), once
+	// as an encoded entry, by the journal's newest entries (32 MiB) and by the queue to the peer (32 MiB). That is 160 MiB; Go's
+	// collector lets garbage grow to as much again before it runs, and 64 MiB are for what the runtime has yet to give back.
+	rssGrowth = 384 << 20
 )
 
 // TestProveMemoryBounded stops the owner's peer with 128 writes of 256 KiB outstanding. The writes must go on without it

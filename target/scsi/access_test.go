@@ -217,7 +217,7 @@ func TestUnitAttentionsInOrderAndOncePerNexus(t *testing.T) {
 			g.want(g.run(n, tur, 0, nil), want)
 		}
 	}
-	if r := g.target.Manage(t.Context(), scsi.LogicalUnitReset, g.nexus, 0, 0); r != scsi.FunctionComplete {
+	if r := g.target.Manage(scsi.LogicalUnitReset, g.nexus, 0, 0)(t.Context()); r != scsi.FunctionComplete {
 		t.Fatalf("reset: %d", r)
 	}
 	r := g.run(g.nexus, sense, 18, nil)

@@ -19,6 +19,7 @@ const (
 	askCancel  askKind = 3 // to end the command of that operation, or never to begin it
 	askManage  askKind = 4 // to carry out a task management function for the whole unit
 	askPurge   askKind = 5 // to remove registrations or reservations for an operator, or for a session that is gone
+	askArrive  askKind = 6 // to end what other sessions of an initiator port have begun, because it has logged in here
 )
 
 // ask is a request to the owner. What a kind has no use for is zero.
@@ -122,9 +123,9 @@ func decodeAsk(b []byte) (*ask, error) {
 	switch {
 	case d.short || len(d.b) > 0:
 		return nil, fmt.Errorf("%w: %d bytes of the wrong length", errAskDamaged, len(b))
-	case a.kind < askTicket || a.kind > askPurge:
+	case a.kind < askTicket || a.kind > askArrive:
 		return nil, fmt.Errorf("%w: kind %d", errAskDamaged, a.kind)
-	case a.kind == askCommand && a.nexus.Initiator == "":
+	case (a.kind == askCommand || a.kind == askArrive) && a.nexus.Initiator == "":
 		return nil, fmt.Errorf("%w: a command of nobody", errAskDamaged)
 	case a.limit > maxAskData || a.expectedIn > a.limit || a.elapsed < 0 || len(a.nexus.Initiator) > reserve.MaxNameBytes:
 		return nil, fmt.Errorf("%w: %d of %d bytes after %v", errAskDamaged, a.expectedIn, a.limit, a.elapsed)

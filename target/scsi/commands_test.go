@@ -206,7 +206,7 @@ func TestRefusals(t *testing.T) {
 			if r.Status != scsi.StatusGood && (r.data != nil || r.TransferIn != 0) {
 				t.Errorf("refused with %d bytes of data", len(r.data))
 			}
-			if n, _ := g.target.Accept(0, &c.cdb); r.Status == scsi.StatusGood && n > int64(len(c.out)) {
+			if n := g.dataOut(0, c.cdb); r.Status == scsi.StatusGood && n > int64(len(c.out)) {
 				t.Errorf("wanted %d bytes of Data-Out and was content with %d", n, len(c.out))
 			}
 		})
@@ -231,7 +231,7 @@ func TestTransferLimitIsEnforcedAsReported(t *testing.T) {
 	g.want(g.run(g.nexus, cdb(0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 0), 0, nil), "good")
 	g.want(g.run(g.nexus, cdb(0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80, 1), 0, nil), "05/24/00")
 	over := cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 129)
-	if n, _ := g.target.Accept(0, &over); n != 0 {
+	if n := g.dataOut(0, over); n != 0 {
 		t.Errorf("solicits %d bytes for a command it will refuse", n)
 	}
 }
@@ -253,7 +253,7 @@ func TestDataCommands(t *testing.T) {
 			{cdb(0x8E, 0x02, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 2), cdb(0x28, 0, 0, 0, 0, 3, 0, 0, 2)},
 		} {
 			data := pattern(2*logical, byte(i+1))
-			if n, _ := g.target.Accept(0, &c.write); n != int64(len(data)) {
+			if n := g.dataOut(0, c.write); n != int64(len(data)) {
 				t.Errorf("% x wants %d bytes", c.write, n)
 			}
 			g.want(g.run(g.nexus, c.write, 0, data), "good")
@@ -355,7 +355,7 @@ func TestWriteProtectedUnitRefusesEveryChange(t *testing.T) {
 	for _, op := range []byte{0x8B, 0x0A, 0x2A, 0x2E, 0x41, 0x42, 0x89, 0x8A, 0x8E, 0x93, 0xAA, 0xAE} {
 		c := cdb(op)
 		g.want(g.run(g.nexus, c, 0, nil), "07/27/00")
-		if n, _ := g.target.Accept(0, &c); n != 0 {
+		if n := g.dataOut(0, c); n != 0 {
 			t.Errorf("%02X solicits %d bytes", op, n)
 		}
 	}

@@ -72,6 +72,7 @@ func extendedCopy(r *request) error {
 func (r *request) copySegments(list *copyList, record *copyRecord) error {
 	var units copyUnits
 	moves := make([]move, 0, len(list.segments))
+	defer r.reach(nil)
 	for i := range list.segments {
 		m, err := list.segments[i].resolve(i, func(id uint16) (*copyUnit, uint16) { return units.find(r, list, id) })
 		if err != nil {
@@ -79,6 +80,8 @@ func (r *request) copySegments(list *copyList, record *copyRecord) error {
 		}
 		moves = append(moves, m)
 	}
+	// From here on what ends the tasks of a unit ends the copy too; what arrived before that, reachable refuses.
+	r.reach(units.known)
 	for i := range moves {
 		m := &moves[i]
 		if err := m.from.mayUse(r, reserve.Reads, m.number, 4); err != nil {
@@ -160,7 +163,8 @@ func (c *copyUnit) reachable(r *request) bool {
 		return true
 	}
 	access := c.unit.cfg.Access()
-	return access.LocalState() == ActiveOptimized && time.Since(r.accepted) < maxCopyAge && r.Nexus.units.told(c.unit, access.Generation)
+	return access.LocalState() == ActiveOptimized && time.Since(r.accepted) < maxCopyAge && c.unit.uncutSince(r.accepted) &&
+		r.Nexus.units.told(c.unit, access.Generation)
 }
 
 // told says whether the nexus has used the unit and knows how ownership stands. While it does not, a copy it started earlier may
@@ -177,6 +181,27 @@ func (n *nexusUnits) told(u *Unit, generation uint64) bool {
 	return false
 }
 
+// uncutSince says whether nothing that ends all tasks of the unit has arrived since a command did: such a copy, if it has not begun
+// by then, is as old as those tasks, and the unit had no part in accepting it.
+func (u *Unit) uncutSince(accepted time.Time) bool {
+	u.peers.mu.Lock()
+	defer u.peers.mu.Unlock()
+	return u.peers.since == 0 || accepted.Sub(u.made) > time.Duration(u.peers.since)
+}
+
+// reach notes the other units a copy uses.
+func (r *request) reach(units map[uint16]*copyUnit) {
+	n := &r.Nexus.units
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.others = nil
+	for _, u := range units {
+		if u.unit != r.unit {
+			r.others = append(r.others, u.unit)
+		}
+	}
+}
+
 // mayUse refuses a unit that this node, or the nexus, may not use as the source or the destination of a segment. field is where
 // the segment descriptor names the unit.
 func (c *copyUnit) mayUse(r *request, class reserve.Class, number, field int) error {
@@ -188,11 +213,9 @@ func (c *copyUnit) mayUse(r *request, class reserve.Class, number, field int) er
 
 // copyError turns an error in a segment into the end of the command. As long as nothing was written, and no other unit is
 // concerned, it is passed on, and the command may be held and tried again; afterwards it must not be: a segment that overlaps
-// itself has changed its own source.
+// itself has changed its own source. A copy that is cut short because the tasks of another unit are ended is answered, too.
 func (r *request) copyError(err error, m *move, record *copyRecord) error {
 	switch {
-	case r.ctx.Err() != nil:
-		return err
 	case errors.Is(err, block.ErrNoSpace):
 		return err // 07/27/07: the host is to find out that space, not the copy, is the matter
 	case !record.wrote && didNothing(err) && m.from.unit == r.unit && m.to.unit == r.unit:
@@ -210,7 +233,7 @@ func (r *request) copyMove(m *move, record *copyRecord) error {
 	buf := r.Buffers.Get(int(min(m.source.Bytes(), copyPiece)))
 	defer r.Buffers.Put(buf)
 	for left := m.source; left.Count > 0; {
-		if err := r.ctx.Err(); err != nil {
+		if err := r.mayGoOn(m); err != nil {
 			return err
 		}
 		piece := block.Range{Start: left.Start, Count: min(left.Count, block.CountOf(copyPiece))}
@@ -233,6 +256,17 @@ func (r *request) copyMove(m *move, record *copyRecord) error {
 		left.Count -= piece.Count
 	}
 	return nil
+}
+
+// mayGoOn is asked between pieces: a reservation that shuts the copy out, made meanwhile, is answered once it has stopped (Unit.drain).
+func (r *request) mayGoOn(m *move) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
+	if err := r.mayUse(m.from.unit, reserve.Reads); err != nil {
+		return err
+	}
+	return r.mayUse(m.to.unit, reserve.Changes)
 }
 
 // at returns where a part of the source goes.

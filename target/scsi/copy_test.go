@@ -88,7 +88,7 @@ func copyCDB(length int) [16]byte {
 func (g *rig) copy(n *scsi.Nexus, list []byte) result {
 	g.t.Helper()
 	c := copyCDB(len(list))
-	if n, _ := g.target.Accept(0, &c); n != int64(len(list)) {
+	if n := g.dataOut(0, c); n != int64(len(list)) {
 		g.t.Errorf("a list of %d bytes: solicits %d", len(list), n)
 	}
 	return g.run(n, c, 0, list)
@@ -434,7 +434,7 @@ func TestExtendedCopyCanBeAborted(t *testing.T) {
 			return nil
 		}
 		if writes++; writes == 3 {
-			go func() { answer <- g.target.Manage(t.Context(), scsi.AbortTask, g.nexus, 0, task.Tag) }()
+			go func() { answer <- g.target.Manage(scsi.AbortTask, g.nexus, 0, task.Tag)(t.Context()) }()
 			<-ctx.Done()
 		}
 		return nil
@@ -562,7 +562,12 @@ func TestOnlySoManyCopiesAtOnce(t *testing.T) {
 }
 
 // reserveWrites registers a key for the nexus and reserves the unit with type 1, write exclusive.
-func (g *rig) reserveWrites(n *scsi.Nexus, lun uint16) {
+func (g *rig) reserveWrites(n *scsi.Nexus, lun uint16) { g.reserve(n, lun, 1) }
+
+// reserveAll keeps others from reading as well.
+func (g *rig) reserveAll(n *scsi.Nexus, lun uint16) { g.reserve(n, lun, 3) }
+
+func (g *rig) reserve(n *scsi.Nexus, lun uint16, kind byte) {
 	g.t.Helper()
 	out := func(action, kind byte, key, next uint64) {
 		list := make([]byte, 24)
@@ -573,7 +578,7 @@ func (g *rig) reserveWrites(n *scsi.Nexus, lun uint16) {
 		g.want(g.execute(g.t.Context(), task), "good")
 	}
 	out(0, 0, 0, 77)
-	out(1, 1, 77, 0)
+	out(1, kind, 77, 0)
 }
 
 func TestExtendedCopyHeedsReservationsOfBothUnits(t *testing.T) {

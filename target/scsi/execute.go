@@ -3,6 +3,7 @@ package scsi
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"sanctuary/blockstore/block"
@@ -25,6 +26,7 @@ type request struct {
 	allowed reserve.Classes
 
 	accepted  time.Time // when the command arrived
+	era       uint64    // of the unit, in which it did
 	operation uint64    // stands for what the command changes, wherever it is carried out (Unit.change); 0 until needed
 	remote    bool      // another node asked for it: it has told the unit attentions, and does the waiting
 	// unsure: the owner may still be at it, for all that is known here. Set before done is closed.
@@ -32,6 +34,7 @@ type request struct {
 
 	// Guarded by Nexus.units.mu.
 	next, prev *request
+	others     []*Unit      // that an EXTENDED COPY reaches beside unit
 	own        *taskContext // what ctx is, in Execute
 	cancel     context.CancelFunc
 	aborted    bool          // no response must be sent any more
@@ -48,16 +51,23 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	if r.accepted.IsZero() {
 		r.accepted = time.Now()
 	}
-	finished := false
+	if r.era = task.arrived.era; r.unit != nil && task.arrived.unit == nil {
+		r.era = r.unit.era.Load()
+	}
+	begun, finished := false, false
 	defer func() {
 		if finished {
 			nexus.keep(r)
-		} else {
-			r.cancel()
+			return
 		}
+		r.cancel()
+		if begun { // after a panic: whoever ends the tasks of the session must not wait for this one for ever
+			r.end()
+		}
+		r.giveBack()
 	}()
-	if !r.begin() {
-		task.Status = StatusTaskAborted
+	task.Status = r.begin()
+	if begun = task.Status == StatusGood; !begun {
 		return
 	}
 	var err error
@@ -67,6 +77,7 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 		err = r.run()
 	}
 	aborted := r.end()
+	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
 	r.conclude(outcome, aborted)
 	nexus.stats.count(task, outcome)
@@ -332,27 +343,39 @@ func (r *request) wait(changed <-chan struct{}, limit time.Duration) error {
 	return nil
 }
 
-// begin enters the request into its nexus' list of tasks; false if the nexus is gone, the task has been revoked or its LUN taken
-// away. Manage looks through the list after the task was revoked, with the mutex that is held here: either it finds the request,
-// or the request finds itself revoked. So does Remove after it has changed the LUNs. A command for a LUN that does not exist is
-// answered in any case: no function is carried out there.
-func (r *request) begin() bool {
+// begin enters the request into its nexus' list of tasks, or returns another status than GOOD: the nexus is gone, or the task was
+// ended or revoked before it began, or its LUN is no longer what it was. Manage looks through the list after the task was revoked,
+// with the mutex that is held here: either it finds the request, or the request finds itself revoked. So does Remove after it has
+// changed the LUNs. A command for a LUN that does not exist is answered in any case: no function is carried out there.
+func (r *request) begin() Status {
 	n := &r.Nexus.units
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.attached || r.unit != nil && r.Revoked != nil && r.Revoked.Load() {
-		return false
+		return StatusTaskAborted
 	}
 	if set := r.target.units.Load(); set != r.set && r.unit != nil && set.lookup(r.LUN) != r.unit {
-		return false
+		return StatusTaskAborted
+	}
+	if r.unit != nil {
+		if meant := r.arrived.unit; meant != nil && meant != r.unit {
+			return StatusTaskAborted // the number stands for another unit now
+		}
+		if status, ended := n.endedBefore(r.unit, r.era); ended {
+			return status
+		}
 	}
 	r.next = n.first
 	if r.next != nil {
 		r.next.prev = r
 	}
 	n.first = r
-	return true
+	return StatusGood
 }
+
+// reaches says whether the request is an EXTENDED COPY sent to another unit that reads or writes u. The caller holds the mutex of
+// its nexus.
+func (r *request) reaches(u *Unit) bool { return r.unit != u && slices.Contains(r.others, u) }
 
 // end takes the request out of the list and says whether it was aborted: from here on no task management function finds it.
 func (r *request) end() bool {

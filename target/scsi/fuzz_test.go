@@ -25,7 +25,7 @@ func FuzzCDB(f *testing.F) {
 		c := cdb(cdbBytes...)
 		task := g.task(g.nexus, c, int(in%(64<<10)), nil)
 		task.LUN, task.ExpectedOut = lun, int(out%(64<<10))
-		want, _ := g.target.Accept(lun, &c)
+		want := g.dataOut(lun, c)
 		if want < 0 || want > scsi.DefaultMaxTransfer {
 			t.Fatalf("wants %d bytes of Data-Out", want)
 		}

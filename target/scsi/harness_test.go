@@ -101,6 +101,11 @@ func (g *rig) task(n *scsi.Nexus, c [16]byte, in int, out []byte) *scsi.Task {
 	return &scsi.Task{Nexus: n, Tag: g.tags.Add(1), CDB: c, ExpectedIn: in, ExpectedOut: len(out), DataOut: out, Buffers: g.buffers}
 }
 
+// dataOut is what a command solicits.
+func (g *rig) dataOut(lun uint64, c [16]byte) int64 {
+	return g.target.Accept(&scsi.Task{LUN: lun, CDB: c})
+}
+
 func (g *rig) run(n *scsi.Nexus, c [16]byte, in int, out []byte) result {
 	return g.execute(context.Background(), g.task(n, c, in, out))
 }

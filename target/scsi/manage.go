@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -18,44 +19,58 @@ const manageFor = 5 * time.Second
 // Manage implements Executor. FUNCTION COMPLETE means that no response will be sent for the tasks concerned and that none of
 // them can take effect any more, on any node: a write that had reached the Backend was waited for, a command that another node
 // carries out has ended there. If ctx ends first the answer is FUNCTION REJECTED, and the tasks are aborted all the same.
-func (t *Target) Manage(ctx context.Context, f Function, nexus *Nexus, lun uint64, tag uint32) FunctionResponse {
+func (t *Target) Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(context.Context) FunctionResponse {
 	set := t.units.Load()
 	u := set.lookup(lun)
 	if u == nil && f >= AbortTask && f <= LogicalUnitReset {
-		return LUNDoesNotExist
+		return func(context.Context) FunctionResponse { return LUNDoesNotExist }
 	}
 	switch f {
 	case AbortTask:
-		found := false
-		err := t.abort(ctx, func(n *Nexus, r *request) bool {
-			match := n == nexus && r.Tag == tag && r.unit == u
-			found = found || match
-			return match
-		})
-		switch {
-		case !found:
-			return TaskDoesNotExist
-		case err != nil:
-			return FunctionRejected
-		}
-		return FunctionComplete
+		return func(ctx context.Context) FunctionResponse { return t.abortTask(ctx, nexus, u, tag) }
 	case AbortTaskSet:
-		return response(t.abort(ctx, func(n *Nexus, r *request) bool { return n == nexus && r.unit == u }))
+		era := u.era.Add(1) - 1 // no other node has tasks of this nexus
+		return func(ctx context.Context) FunctionResponse {
+			running, _ := u.endTasks(func(n *Nexus) bool { return n == nexus }, ending{era: era}, nil)
+			return response(await(ctx, running))
+		}
 	case ClearTaskSet, LogicalUnitReset:
-		return response(u.manage(ctx, f, nexus.units.name))
+		before := u.cut()
+		return func(ctx context.Context) FunctionResponse {
+			return response(u.manage(ctx, f, before, nexus.units.name))
+		}
 	case TargetWarmReset, TargetColdReset:
 		// A cold reset also ends the sessions; the transport does that.
-		errs := make(chan error, len(set.byLUN))
+		before := map[*Unit]line{}
 		for _, unit := range set.byLUN {
-			go func() { errs <- unit.manage(ctx, f, nexus.units.name) }()
+			before[unit] = unit.cut()
 		}
-		var all error
-		for range set.byLUN {
-			all = errors.Join(all, <-errs)
+		return func(ctx context.Context) FunctionResponse {
+			errs := make(chan error, len(before))
+			for unit, line := range before {
+				go func() { errs <- unit.manageSafely(ctx, f, line, nexus.units.name) }()
+			}
+			var all error
+			for range before {
+				all = errors.Join(all, <-errs)
+			}
+			return response(all)
 		}
-		return response(all)
 	}
-	return FunctionNotSupported
+	return func(context.Context) FunctionResponse { return FunctionNotSupported }
+}
+
+func (t *Target) abortTask(ctx context.Context, nexus *Nexus, u *Unit, tag uint32) FunctionResponse {
+	found := false
+	err := t.abort(ctx, func(n *Nexus, r *request) bool {
+		match := n == nexus && r.Tag == tag && r.unit == u
+		found = found || match
+		return match
+	})
+	if !found {
+		return TaskDoesNotExist
+	}
+	return response(err)
 }
 
 func response(err error) FunctionResponse {
@@ -65,19 +80,32 @@ func response(err error) FunctionResponse {
 	return FunctionComplete
 }
 
+// recovered makes an error of a panic, where an initiator may bring one about and no connection of its is there to end with it.
+func (u *Unit) recovered(what string, err *error) {
+	if r := recover(); r != nil {
+		u.cfg.Log.Error("a panic ended "+what+" only", "lun", u.cfg.Identity.Name, "panic", r, "stack", string(debug.Stack()))
+		*err = errPanic
+	}
+}
+
+func (u *Unit) manageSafely(ctx context.Context, f Function, before line, from reserve.Nexus) (err error) {
+	defer u.recovered("the reset of a LUN", &err)
+	return u.manage(ctx, f, before, from)
+}
+
 // manage carries out a function that concerns the whole unit: on the owner, where all tasks are that move data, and then here.
-func (u *Unit) manage(ctx context.Context, f Function, from reserve.Nexus) error {
-	accepted, fence, operation := time.Now(), u.cfg.Backend.Fence(), rand.Uint64()
+func (u *Unit) manage(ctx context.Context, f Function, before line, from reserve.Nexus) error {
+	operation := rand.Uint64()
 	err := u.onOwner(ctx, manageFor, func(ctx context.Context) error {
 		access := u.cfg.Access()
 		if access.LocalState() == ActiveOptimized {
-			return u.manageHere(ctx, f, operation, fence, from)
+			return u.manageHere(ctx, f, operation, before, from)
 		}
-		p, err := u.ask(ctx, &ask{kind: askManage, operation: operation, nexus: from, fence: fence, function: f}, accepted)
+		p, err := u.ask(ctx, &ask{kind: askManage, operation: operation, nexus: from, fence: before.fence, function: f}, before.at)
 		switch {
 		case err != nil:
 			return err
-		case p.verdict == nothingDone, p.verdict == tooLate && time.Since(accepted) < askFor/2:
+		case p.verdict == nothingDone, p.verdict == tooLate && time.Since(before.at) < askFor/2:
 			return block.ErrUnavailable
 		case p.verdict == unresolved:
 			return errAskAgain
@@ -87,17 +115,32 @@ func (u *Unit) manage(ctx context.Context, f Function, from reserve.Nexus) error
 		u.catchUp(ctx, p.version)
 		return nil
 	})
-	return errors.Join(err, await(ctx, u.doom(func(n *Nexus, r *request) bool {
-		if r.unit == u && f == ClearTaskSet && !n.named(from) {
-			n.units.post(u, attendCleared) // the owner did not know of this one
+	// What this node has accepted and not asked the owner for yet, which therefore did not know of it.
+	running, of := u.endAll(f, before.era, from)
+	for _, n := range of {
+		if f == ClearTaskSet && !n.named(from) {
+			n.units.mu.Lock()
+			n.units.post(u, attendCleared)
+			n.units.mu.Unlock()
 		}
-		return r.unit == u
-	})))
+	}
+	return errors.Join(err, await(ctx, running))
+}
+
+// endAll ends the tasks of all nexuses. With CLEAR TASK SET they hear of it if they had any, but for the one that asked.
+func (u *Unit) endAll(f Function, era uint64, from reserve.Nexus) (running []*request, of []*Nexus) {
+	if f != ClearTaskSet {
+		return u.endTasks(func(*Nexus) bool { return true }, ending{era: era}, nil)
+	}
+	own, _ := u.endTasks(func(n *Nexus) bool { return n.named(from) }, ending{era: era}, nil)
+	others, of := u.endTasks(func(n *Nexus) bool { return !n.named(from) }, ending{era: era, tell: attendCleared}, nil)
+	return append(own, others...), of
 }
 
 var (
 	errRefused = errors.New("the owner could not carry it out")
 	errUnsure  = errors.New("a task may not have ended on the owner")
+	errPanic   = errors.New("internal error")
 )
 
 // onOwner tries until it is done, refused, or limit has passed. What is tried must be the same however often it is done.
@@ -125,17 +168,14 @@ func (u *Unit) onOwner(ctx context.Context, limit time.Duration, try func(contex
 }
 
 // manageHere carries out the function on the owner.
-func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fence block.Fence, from reserve.Nexus) error {
-	var others []uint64
-	u.cutOff()
+func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, before line, from reserve.Nexus) error {
 	// At once: tasks that wait for a quorum would otherwise keep the function waiting that is to end them.
-	doomed := u.doom(func(n *Nexus, r *request) bool {
-		if r.unit == u && f == ClearTaskSet && !n.named(from) {
-			others = append(others, n.units.id)
-		}
-		return r.unit == u
-	})
-	_, err := u.change(ctx, fence, operation, func(s *unitState) (bool, error) {
+	running, of := u.endAll(f, before.era, from)
+	var others []uint64
+	for _, n := range of {
+		others = append(others, n.units.id)
+	}
+	_, err := u.change(ctx, before.fence, operation, func(s *unitState) (bool, error) {
 		switch f {
 		case ClearTaskSet:
 			// TAS=0: whose tasks were ended hears of it this way only.
@@ -153,17 +193,7 @@ func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, fen
 		s.reservations = s.reservations.Drop().Table
 		return true, nil
 	})
-	return errors.Join(err, await(ctx, append(doomed, u.doom(func(_ *Nexus, r *request) bool { return r.unit == u })...)))
-}
-
-// doom marks the unit's running tasks on this node that match, in whatever target, and cancels them. match is called with the
-// nexus' mutex held.
-func (u *Unit) doom(match func(*Nexus, *request) bool) []*request {
-	var all []*request
-	for _, t := range u.targets() {
-		all = append(all, t.mark(match, true)...)
-	}
-	return all
+	return errors.Join(err, await(ctx, running))
 }
 
 // abort marks the running tasks of the target that match, cancels them and waits until all have ended or ctx has. match is
@@ -211,4 +241,10 @@ func await(ctx context.Context, tasks []*request) error {
 		}
 	}
 	return err
+}
+
+// Reset does what LOGICAL UNIT RESET does, on whatever node owns the LUN: tasks end, and every nexus is told (29/03). For an
+// operator who has changed the contents behind the initiators' backs.
+func (u *Unit) Reset(ctx context.Context) error {
+	return u.manage(ctx, LogicalUnitReset, u.cut(), reserve.Nexus{})
 }

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
 	"sanctuary/target/scsi"
+	"sanctuary/target/scsi/scsitest"
 )
 
 // blocked makes writes wait until release is closed, deaf to their context as a replicated write may be.
@@ -50,19 +52,19 @@ func blocked(g *rig) (started <-chan struct{}, release chan struct{}) {
 func TestAbortWaitsForAWriteTheBackendHas(t *testing.T) {
 	for name, manage := range map[string]func(*rig, *scsi.Task) scsi.FunctionResponse{
 		"abort task": func(g *rig, k *scsi.Task) scsi.FunctionResponse {
-			return g.target.Manage(context.Background(), scsi.AbortTask, g.nexus, 0, k.Tag)
+			return g.target.Manage(scsi.AbortTask, g.nexus, 0, k.Tag)(context.Background())
 		},
 		"abort task set": func(g *rig, _ *scsi.Task) scsi.FunctionResponse {
-			return g.target.Manage(context.Background(), scsi.AbortTaskSet, g.nexus, 0, 0)
+			return g.target.Manage(scsi.AbortTaskSet, g.nexus, 0, 0)(context.Background())
 		},
 		"clear task set": func(g *rig, _ *scsi.Task) scsi.FunctionResponse {
-			return g.target.Manage(context.Background(), scsi.ClearTaskSet, g.attach(7), 0, 0)
+			return g.target.Manage(scsi.ClearTaskSet, g.attach(7), 0, 0)(context.Background())
 		},
 		"reset": func(g *rig, _ *scsi.Task) scsi.FunctionResponse {
-			return g.target.Manage(context.Background(), scsi.LogicalUnitReset, g.attach(7), 0, 0)
+			return g.target.Manage(scsi.LogicalUnitReset, g.attach(7), 0, 0)(context.Background())
 		},
 		"target reset": func(g *rig, _ *scsi.Task) scsi.FunctionResponse {
-			return g.target.Manage(context.Background(), scsi.TargetWarmReset, g.attach(7), 0, 0)
+			return g.target.Manage(scsi.TargetWarmReset, g.attach(7), 0, 0)(context.Background())
 		},
 		"detach": func(g *rig, _ *scsi.Task) scsi.FunctionResponse { g.target.Detach(g.nexus); return 0 },
 		"remove": func(g *rig, _ *scsi.Task) scsi.FunctionResponse {
@@ -127,7 +129,7 @@ func TestManageAnswers(t *testing.T) {
 			{scsi.TargetColdReset, 5 << 48, scsi.FunctionComplete},
 			{8, 0, scsi.FunctionNotSupported},
 		} {
-			if got := g.target.Manage(ctx, c.f, g.nexus, c.lun, 1); got != c.want {
+			if got := g.target.Manage(c.f, g.nexus, c.lun, 1)(ctx); got != c.want {
 				t.Errorf("function %d: %d, want %d", c.f, got, c.want)
 			}
 		}
@@ -138,12 +140,12 @@ func TestManageAnswers(t *testing.T) {
 		done := make(chan result, 1)
 		go func() { done <- g.execute(context.Background(), write) }()
 		<-started
-		if got := g.target.Manage(ctx, scsi.AbortTask, g.attach(9), 0, write.Tag); got != scsi.TaskDoesNotExist {
+		if got := g.target.Manage(scsi.AbortTask, g.attach(9), 0, write.Tag)(ctx); got != scsi.TaskDoesNotExist {
 			t.Errorf("aborted another nexus' task: %d", got)
 		}
 		limited, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if got := g.target.Manage(limited, scsi.AbortTask, g.nexus, 0, write.Tag); got != scsi.FunctionRejected {
+		if got := g.target.Manage(scsi.AbortTask, g.nexus, 0, write.Tag)(limited); got != scsi.FunctionRejected {
 			t.Errorf("with the write still running: %d", got)
 		}
 		close(release)
@@ -167,7 +169,7 @@ func TestAbortIsCompleteOrTooLate(t *testing.T) {
 			for range 300 {
 				task := g.task(n, write1, 0, make([]byte, 512))
 				answer := make(chan scsi.FunctionResponse, 1)
-				go func() { answer <- g.target.Manage(context.Background(), scsi.AbortTask, n, 0, task.Tag) }()
+				go func() { answer <- g.target.Manage(scsi.AbortTask, n, 0, task.Tag)(context.Background()) }()
 				if rnd.IntN(2) == 0 {
 					time.Sleep(time.Duration(rnd.IntN(3)) * time.Microsecond)
 				}
@@ -212,7 +214,7 @@ func TestResetsAndDetachesUnderLoad(t *testing.T) {
 					})
 				}
 				if round%3 == 0 {
-					g.target.Manage(context.Background(), scsi.LogicalUnitReset, n, 0, 0)
+					g.target.Manage(scsi.LogicalUnitReset, n, 0, 0)(context.Background())
 				}
 				g.target.Detach(n)
 				commands.Wait()
@@ -220,4 +222,95 @@ func TestResetsAndDetachesUnderLoad(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A task is in the task set from the arrival of its command on, though its data is still coming: whatever ends the tasks of the unit
+// ends it too, in whatever session, and leaves alone what arrives after itself, also in its own session and before it is answered.
+func TestFunctionsEndWhatArrivedBeforeThemAndNothingElse(t *testing.T) {
+	for _, c := range []struct {
+		f     scsi.Function
+		other string // what becomes of another session's task, and what the session is told after it
+		told  string
+	}{
+		{scsi.AbortTaskSet, "good", "good"},
+		{scsi.ClearTaskSet, "aborted", "06/2F/00"},
+		{scsi.LogicalUnitReset, "aborted", "06/29/03"},
+		{scsi.TargetWarmReset, "aborted", "06/29/02"},
+		{scsi.TargetColdReset, "aborted", "06/29/02"},
+	} {
+		g := newRig(t, 512, nil)
+		other := g.attach(9)
+		g.clear(other)
+		accept := func(n *scsi.Nexus, lba byte) *scsi.Task {
+			task := g.task(n, cdb(0x2A, 0, 0, 0, 0, lba, 0, 0, 1), 0, pattern(512, lba+1))
+			if g.target.Accept(task) != 512 {
+				t.Fatal("it solicits nothing")
+			}
+			return task
+		}
+		own, first, second := accept(g.nexus, 0), accept(other, 1), accept(other, 2)
+		carryOut := g.target.Manage(c.f, g.nexus, 0, 0)
+		next, later := accept(g.nexus, 3), accept(other, 4)
+		if r := carryOut(t.Context()); r != scsi.FunctionComplete {
+			t.Fatalf("function %d: %d", c.f, r)
+		}
+		g.want(g.execute(t.Context(), first), c.other)
+		g.want(g.run(other, tur, 0, nil), c.told)
+		g.want(g.execute(t.Context(), second), c.other) // also when the unit attention has been heard
+		g.want(g.execute(t.Context(), own), "aborted")
+		for g.run(g.nexus, tur, 0, nil).Status != scsi.StatusGood {
+		}
+		g.want(g.run(other, tur, 0, nil), "good") // it was told once
+		g.want(g.execute(t.Context(), next), "good")
+		g.want(g.execute(t.Context(), later), "good")
+		for lba, lands := range []bool{false, c.other == "good", c.other == "good", true, true} {
+			if landed := g.mem.Bytes(block.Range{Start: block.Sector(lba), Count: 1})[1] != 0; landed != lands {
+				t.Errorf("function %d: write %d landed: %v", c.f, lba, landed)
+			}
+		}
+	}
+}
+
+// PREEMPT AND ABORT ends what the preempted nexus has sent the command of, though it would be allowed now.
+func TestPreemptAndAbortEndsWhatHasArrived(t *testing.T) {
+	g := newRig(t, 512, nil)
+	victim := g.attach(9)
+	g.clear(victim)
+	register := func(n *scsi.Nexus, key uint64) {
+		c, list := prout(reserve.Register, 0, 0, key)
+		g.want(g.run(n, c, 0, list), "good")
+	}
+	register(g.nexus, 1)
+	register(victim, 2)
+	coming := g.task(victim, write1, 0, pattern(512, 1))
+	g.target.Accept(coming)
+	c, list := prout(reserve.PreemptAndAbort, 0, 1, 2)
+	g.want(g.run(g.nexus, c, 0, list), "good")
+	g.want(g.run(victim, tur, 0, nil), "06/2A/05")
+	g.want(g.execute(t.Context(), coming), "aborted")
+	g.want(g.run(victim, write1, 0, pattern(512, 1)), "good") // nothing is reserved
+}
+
+// A command belongs to the unit that had its number when it arrived.
+func TestCommandDoesNotReachAnotherUnitOfItsNumber(t *testing.T) {
+	g := newRig(t, 512, nil)
+	coming := g.task(g.nexus, write1, 0, pattern(512, 1))
+	g.target.Accept(coming)
+	if err := g.target.Remove(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	mem := scsitest.NewMemory(block.Geometry{Capacity: testSectors, LogicalBlockBytes: 512})
+	another, err := scsi.NewUnit(scsi.UnitConfig{Identity: testIdentity, Backend: mem, Access: func() scsi.Access { return *g.access.Load() }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.target.Add(0, another); err != nil {
+		t.Fatal(err)
+	}
+	for g.run(g.nexus, tur, 0, nil).Status != scsi.StatusGood {
+	}
+	g.want(g.execute(t.Context(), coming), "aborted")
+	if !bytes.Equal(mem.Bytes(block.Range{Count: 1}), make([]byte, 512)) {
+		t.Error("it was written to a unit it was not meant for")
+	}
 }

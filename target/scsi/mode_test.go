@@ -116,7 +116,7 @@ func TestModeSelectChangesWhatCanBeChanged(t *testing.T) {
 	g.want(g.selectPages(g.nexus, 0, controlBoth), "good")
 	g.want(g.selectPages(g.nexus, 0, controlSWP), "good")
 	g.want(g.run(g.nexus, write, 0, pattern(512, 1)), "07/27/00")
-	if n, _ := g.target.Accept(0, &write); n != 0 {
+	if n := g.dataOut(0, write); n != 0 {
 		t.Errorf("solicits %d bytes for a protected unit", n)
 	}
 	g.want(g.run(g.nexus, read, 512, nil), "05/21/00")
@@ -128,7 +128,7 @@ func TestModeSelectChangesWhatCanBeChanged(t *testing.T) {
 	g.want(g.copy(g.nexus, copyListOf(1, 0, self, copySegment{blocks: 8, toLBA: 64})), "07/27/00")
 
 	// Not saved: a reset brings the defaults back.
-	if got := g.target.Manage(t.Context(), scsi.LogicalUnitReset, g.nexus, 0, 0); got != scsi.FunctionComplete {
+	if got := g.target.Manage(scsi.LogicalUnitReset, g.nexus, 0, 0)(t.Context()); got != scsi.FunctionComplete {
 		t.Fatalf("reset: %d", got)
 	}
 	g.want(g.run(g.nexus, cdb(0x00), 0, nil), "06/29/03")
@@ -142,7 +142,7 @@ func TestModeSelectChangesWhatCanBeChanged(t *testing.T) {
 	if got := g.page(g.nexus, 3, 0x0A, 0); !bytes.Equal(got, unhex("8a0a 0010 0800000000000000")) {
 		t.Errorf("saved: % x", got)
 	}
-	g.target.Manage(t.Context(), scsi.LogicalUnitReset, g.nexus, 0, 0)
+	g.target.Manage(scsi.LogicalUnitReset, g.nexus, 0, 0)(t.Context())
 	g.want(g.run(g.nexus, cdb(0x00), 0, nil), "06/29/03")
 	if got := g.page(g.nexus, 0, 0x0A, 0); !bytes.Equal(got, unhex("8a0a 0010 0800000000000000")) {
 		t.Errorf("current after a reset: % x", got)

@@ -28,6 +28,7 @@ import (
 //   - Once a task has ended, or a function that ends it is complete, it never takes effect.
 //   - COMPARE AND WRITE takes effect on what it compared with.
 //   - A read returns what the block held at some moment between its start and its end.
+//   - What one path has begun takes effect no more once a write has ended through another that logged in later with its ISID.
 //   - Nothing is written against a reservation that has been answered.
 //   - Reservations are the same through both nodes.
 
@@ -42,7 +43,7 @@ type step struct {
 
 var stepKinds = []string{
 	"write", "write", "write", "write", "read", "read", "caw", "caw", "caw", "register", "register", "reserve", "reserve", "release", "clear", "preempt",
-	"preempt and abort", "reserve 6", "release 6", "abort", "abort", "reset", "clear tasks", "abort tasks", "target reset", "lose session", "move", "move", "drop owner",
+	"preempt and abort", "reserve 6", "release 6", "abort", "abort", "reset", "clear tasks", "abort tasks", "target reset", "lose session", "log in elsewhere", "move", "move", "drop owner",
 }
 
 func stepGen() *rapid.Generator[step] {
@@ -85,11 +86,13 @@ type world struct {
 	seen     [4][3]uint64 // by path: what it last read or wrote
 	answered uint64       // the newest state version that somebody was told GOOD for
 	changers int          // commands in flight that may change the state
+	changes  int          // such commands so far
 	paths    [4]*scsi.Nexus
 	latest   [4]*deed
 	failures []string
 	rnd      *rand.Rand
-	quiet    bool // no more faults
+	dice     func(n int) int // less than n
+	quiet    bool            // no more faults
 }
 
 func (w *world) fail(format string, args ...any) {
@@ -133,7 +136,7 @@ func (w *world) apply(r block.Range, data []byte, state block.State) {
 }
 
 // do starts a command and returns when it has ended.
-func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in int, out []byte, want uint64) {
+func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in int, out []byte, want uint64) (good bool) {
 	node := path % 2
 	w.mu.Lock()
 	d := &deed{tag: uint64(len(w.deeds) + 1), path: path, kind: kind, block: blk, want: want, start: w.moment()}
@@ -142,18 +145,22 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 		copy(out[len(out)-512:], tagged(d.tag))
 	}
 	w.deeds[d.tag] = d
-	changes := c[0] == 0x5F || c[0] == 0x16 || c[0] == 0x17
-	if changes {
-		w.changers++
-	}
-	alone := w.changers == 1
 	w.mu.Unlock()
-	before := w.cluster.State().Version
 	task := w.task(node, n, c, in, out)
 	w.mu.Lock()
 	d.task, d.began = task, time.Now()
 	w.latest[path] = d
 	w.mu.Unlock()
+	time.Sleep([]time.Duration{400, 150, 30, 0, 0}[w.dice(5)] * time.Millisecond) // its data is coming
+	changes := c[0] == 0x5F || c[0] == 0x16 || c[0] == 0x17
+	w.mu.Lock()
+	if changes {
+		w.changers++
+		w.changes++
+	}
+	alone, nth := w.changers == 1, w.changes
+	w.mu.Unlock()
+	before := w.cluster.State().Version
 	r := w.execute(context.Background(), node, task)
 	after := w.cluster.State().Version
 	w.mu.Lock()
@@ -162,7 +169,7 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 	d.closed = end
 	if changes {
 		w.changers--
-		if alone && w.changers == 0 && r.Status == scsi.StatusGood && after > before {
+		if alone && w.changes == nth && r.Status == scsi.StatusGood && after > before {
 			w.answered = max(w.answered, after)
 		}
 	}
@@ -185,6 +192,7 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 	case got == "04/44/00", kind != "pr" && got[:2] == "05":
 		w.fail("%s %d ended %s", kind, d.tag, got)
 	}
+	return got == "good"
 }
 
 // held says whether the block held the tag at some moment of the interval.
@@ -226,10 +234,13 @@ func (w *world) closing(match func(*deed) bool, function func() bool) {
 	}
 }
 
-func (w *world) login(path int) *scsi.Nexus {
+func (w *world) login(path, isid int) *scsi.Nexus {
 	node := path % 2
-	n := &scsi.Nexus{Initiator: fmt.Sprintf("iqn.2024-01.test:h%d", path/2), ISID: [6]byte{0x80, byte(path)}, Port: uint16(node + 1)}
+	n := &scsi.Nexus{Initiator: fmt.Sprintf("iqn.2024-01.test:h%d", path/2), ISID: [6]byte{0x80, byte(isid)}, Port: uint16(node + 1)}
 	w.targets[node].Attach(n)
+	if err := w.targets[node].Reinstate(context.Background(), n); err != nil {
+		w.fail("login: %v", err)
+	}
 	return n
 }
 
@@ -246,7 +257,7 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 	key := uint64(path + 1)
 	manage := func(f scsi.Function, match func(*deed) bool) {
 		running.Go(func() {
-			w.closing(match, func() bool { return w.targets[node].Manage(context.Background(), f, n, 0, 0) == scsi.FunctionComplete })
+			w.closing(match, func() bool { return w.targets[node].Manage(f, n, 0, 0)(context.Background()) == scsi.FunctionComplete })
 		})
 	}
 	everything := func(*deed) bool { return true }
@@ -290,7 +301,7 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 		}
 		running.Go(func() {
 			w.closing(func(o *deed) bool { return o == d }, func() bool {
-				return w.targets[node].Manage(context.Background(), scsi.AbortTask, n, 0, d.task.Tag) == scsi.FunctionComplete
+				return w.targets[node].Manage(scsi.AbortTask, n, 0, d.task.Tag)(context.Background()) == scsi.FunctionComplete
 			})
 		})
 	case "abort tasks":
@@ -304,7 +315,18 @@ func (w *world) take(s step, running *sync.WaitGroup) {
 	case "lose session":
 		// The login that reinstates it waits.
 		w.closing(func(d *deed) bool { return d.task.Nexus == n }, func() bool { w.targets[node].Detach(n); return true })
-		w.paths[path] = w.login(path)
+		w.paths[path] = w.login(path, path)
+	case "log in elsewhere":
+		// The host's other path begins anew, with the ISID of this one, which goes on. What it had begun before has ended at the
+		// latest when a write through the new session has.
+		other := path ^ 1
+		w.targets[1-node].Detach(w.paths[other])
+		w.closing(func(d *deed) bool { return d.task.Nexus == n }, func() bool {
+			w.paths[other] = w.login(other, int(n.ISID[1]))
+			fresh := w.paths[other]
+			w.run(1-node, fresh, cdb(0x03, 0, 0, 0, 18), 18, nil) // takes 29/00
+			return w.do(other, fresh, "write", s.Block, c, 0, make([]byte, 512), 0)
+		})
 	case "move":
 		w.cluster.Move(s.A % 2)
 	case "drop owner":
@@ -328,6 +350,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 		}
 		return w.rnd.IntN(n)
 	}
+	w.dice = dice
 	w.cluster.Slow = func() time.Duration { return []time.Duration{200, 60, 5, 1, 1, 0}[dice(6)] * time.Millisecond }
 	w.cluster.Forget = func() bool { return dice(20) == 0 }
 	w.cluster.Applied = w.apply
@@ -346,7 +369,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 		}
 	}
 	for path := range w.paths {
-		w.paths[path] = w.login(path)
+		w.paths[path] = w.login(path, path)
 		w.run(path%2, w.paths[path], cdb(0x03, 0, 0, 0, 18), 18, nil) // takes 29/00
 	}
 	var running sync.WaitGroup
@@ -365,7 +388,7 @@ func play(t *testing.T, steps []step, seed uint64) []string {
 	}
 	// Reservations are the same through both nodes; RESERVE would hide them.
 	for node := range 2 {
-		w.targets[node].Manage(context.Background(), scsi.LogicalUnitReset, w.paths[node], 0, 0)
+		w.targets[node].Manage(scsi.LogicalUnitReset, w.paths[node], 0, 0)(context.Background())
 	}
 	var answers [2][]byte
 	for node := range 2 {

@@ -2,7 +2,6 @@ package scsi
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
@@ -20,6 +19,7 @@ type nexusUnits struct {
 	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
 	spare    *request  // ended, for the next commands; linked through request.next
 	spares   int
+	ended    map[*Unit]ending // units on which tasks were ended; nil at first
 
 	// Set by Attach, constant from then on.
 	name    reserve.Nexus
@@ -208,6 +208,7 @@ func (n *nexusUnits) post(u *Unit, a attention) {
 func (n *nexusUnits) forget(u *Unit) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	delete(n.ended, u)
 	for i := range n.luns {
 		if n.luns[i].unit == u {
 			n.luns = append(n.luns[:i], n.luns[i+1:]...)
@@ -217,10 +218,10 @@ func (n *nexusUnits) forget(u *Unit) {
 }
 
 // introduce fills in what Attach sets.
-func (n *Nexus) introduce() {
+func (n *Nexus) introduce(session uint64) {
 	n.units.name = reserve.Nexus{Initiator: n.Initiator, ISID: n.ISID, Port: n.Port}
 	n.units.id = nexusID(n.units.name)
-	n.units.session = rand.Uint64()
+	n.units.session = session
 }
 
 func nexusName(n *Nexus) string { return fmt.Sprintf("%s,i,0x%012x", n.Initiator, n.ISID) }

@@ -22,8 +22,10 @@ type peerWork struct {
 	running map[uint64]*request // by operation
 	// refused holds operations that were cancelled before they arrived, until they would be too late anyway.
 	refused map[uint64]time.Time
-	// since is a moment of the owner's clock: what another node accepted before it is refused. See cutOff.
+	// since is a moment of the owner's clock: what another node accepted before it is refused. See Unit.cut.
 	since uint64
+	// ports holds the sessions of initiator ports that have been seen.
+	ports map[initiatorPort][]portSession
 }
 
 // Limits of the work for other nodes.
@@ -38,7 +40,8 @@ func (u *Unit) now() ticket { return ticket{u.process, uint64(time.Since(u.made)
 // ServePeer answers what another node's unit of the same LUN asked with UnitConfig.AskOwner. node names it, for messages.
 // Errors: block.ErrNotOwner or block.ErrUnavailable if nothing was done; any other means that the request cannot be read.
 // ctx should end when the other node can no longer receive the answer: a command that is not yet done is then aborted.
-func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]byte, error) {
+func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) (answer []byte, err error) {
+	defer u.recovered("a request of node "+node, &err)
 	a, err := decodeAsk(request)
 	if err != nil {
 		u.cfg.Log.Error("a request of another node cannot be read: initiators of that node are told to try again",
@@ -60,8 +63,14 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) ([]by
 			p.verdict = tooLate
 			break
 		}
-		err = u.manageHere(ctx, a.function, a.operation, a.fence, a.nexus)
+		before := u.cut()
+		before.fence = a.fence
+		err = u.manageHere(ctx, a.function, a.operation, before, a.nexus)
 		p.response = response(err)
+	case askArrive:
+		if !u.tooOld(a) { // else the first command does it
+			_, err = u.admit(ctx, a)
+		}
 	case askPurge:
 		var n int
 		n, err = u.purgeHere(ctx, a.operation, a.fence, a.purge, a.nexus, a.session)
@@ -103,9 +112,8 @@ func (u *Unit) tooOld(a *ask) bool {
 func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 	n := &Nexus{Initiator: a.nexus.Initiator, ISID: a.nexus.ISID, Port: a.nexus.Port}
 	t := u.peers.target
-	t.Attach(n)
+	t.attach(n, a.session)
 	defer t.discard(n)
-	n.units.session = a.session
 	task := &Task{
 		Nexus: n, CDB: a.cdb, DataOut: a.dataOut, ExpectedIn: int(a.expectedIn), ExpectedOut: int(a.expectedOut),
 		Fence: a.fence, Buffers: plainBuffers{},
@@ -115,6 +123,14 @@ func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 	defer r.cancel()
 	if r.cmd == nil {
 		return block.ErrUnavailable // a newer program asks; its initiators are told to try again
+	}
+	if u.tooOld(a) {
+		// Seen to below.
+	} else if ok, err := u.admit(ctx, a); err != nil {
+		return err
+	} else if !ok {
+		p.status = StatusBusy // not "too late", which may be asked for again
+		return nil
 	}
 	if late := u.peers.enter(u, a, r); late != answered {
 		p.verdict = late
@@ -171,10 +187,11 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
 		return nothingDone
 	}
-	if _, refused := w.refused[a.operation]; refused {
+	if _, refused := w.refused[a.operation]; refused || w.replaced(portOf(a.nexus, u.targetBits()), a) {
 		return tooLate
 	}
-	if !r.begin() {
+	r.era = u.era.Load()
+	if r.begin() != StatusGood {
 		return endedEarly
 	}
 	w.running[a.operation] = r
@@ -202,15 +219,6 @@ func (u *Unit) serveCancel(ctx context.Context, a *ask) error {
 		return nil
 	}
 	return w.target.abort(ctx, func(_ *Nexus, o *request) bool { return o == r })
-}
-
-// cutOff refuses whatever other nodes have accepted up to now and is still on its way: a function that ends all tasks is answered
-// by the owner, which cannot see those. Some that were accepted a moment later are refused too; either kind ends in BUSY, or
-// is asked for again with a ticket that shows it to be newer.
-func (u *Unit) cutOff() {
-	u.peers.mu.Lock()
-	defer u.peers.mu.Unlock()
-	u.peers.since = u.now().stamp
 }
 
 // refuse remembers an operation that must not begin. The caller holds mu.

@@ -104,7 +104,7 @@ func (r *request) changeReservations(decide func(reserve.Table) (reserve.Change,
 		r.operation = rand.Uint64()
 	}
 	var made reserve.Change
-	_, err := r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
+	again, err := r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
 		c, err := decide(s.reservations)
 		if err != nil {
 			return false, refusal(err)
@@ -116,13 +116,27 @@ func (r *request) changeReservations(decide func(reserve.Table) (reserve.Change,
 	if err != nil {
 		return err
 	}
-	if err := r.unit.abortNexuses(r.ctx, made.Abort, r); err != nil {
+	if again { // what the change made necessary may not have ended when the answer was lost
+		err = r.unit.awaitAborted(r.ctx, r)
+	} else {
+		err = r.unit.abortNexuses(r.ctx, made.Abort, r)
+	}
+	if err != nil {
 		return err
 	}
-	if made.Changed {
-		r.unit.drain(r.ctx, &made.Table, r)
+	// Also if nothing has changed: the command that changed it may have been cancelled while it waited.
+	now := r.unit.standing()
+	r.unit.drain(r.ctx, &now.state.reservations, r)
+	return r.ctx.Err()
+}
+
+// awaitAborted waits for the tasks of the unit that are aborted already, but for one.
+func (u *Unit) awaitAborted(ctx context.Context, but *request) error {
+	var all []*request
+	for _, t := range u.targets() {
+		all = append(all, t.mark(func(_ *Nexus, r *request) bool { return r != but && r.unit == u && r.aborted }, false)...)
 	}
-	return nil
+	return await(ctx, all)
 }
 
 // refusal turns what package reserve refuses with into what the initiator gets.
@@ -137,15 +151,13 @@ func refusal(err error) error {
 	return err
 }
 
-// abortNexuses ends the tasks of nexuses, but for one, and waits until they have ended.
+// abortNexuses ends the tasks of nexuses, but for one, and waits until they have ended. Whose data is still coming is ended too.
 func (u *Unit) abortNexuses(ctx context.Context, nexuses []reserve.Nexus, but *request) error {
 	if len(nexuses) == 0 {
 		return nil
 	}
-	u.cutOff()
-	return await(ctx, u.doom(func(n *Nexus, r *request) bool {
-		return r != but && r.unit == u && slices.Contains(nexuses, n.units.name)
-	}))
+	running, _ := u.endTasks(func(n *Nexus) bool { return slices.Contains(nexuses, n.units.name) }, ending{era: u.cut().era}, but)
+	return await(ctx, running)
 }
 
 // drain waits, within drainFor, for the tasks on this node that began before the reservations became what they are, and that
@@ -157,7 +169,7 @@ func (u *Unit) drain(ctx context.Context, t *reserve.Table, but *request) {
 	var tasks []*request
 	for _, target := range u.targets() {
 		tasks = append(tasks, target.mark(func(n *Nexus, r *request) bool {
-			return r != but && r.unit == u && r.cmd != nil && r.cmd.access == activeOnly && !t.Allowed(n.units.name).Allow(r.cmd.class)
+			return r != but && (r.unit == u || r.reaches(u)) && r.cmd != nil && r.cmd.access == activeOnly && !t.Allowed(n.units.name).Allow(r.cmd.class)
 		}, false)...)
 	}
 	_ = await(ctx, tasks)

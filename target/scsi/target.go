@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"sanctuary/blockstore/block"
 )
 
 // TargetConfig describes a SCSI target device.
@@ -165,9 +164,11 @@ func EncodeLUN(lun uint16) uint64 {
 }
 
 // Attach makes n known. It must come before the first Execute of the nexus.
-func (t *Target) Attach(n *Nexus) {
+func (t *Target) Attach(n *Nexus) { t.attach(n, rand.Uint64()) }
+
+func (t *Target) attach(n *Nexus, session uint64) {
 	n.Port |= t.cfg.Ports
-	n.introduce()
+	n.introduce(session)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.nexuses[n] = struct{}{}
@@ -175,7 +176,7 @@ func (t *Target) Attach(n *Nexus) {
 	defer n.units.mu.Unlock()
 	n.units.attached = true
 	n.units.luSet = t.units.Load().version
-	n.units.luns = nil // a new login: unit attention 29/00 on every LUN
+	n.units.luns, n.units.ended = nil, nil // a new login: unit attention 29/00 on every LUN
 }
 
 // Detach ends the tasks of n, waits for them and forgets n. Commands that come later end with TASK ABORTED.
@@ -229,12 +230,13 @@ func (t *Target) hasSession(session uint64) bool {
 }
 
 // Accept implements Executor.
-func (t *Target) Accept(lun uint64, cdb *[16]byte) (dataOut int64, fence block.Fence) {
-	u := t.units.Load().lookup(lun)
+func (t *Target) Accept(task *Task) (dataOut int64) {
+	u := t.units.Load().lookup(task.LUN)
 	if u == nil {
-		return 0, fence
+		return 0
 	}
-	return u.dataOutLength(cdb), u.cfg.Backend.Fence()
+	task.arrived.unit, task.arrived.era, task.Fence = u, u.era.Load(), u.cfg.Backend.Fence()
+	return u.dataOutLength(&task.CDB)
 }
 
 // dataOutLength is the first half of Accept.

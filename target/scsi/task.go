@@ -40,11 +40,17 @@ type Task struct {
 	ExpectedIn  int      // bytes the initiator is prepared to take (EDTL of a read), 0 if none
 	ExpectedOut int      // bytes the initiator said it would send (EDTL of a write), 0 if none
 	Buffers     Buffers
-	Fence       block.Fence // what Accept returned when the command arrived
-	Accepted    time.Time   // when that was; zero: when Execute began
+	Fence       block.Fence // set by Accept
+	Accepted    time.Time   // when the command arrived; zero: when Execute began
 	// Revoked, unless nil, may be set before Manage is called for a task that Execute may not have been told of yet: a task
 	// whose Execute begins later then ends in TASK ABORTED and does nothing, as one that Manage had found.
 	Revoked *atomic.Bool
+
+	// Set by Accept: what the LUN was then, and its era. Without Accept the command arrives when Execute begins.
+	arrived struct {
+		unit *Unit
+		era  uint64
+	}
 
 	// Set by Execute.
 	Status      Status
@@ -86,17 +92,24 @@ const (
 // exactly once, also when aborted (Status TASK ABORTED: the transport then sends no response). A write that has been
 // handed to the Backend cannot be taken back: an aborted one is waited for, so that nothing lands after the answer.
 //
-// Accept is called when a command arrives, before any of its data is asked for. dataOut says how many bytes of Data-Out the
-// command would use, so that the transport solicits no more than min(that, EDTL); 0 when the command takes none or will be
-// refused anyway. fence goes into Task.Fence: the command's data may be long in coming.
+// Accept is called when a command arrives, with the LUN and the CDB set, before any of its data is asked for: from here on it is
+// in the task set, and whatever ends tasks ends it too, although its data may be long in coming. It returns how many bytes of
+// Data-Out the command would use, so that the transport solicits no more than min(that, EDTL); 0 when the command takes none or
+// will be refused anyway.
 //
-// Manage carries out a task management function and returns when every task it affects has ended.
+// Manage is called when a task management function arrives, in the order of the commands of its session, and returns at once.
+// What it returns carries the function out, and returns when every task it affects has ended: those accepted before it, and,
+// unless it is about single tasks, none that are accepted after it.
+//
 // Attach and Detach bracket the life of a nexus; Detach ends its tasks first, and drops what the nexus held.
+// Reinstate is called after Attach and before the login is answered: it ends the tasks of other sessions of the same initiator port
+// with the same target, on whatever node they are, or fails; then the login must not succeed.
 type Executor interface {
 	Execute(ctx context.Context, task *Task)
-	Accept(lun uint64, cdb *[16]byte) (dataOut int64, fence block.Fence)
-	Manage(ctx context.Context, f Function, nexus *Nexus, lun uint64, tag uint32) FunctionResponse
+	Accept(task *Task) (dataOut int64)
+	Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(context.Context) FunctionResponse
 	Attach(n *Nexus)
+	Reinstate(ctx context.Context, n *Nexus) error
 	Detach(n *Nexus)
 }
 

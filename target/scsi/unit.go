@@ -172,6 +172,8 @@ type Unit struct {
 	// process and made are what tickets count from.
 	process uint64
 	made    time.Time
+	// era counts the functions that have arrived; from 1 on. See line.
+	era atomic.Uint64
 
 	// mu guards in. Taken before no other mutex.
 	mu     sync.Mutex
@@ -239,8 +241,10 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 		cfg.BusyFor = DefaultBusy
 	}
 	u := &Unit{cfg: cfg, process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
+	u.era.Store(1)
 	u.peers.target = NewTarget(TargetConfig{})
 	u.peers.running, u.peers.refused = map[uint64]*request{}, map[uint64]time.Time{}
+	u.peers.ports = map[initiatorPort][]portSession{}
 	if err := u.peers.target.Add(0, u); err != nil {
 		return nil, err
 	}

@@ -105,8 +105,8 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
-	dataOut, fence := s.cfg.Executor.Accept(c.task.LUN, &c.task.CDB)
-	c.task.Fence, c.task.Accepted = fence, epoch.Add(time.Duration(s.live.last.Load()))
+	c.task.Accepted = epoch.Add(time.Duration(s.live.last.Load()))
+	dataOut := s.cfg.Executor.Accept(&c.task)
 	if write {
 		c.edtl, c.task.ExpectedOut = edtl, edtl
 		if c.refused == nil {
@@ -256,7 +256,7 @@ func (s *Session) solicit(c *command) {
 		if s.nextTag++; s.nextTag == pdu.NoTag {
 			s.nextTag = 0
 		}
-		s.transfers[tag] = &transfer{c: c, offset: c.asked, length: n}
+		s.transfers[tag] = s.blankTransfer(c, c.asked, n)
 		var h pdu.Header
 		(&pdu.R2T{
 			LUN: c.task.LUN, Tag: c.tag, TransferTag: tag, SN: c.r2tSN,
@@ -313,9 +313,10 @@ func (s *Session) dataOut(h *pdu.Header) error {
 	case t.c.spoiled || s.spoiledBy(t.c, h.DataSN() != t.dataSN || int64(h.BufferOffset()) != int64(t.offset+t.got)):
 		if h.Final() {
 			s.mu.Lock()
-			delete(s.transfers, tag)
-			if t.c.inFlight--; t.c.inFlight == 0 {
-				s.start(t.c)
+			c := t.c
+			s.answered(tag, t)
+			if c.inFlight--; c.inFlight == 0 {
+				s.start(c)
 			}
 			s.mu.Unlock()
 		}
@@ -336,9 +337,9 @@ func (s *Session) dataOut(h *pdu.Header) error {
 	c := t.c
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.transfers, tag)
 	c.inFlight--
 	c.arrived += t.length
+	s.answered(tag, t)
 	if c.arrived == c.want {
 		s.start(c)
 		return nil

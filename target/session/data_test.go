@@ -399,3 +399,35 @@ func TestLongCDBIsRefusedWithSense(t *testing.T) {
 	}
 	p.alive()
 }
+
+// What stands for an R2T is used again, so that a long write costs no garbage either.
+func TestTransfersAreUsedAgain(t *testing.T) {
+	p := connect(t, setup{keys: all()})
+	data := pattern(64<<10, 3)
+	for range 10 {
+		c := p.rw(true, 0, len(data), len(data))
+		p.issue(c, nil)
+		for answered := false; !answered; {
+			h, _, err := p.read()
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case h.Opcode() == pdu.OpR2T:
+				at, n := h.BufferOffset(), h.DesiredLength()
+				p.dataOut(pdu.DataOut{Final: true, Tag: c.Tag, TransferTag: h.TransferTag(), BufferOffset: at}, data[at:at+n])
+			case h.Status() != 0:
+				t.Fatalf("status %02Xh", h.Status())
+			default:
+				answered = true
+			}
+		}
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if n := len(p.s.unused); n < 1 || n > 2 {
+		t.Errorf("%d transfers were made, 2 are outstanding at most", n)
+	}
+	if got := p.disk.contents(0, len(data)); !bytes.Equal(got, data) {
+		t.Error("the data is not what was sent")
+	}
+}

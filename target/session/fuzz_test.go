@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -24,12 +23,12 @@ func oracleByte(tag uint32, at int) byte { return byte(at) ^ byte(at>>8) ^ byte(
 // oracleLimit is the most a command may transfer, in bytes: the way there is what is looked at, not the amount.
 const oracleLimit = 128 << 10
 
-func (o *oracle) Accept(_ uint64, cdb *[16]byte) (int64, block.Fence) {
-	n := int64(binary.BigEndian.Uint32(cdb[6:]))
-	if cdb[0] != 0x2A || n > oracleLimit {
-		return 0, block.Fence{}
+func (o *oracle) Accept(t *scsi.Task) int64 {
+	n := int64(binary.BigEndian.Uint32(t.CDB[6:]))
+	if t.CDB[0] != 0x2A || n > oracleLimit {
+		return 0
 	}
-	return n, block.Fence{}
+	return n
 }
 
 func (o *oracle) Execute(_ context.Context, task *scsi.Task) {
@@ -62,11 +61,13 @@ func (o *oracle) Execute(_ context.Context, task *scsi.Task) {
 	}
 }
 
-func (o *oracle) Manage(context.Context, scsi.Function, *scsi.Nexus, uint64, uint32) scsi.FunctionResponse {
-	return scsi.TaskDoesNotExist
+func (o *oracle) Manage(scsi.Function, *scsi.Nexus, uint64, uint32) func(context.Context) scsi.FunctionResponse {
+	return func(context.Context) scsi.FunctionResponse { return scsi.TaskDoesNotExist }
 }
 func (o *oracle) Attach(*scsi.Nexus) {}
-func (o *oracle) Detach(*scsi.Nexus) {}
+
+func (o *oracle) Reinstate(context.Context, *scsi.Nexus) error { return nil }
+func (o *oracle) Detach(*scsi.Nexus)                           {}
 
 // overhear checks what a target sends: whole PDUs, and residuals that fit.
 func overhear(t *testing.T, conn net.Conn, edtl map[uint32]uint32, digests bool) {

@@ -71,6 +71,8 @@ type liveReader struct {
 	r    io.Reader
 	last atomic.Int64 // nanoseconds since epoch
 
+	waiting atomic.Bool // for the initiator, also in the middle of a PDU
+
 	before func() // unless nil, called before each Read, which may wait
 }
 
@@ -82,7 +84,9 @@ func (l *liveReader) Read(p []byte) (int, error) {
 	if l.before != nil {
 		l.before()
 	}
+	l.waiting.Store(true)
 	n, err := l.r.Read(p)
 	l.last.Store(sinceEpoch())
+	l.waiting.Store(false)
 	return n, err
 }

@@ -12,7 +12,6 @@ import (
 
 	"go.uber.org/goleak"
 
-	"sanctuary/blockstore/block"
 	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
@@ -44,12 +43,12 @@ func span(cdb *[16]byte) (off, n int) {
 	return int(binary.BigEndian.Uint32(cdb[2:])), int(binary.BigEndian.Uint32(cdb[6:]))
 }
 
-func (d *disk) Accept(_ uint64, cdb *[16]byte) (int64, block.Fence) {
-	if cdb[0] != 0x2A {
-		return 0, block.Fence{}
+func (d *disk) Accept(t *scsi.Task) int64 {
+	if t.CDB[0] != 0x2A {
+		return 0
 	}
-	_, n := span(cdb)
-	return int64(n), block.Fence{}
+	_, n := span(&t.CDB)
+	return int64(n)
 }
 
 func (d *disk) Execute(ctx context.Context, t *scsi.Task) {
@@ -107,7 +106,11 @@ func (d *disk) Execute(ctx context.Context, t *scsi.Task) {
 	d.mu.Unlock()
 }
 
-func (d *disk) Manage(_ context.Context, f scsi.Function, _ *scsi.Nexus, lun uint64, tag uint32) scsi.FunctionResponse {
+func (d *disk) Manage(f scsi.Function, _ *scsi.Nexus, lun uint64, tag uint32) func(context.Context) scsi.FunctionResponse {
+	return func(context.Context) scsi.FunctionResponse { return d.manage(f, lun, tag) }
+}
+
+func (d *disk) manage(f scsi.Function, lun uint64, tag uint32) scsi.FunctionResponse {
 	if lun != 0 {
 		return scsi.LUNDoesNotExist
 	}
@@ -130,7 +133,9 @@ func (d *disk) Manage(_ context.Context, f scsi.Function, _ *scsi.Nexus, lun uin
 }
 
 func (d *disk) Attach(*scsi.Nexus) {}
-func (d *disk) Detach(*scsi.Nexus) {}
+
+func (d *disk) Reinstate(context.Context, *scsi.Nexus) error { return nil }
+func (d *disk) Detach(*scsi.Nexus)                           {}
 
 func (d *disk) contents(off, n int) []byte {
 	d.mu.Lock()

@@ -156,3 +156,26 @@ func TestHostileInitiatorsDisturbNobody(t *testing.T) {
 		})
 	}
 }
+
+// Who stops in the middle of a PDU holds its memory: it is given up as who stops between two.
+func TestWhoStopsInTheMiddleOfAPDUIsDropped(t *testing.T) {
+	p := connect(t, setup{keys: all(), config: func(c *Config) { c.Ping, c.PingTimeout = 30*time.Millisecond, 150*time.Millisecond }})
+	c := p.rw(true, 0, 4096, 4096)
+	var h pdu.Header
+	c.Put(&h)
+	h.SetDataLength(4096)
+	if _, err := p.conn.Write(append(h[:], make([]byte, 100)...)); err != nil {
+		t.Fatal(err)
+	}
+	p.answerPings = false // it cannot
+	for {
+		h, _, err := p.read()
+		if err != nil {
+			break
+		}
+		if h.Opcode() != pdu.OpNopIn {
+			t.Errorf("%v to who has not finished a PDU", h.Opcode())
+		}
+	}
+	p.expectClosed(0, ErrSilent)
+}

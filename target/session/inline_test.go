@@ -187,3 +187,17 @@ func TestSlowCommandsAreLeftToTheWorkersAndProbed(t *testing.T) {
 		t.Errorf("%d of 1000 quick commands executed by the reader after slow ones", n)
 	}
 }
+
+// No goroutine is started for a command while a worker waits for work.
+func TestWorkersAreKept(t *testing.T) {
+	p := connect(t, setup{keys: all()})
+	for range 200 {
+		p.alive() // a command without data is a worker's
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	// One that has answered and not yet said that it waits makes room for a second.
+	if n := p.s.running; n < 1 || n > 4 {
+		t.Errorf("%d workers for 200 commands one after the other", n)
+	}
+}

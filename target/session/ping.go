@@ -9,7 +9,8 @@ import (
 )
 
 // pinger asks a silent initiator whether it is still there (NOP-In), and ends the session if it says nothing. Any byte
-// received is a sign of life. While the reader is busy with us (waiting for memory), silence is our own doing.
+// received is a sign of life. While the reader is busy with us (waiting for memory), silence is our own doing; while it waits
+// for the rest of a PDU it is the initiator's.
 type pinger struct {
 	s     *Session
 	mu    sync.Mutex
@@ -48,7 +49,7 @@ func (p *pinger) tick() {
 	switch {
 	case p.s.out.stuck(now):
 		p.s.Close(fmt.Errorf("%w: it has not read for %v", ErrSilent, writeTimeout))
-	case !p.s.listening.Load():
+	case !p.s.live.waiting.Load():
 		p.asked = 0
 		p.timer.Reset(p.s.cfg.Ping)
 	case p.asked == 0:

@@ -353,6 +353,7 @@ func TestSendTargets(t *testing.T) {
 		{"SendTargets=IQN.b\x00", "TargetName=iqn.x:iqn.b\x00TargetAddress=127.0.0.1:3260,1\x00"},
 		{"X-com.example=1\x00", "X-com.example=NotUnderstood\x00"},
 		{"SendTargets=nonsense\x00", ""},
+		{"SendTargets=All\x00SendTargets=All\x00", ""},
 		{"sendtargets=All\x00", ""},
 		{"no pair at all", ""},
 	} {

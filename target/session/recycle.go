@@ -26,3 +26,25 @@ func (s *Session) recycle(answered []*command) {
 		s.spares = append(s.spares, c)
 	}
 }
+
+// blankTransfer returns a transfer, one that was used before if there is one; mu is held.
+func (s *Session) blankTransfer(c *command, offset, length int) *transfer {
+	last := len(s.unused) - 1
+	if last < 0 {
+		return &transfer{c: c, offset: offset, length: length}
+	}
+	t := s.unused[last]
+	s.unused = s.unused[:last]
+	*t = transfer{c: c, offset: offset, length: length}
+	return t
+}
+
+// answered takes a transfer whose data has come out of the table and keeps it for blankTransfer; mu is held. The caller, who is
+// the reader, must not use it any more.
+func (s *Session) answered(tag uint32, t *transfer) {
+	delete(s.transfers, tag)
+	if len(s.unused) < s.cfg.Window {
+		t.c = nil
+		s.unused = append(s.unused, t)
+	}
+}

@@ -6,9 +6,9 @@
 // Error recovery level 0: whatever breaks the sequence of the stream ends the connection, and the initiator logs in again.
 // It knows no SCSI command (the Executor does) and no other session (package target does).
 //
-// One goroutine reads, one writes, and workers, as many as there are commands running, execute. The reader alone takes
-// in PDUs and moves a command towards its execution; a worker has it while it runs; the writer has it until its answer
-// is on the wire. Session.mu guards what they share.
+// One goroutine reads, one writes, and workers, which stay, execute: as many as commands have ever run at once, at most the
+// window and twice maxImmediate. The reader alone takes in PDUs and moves a command towards its execution; a worker has it
+// while it runs; the writer has it until its answer is on the wire. Session.mu guards what they share.
 package session
 
 import (
@@ -85,10 +85,9 @@ type Session struct {
 	stats  counters
 	stops  uint64 // Watch.count when the session began
 
-	expCmdSN  atomic.Uint32 // written by the reader
-	maxCmdSN  atomic.Uint32 // raised whenever a command that took a CmdSN has been dealt with
-	pinged    atomic.Int64  // sinceEpoch of our last ping's departure
-	listening atomic.Bool   // the reader waits for the initiator, not for us
+	expCmdSN atomic.Uint32 // written by the reader
+	maxCmdSN atomic.Uint32 // raised whenever a command that took a CmdSN has been dealt with
+	pinged   atomic.Int64  // sinceEpoch of our last ping's departure
 
 	ctx    context.Context // of the tasks; set by Run, constant afterwards
 	cancel context.CancelCauseFunc
@@ -108,6 +107,7 @@ type Session struct {
 	logout    *command             // answered once tasks is empty
 	closing   bool
 	spares    []*command  // answered, to be used again
+	unused    []*transfer // the same of transfers
 	asked     bool        // to log out
 	leaving   *time.Timer // ends the session that was asked to go and stays
 	longest   int         // most commands there were in tasks
@@ -243,11 +243,9 @@ func (s *Session) readOn() {
 		s.workers.Done() // as a worker it ended; see watch
 	}()
 	for {
-		s.listening.Store(true)
 		if err = s.reader.ReadHeader(&s.header); err != nil {
 			return
 		}
-		s.listening.Store(false)
 		s.stats.pdusIn.Add(1)
 		if err = s.dispatch(&s.header); err != nil {
 			return

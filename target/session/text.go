@@ -85,12 +85,15 @@ func (s *Session) answerText(in []byte) ([]byte, pdu.RejectReason) {
 		return nil, pdu.RejectProtocol
 	}
 	var out []byte
+	listed := false
 	for _, p := range pairs {
 		switch {
 		case p.Key == "SendTargets":
-			if !s.validSendTargets(p.Value) {
+			// Once: a list of all targets is long, and whoever asks may have proved nothing.
+			if listed || !s.validSendTargets(p.Value) {
 				return nil, pdu.RejectProtocol
 			}
+			listed = true
 			value := strings.ToLower(p.Value)
 			if p.Value == "All" {
 				value = p.Value

@@ -66,6 +66,8 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 	default:
 		match = func(*command) bool { return false }
 	}
+	// On this goroutine: what it accepts from here on comes after the function.
+	manage := s.cfg.Executor.Manage(f, s.cfg.Nexus, lun, referenced)
 	s.mu.Lock()
 	dropped := s.takeUnstarted(func(o *command) bool { return match(o) && (f != scsi.AbortTask || o.task.LUN == lun) })
 	var earlier []*command
@@ -89,7 +91,7 @@ func (s *Session) taskRequest(h *pdu.Header) error {
 			}
 			return scsi.TaskDoesNotExist
 		}
-		r := s.cfg.Executor.Manage(s.ctx, f, s.cfg.Nexus, lun, referenced)
+		r := manage(s.ctx)
 		s.await(earlier)
 		if f == scsi.TargetColdReset && r == scsi.FunctionComplete {
 			c.end = ErrColdReset

@@ -9,6 +9,7 @@
 package crashdev
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -117,35 +118,39 @@ func New(sizeBytes int64, power *Power) *Dev {
 
 // SetHook makes every operation ask f first and fail with the error it returns. A failing Sync loses what it should have
 // made durable: later reads still see it and a later Sync succeeds, but a crash forgets it, as Linux does. A failing
-// write leaves any of its sectors changed. f must not call the device.
+// write leaves any of its sectors changed. f may wait for others that use the device, and may use it itself.
 func (d *Dev) SetHook(f func(k Kind, off, n int64) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hook = f
 }
 
-func (d *Dev) ask(k Kind, off, n int64) error {
-	if d.closed {
-		return vfs.ErrClosed
+// ask returns the error with which an operation fails. It is not called with mu held, and injected is the hook's.
+func (d *Dev) ask(k Kind, off, n int64) (injected bool, err error) {
+	d.mu.Lock()
+	closed, hook := d.closed, d.hook
+	d.mu.Unlock()
+	if closed {
+		return false, vfs.ErrClosed
 	}
 	if err := vfs.CheckRange(off, n, d.size); err != nil {
-		return err
+		return false, err
 	}
-	if d.hook != nil {
-		if err := d.hook(k, off, n); err != nil {
-			return fmt.Errorf("%v of %d bytes at %d: %w", k, n, off, err)
+	if hook != nil {
+		if err := hook(k, off, n); err != nil {
+			return true, fmt.Errorf("%v of %d bytes at %d: %w", k, n, off, err)
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // ReadAt implements vfs.Dev.
 func (d *Dev) ReadAt(p []byte, off int64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.ask(Read, off, int64(len(p))); err != nil {
+	if _, err := d.ask(Read, off, int64(len(p))); err != nil {
 		return err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.power.Lost() {
 		return ErrPowerLost
 	}
@@ -155,13 +160,13 @@ func (d *Dev) ReadAt(p []byte, off int64) error {
 
 // WriteAt implements vfs.Dev.
 func (d *Dev) WriteAt(p []byte, off int64) error {
+	injected, err := d.ask(Write, off, int64(len(p)))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.ask(Write, off, int64(len(p))); err != nil {
-		if d.closed || vfs.CheckRange(off, int64(len(p)), d.size) != nil {
-			return err
+	if err != nil {
+		if injected {
+			d.tear(pending{off: off, data: p}, d.current)
 		}
-		d.tear(pending{off: off, data: p}, d.current)
 		return err
 	}
 	first, err := d.power.Spend()
@@ -176,9 +181,10 @@ func (d *Dev) WriteAt(p []byte, off int64) error {
 
 // Sync implements vfs.Dev.
 func (d *Dev) Sync() error {
+	_, err := d.ask(Sync, 0, 0)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.ask(Sync, 0, 0); err != nil {
+	if err != nil {
 		d.pending = nil
 		return err
 	}
@@ -195,19 +201,20 @@ func (d *Dev) Sync() error {
 
 // Discard implements vfs.Dev. The range reads as noise afterwards, because no one may rely on anything better.
 func (d *Dev) Discard(off, n int64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.ask(Discard, off, n); err != nil {
+	if _, err := d.ask(Discard, off, n); err != nil {
 		return err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	first, err := d.power.Spend()
 	if err != nil && !first {
 		return err
 	}
-	noise := make([]byte, n)
-	for i := range noise {
-		noise[i] = byte(d.rnd.Uint32())
+	noise := make([]byte, 0, n+7)
+	for int64(len(noise)) < n {
+		noise = binary.LittleEndian.AppendUint64(noise, d.rnd.Uint64())
 	}
+	noise = noise[:n]
 	d.pending = append(d.pending, pending{off: off, data: noise})
 	d.current.write(noise, off)
 	return err
@@ -215,11 +222,11 @@ func (d *Dev) Discard(off, n int64) error {
 
 // Allocate implements vfs.Allocator; only a hook makes it fail.
 func (d *Dev) Allocate(off, n int64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.ask(Allocate, off, n); err != nil {
+	if _, err := d.ask(Allocate, off, n); err != nil {
 		return err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.power.Lost() {
 		return ErrPowerLost
 	}

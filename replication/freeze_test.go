@@ -156,7 +156,9 @@ func TestFreezeEndsWithTheTenure(t *testing.T) {
 		t.Fatalf("a snapshot where the LUN was: %v", err)
 	}
 	c.moved(t, owner) // the same node, in another tenure
-	if err := c.write(ctx, 1, 2); err != nil {
+	short, cancel2 := context.WithTimeout(ctx, MaxFreeze/2)
+	defer cancel2()
+	if err := c.write(short, 1, 2); err != nil {
 		t.Fatalf("the freeze has outlived its tenure: %v", err)
 	}
 	if err := thaw(); !errors.Is(err, ErrFreezeOver) {

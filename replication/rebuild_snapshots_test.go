@@ -46,7 +46,7 @@ const (
 // and 4 are made, and the LUN is rolled back to 3. What is written is a few blocks again and again.
 func awayWithSnapshots(ctx context.Context, t *testing.T, c *cluster) (owner, away string) {
 	t.Helper()
-	c.limits = Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}
+	c.limits = Limits{JournalKeepBytes: 1 << 20, CheckpointBytes: 256 << 10} // four times that while a rebuild holds it
 	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
 	write := func(blocks, stride int, v uint64) {
 		t.Helper()

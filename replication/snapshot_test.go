@@ -154,6 +154,41 @@ func TestSnapshotsAreTheSameOnEveryCopy(t *testing.T) {
 	}
 }
 
+// A command is in a snapshot entirely or not at all: the snapshot waits for what is under way, and what comes later for it.
+func TestSnapshotWaitsForWhatIsUnderWay(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	g := c.group(c.owner())
+	under, err := g.locks.lock(ctx, blockRange(5)) // as a write of several entries holds it
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := func(n int) {
+		t.Helper()
+		eventually(t, "it waits", func() bool {
+			g.locks.mu.Lock()
+			defer g.locks.mu.Unlock()
+			return len(g.locks.tickets) >= n
+		})
+	}
+	done := make(chan error, 2)
+	go func() { done <- g.CreateSnapshot(ctx, spec(1)) }()
+	waiting(2)
+	go func() { done <- g.Write(ctx, g.Fence(), blockRange(9), tagged(9, 1)) }()
+	waiting(3)
+	if n := len(g.Snapshots()); n != 0 {
+		t.Fatal("the snapshot did not wait")
+	}
+	g.locks.unlock(under)
+	if err := errors.Join(<-done, <-done); err != nil {
+		t.Fatal(err)
+	}
+	if v := version(t, view(t, g, 1), 9); v != 0 {
+		t.Fatalf("what came after the snapshot is in it: %d", v)
+	}
+}
+
 // The limit is the owner's to look at: an entry that does nothing on one copy might do something on another.
 func TestTooManySnapshotsAreRefusedBeforeTheyAreProposed(t *testing.T) {
 	c := newCluster(t, blockstore.MediaRAM, "a")

@@ -107,6 +107,9 @@ type repairRule struct {
 func (g *Group) readAt(ctx context.Context, t *tenure, held, r block.Range, dst []byte) error {
 	for left := r.Bytes()/block.Size + 2; ; left-- { // each round repairs a block, or ends with an error
 		err := g.cfg.Store.ReadAt(r, dst)
+		if err == nil {
+			return nil // before anything is made on the heap
+		}
 		corrupt := (*block.CorruptError)(nil)
 		if !errors.As(err, &corrupt) || corrupt.Range.Count == 0 || left == 0 {
 			return err

@@ -88,6 +88,8 @@ func (v *Volume) successor() *Volume {
 	n.allocatedChunks.Store(v.allocatedChunks.Load())
 	n.stored.Store(v.stored.Load())
 	n.setLineage(v.lineage.Load())
+	// What the last checkpoint did not get to: one that found no room has written nothing.
+	n.dirty, n.dirtyLeaves, n.freed, n.undurable = v.dirty, v.dirtyLeaves, v.freed, v.undurable
 	return n
 }
 

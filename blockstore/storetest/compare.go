@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -66,11 +67,17 @@ func compareView(w *blockstore.View, s *frozen, logicalBlockBytes int) error {
 	return compareReader(w, block.Geometry{Capacity: s.Capacity, LogicalBlockBytes: logicalBlockBytes}, s.blocks)
 }
 
+// readBuffers: thousands of crashes read everything over and over.
+var readBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 func compareReader(r blockstore.Reader, g block.Geometry, want contents) error {
 	if r.Geometry() != g {
 		return fmt.Errorf("geometry %v, want %v", r.Geometry(), g)
 	}
-	buf := make([]byte, g.Capacity.Bytes())
+	pooled := readBuffers.Get().(*[]byte)
+	defer readBuffers.Put(pooled)
+	*pooled = slices.Grow((*pooled)[:0], int(g.Capacity.Bytes()))
+	buf := (*pooled)[:g.Capacity.Bytes()]
 	if err := r.ReadAt(block.Range{Count: g.Capacity}, buf); err != nil {
 		return err
 	}

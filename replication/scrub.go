@@ -109,8 +109,19 @@ type scrubber struct {
 	looked   time.Time // when activity was looked at
 	activity uint64
 	busy     bool
-	compared uint32 // chunks before it have been compared in this pass
+	compared uint32 // chunks before it have been compared in this pass, or are in missed
+	missed   []span // what could not be compared, for a copy was out of sync or did not answer
 }
+
+// span is n chunks.
+type span struct{ first, n uint32 }
+
+const (
+	// maxMissed bounds scrubber.missed; what is beyond it is left to the next pass. Neighbours are one.
+	maxMissed = 256
+	// missedChunks is how much of it is made up for at a time: 4 GiB.
+	missedChunks = 256 * scrubFineChunks
+)
 
 // once does one step and returns how long to wait before the next.
 func (s *scrubber) once(ctx context.Context) time.Duration {
@@ -123,6 +134,7 @@ func (s *scrubber) once(ctx context.Context) time.Duration {
 		s.retried = now
 		g.mendLeft(ctx)
 		g.compareAgain(ctx)
+		s.compareMissed(ctx)
 	}
 	if g.cfg.Scrub.Settings == nil {
 		return min(scrubIdle, retry)
@@ -212,13 +224,49 @@ func (s *scrubber) compare(ctx context.Context, chunk, n uint32) {
 	if t == nil {
 		return
 	}
-	err := s.g.compareChunks(ctx, t, chunk, end-chunk)
+	s.compareSpan(ctx, t, span{chunk, end - chunk})
+}
+
+// compareSpan compares, and notes what is left to do.
+func (s *scrubber) compareSpan(ctx context.Context, t *tenure, c span) {
+	done, err := s.g.compareChunks(ctx, t, c.first, c.n)
 	s.g.scrub.mu.Lock()
 	s.g.scrub.waits = ""
 	if err != nil {
 		s.g.scrub.waits = err.Error()
 	}
 	s.g.scrub.mu.Unlock()
+	if err == nil {
+		return
+	}
+	left := span{c.first + done, c.n - done}
+	if last := len(s.missed) - 1; last >= 0 && s.missed[last].first+s.missed[last].n == left.first {
+		s.missed[last].n += left.n
+	} else if len(s.missed) < maxMissed {
+		s.missed = append(s.missed, left)
+	}
+}
+
+// compareMissed makes up for what could not be compared.
+func (s *scrubber) compareMissed(ctx context.Context) {
+	t := s.g.tenure.Load()
+	if t == nil {
+		s.missed = nil // whoever owns the LUN now has its own
+		return
+	}
+	missed := s.missed
+	s.missed = nil
+	budget := uint32(missedChunks)
+	for _, c := range missed {
+		now := min(c.n, budget)
+		budget -= now
+		if now > 0 {
+			s.compareSpan(ctx, t, span{c.first, now})
+		}
+		if now < c.n {
+			s.missed = append(s.missed, span{c.first + now, c.n - now})
+		}
+	}
 }
 
 // unstored returns how many chunks from this one on hold nothing.

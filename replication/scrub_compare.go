@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -130,27 +131,31 @@ func (g *Group) captured(match func(*capture) bool) (capture, bool) {
 	return capture{}, false
 }
 
-// compareChunks has n chunks compared. It returns why that was not done, or not entirely.
-func (g *Group) compareChunks(ctx context.Context, t *tenure, first, n uint32) error {
+// compareChunks has n chunks compared, and returns how many of them were, and why not all.
+func (g *Group) compareChunks(ctx context.Context, t *tenure, first, n uint32) (done uint32, err error) {
 	peers, err := g.comparable()
 	if err != nil || len(peers) == 0 {
-		return err
+		return 0, err
 	}
-	for n > 0 {
-		size := n
-		if n > scrubFineChunks {
-			same, err := g.compareEmpty(ctx, t, peers, first, n)
-			if err != nil || same {
-				return err
+	for done < n {
+		at, rest := first+done, n-done
+		if empty := min(unstored(g.cfg.Store, at, at+rest), block.MaxCompareChunks); empty > scrubFineChunks {
+			same, err := g.compareEmpty(ctx, t, peers, at, empty)
+			if err != nil {
+				return done, err
 			}
-			size = scrubFineChunks
+			if same {
+				done += empty
+				continue
+			}
 		}
-		if err := g.compareFine(ctx, t, peers, first, min(size, n), false); err != nil {
-			return err
+		rest = min(rest, scrubFineChunks)
+		if err := g.compareFine(ctx, t, peers, at, rest, false); err != nil {
+			return done, err
 		}
-		first, n = first+size, n-size
+		done += rest
 	}
-	return nil
+	return done, nil
 }
 
 // comparable returns the copies in sync. A replica of an older program would stop at an entry it does not know, also at one it
@@ -171,6 +176,9 @@ func (g *Group) comparable() ([]Member, error) {
 		if inSync[string(m.ID)] {
 			out = append(out, m)
 		}
+	}
+	if len(members) > 0 && len(out) == 0 {
+		return nil, errors.New("copies are not compared: no other one is in sync")
 	}
 	return out, nil
 }

@@ -178,7 +178,7 @@ func (g *Group) compareAgain(ctx context.Context) {
 		return
 	}
 	for _, chunk := range g.scrub.unsettled() {
-		if err := g.compareChunks(ctx, t, chunk, 1); err != nil {
+		if _, err := g.compareChunks(ctx, t, chunk, 1); err != nil {
 			g.log.Debug("copies that differ were not compared again", "chunk", chunk, "error", err)
 		}
 	}

@@ -182,10 +182,10 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 			for n := range 200 {
 				c.mustWrite(n, 5)
 			}
+			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
 			stores[liar].mu.Lock()
 			clear(stores[liar].lie)
 			stores[liar].mu.Unlock()
-			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
 			g := c.group(owner)
 			eventually(t, "every copy can be compared", func() bool {
 				peers, err := g.comparable()

@@ -148,9 +148,11 @@ func (s *lyingStore) Apply(index uint64, ops []block.Op) error {
 	return s.Store.Apply(index, out)
 }
 
-func lying(t *testing.T, nodes ...string) (*cluster, map[string]*lyingStore) {
+// lying is a cluster of such stores whose scrubs are paused until begin is set.
+func lying(t *testing.T, nodes ...string) (_ *cluster, stores map[string]*lyingStore, begin *atomic.Bool) {
 	t.Helper()
-	stores := map[string]*lyingStore{}
+	begin = new(atomic.Bool)
+	stores = map[string]*lyingStore{}
 	c := &cluster{}
 	c.wrapStore = func(node string, v Store) Store {
 		stores[node] = &lyingStore{Store: v, lie: map[int]uint64{}}
@@ -158,10 +160,13 @@ func lying(t *testing.T, nodes ...string) (*cluster, map[string]*lyingStore) {
 	}
 	c.scrub = func(string) ScrubConfig {
 		return ScrubConfig{
-			Settings: func() ScrubSettings { return ScrubSettings{BytesPerSecond: 1 << 40, Interval: time.Hour} }, Retry: 50 * time.Millisecond,
+			Settings: func() ScrubSettings {
+				return ScrubSettings{BytesPerSecond: 1 << 40, Interval: time.Hour, Paused: !begin.Load()}
+			},
+			Retry: 50 * time.Millisecond,
 		}
 	}
-	return newClusterWith(t, c, blockstore.MediaFile, nodes...), stores
+	return newClusterWith(t, c, blockstore.MediaFile, nodes...), stores, begin
 }
 
 func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
@@ -175,7 +180,7 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 		{"three copies, the owner", []string{"a", "b", "c"}, func(owner string) string { return owner }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c, stores := lying(t, tc.nodes...)
+			c, stores, begin := lying(t, tc.nodes...)
 			owner := c.owner()
 			liar := tc.liar(owner)
 			stores[liar].lie[130] = 666
@@ -191,6 +196,7 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 				peers, err := g.comparable()
 				return err == nil && len(peers) == len(c.members)-1-witnesses(c.members) && c.exact()
 			})
+			begin.Store(true)
 			if err := g.StartScrub(context.Background()); err != nil {
 				t.Fatal(err)
 			}
@@ -225,7 +231,7 @@ func (c *cluster) exact() bool {
 }
 
 func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
-	c, stores := lying(t, "a", "b", "c")
+	c, stores, begin := lying(t, "a", "b", "c")
 	owner := c.owner()
 	stores[owner].lie[130] = 666
 	c.mustWrite(130, 5)
@@ -240,6 +246,7 @@ func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
 	}
 	c.stop(third)
 	eventually(t, "one is known to be gone", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 })
+	begin.Store(true)
 	if err := g.StartScrub(context.Background()); err == nil {
 		t.Error("a scrub was begun on a node that is down")
 	}
@@ -252,7 +259,7 @@ func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
 }
 
 func TestCopiesAreNotComparedWhileOneMayNotKnowHow(t *testing.T) {
-	c, _ := lying(t, "a", "b", "w")
+	c, _, _ := lying(t, "a", "b", "w")
 	owner := c.owner()
 	g := c.group(owner)
 	eventually(t, "the other replica has answered", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 })

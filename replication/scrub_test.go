@@ -258,6 +258,27 @@ func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
 	eventually(t, "the majority has decided", func() bool { return c.sound(owner, 130, 5) })
 }
 
+func TestWhatCouldNotBeComparedIsMadeUpFor(t *testing.T) {
+	c, stores, begin := lying(t, "a", "b", "w")
+	owner := c.owner()
+	stores[owner].lie[130] = 666
+	c.mustWrite(130, 5)
+	stores[owner].mu.Lock()
+	clear(stores[owner].lie)
+	stores[owner].mu.Unlock()
+	g := c.group(owner)
+	eventually(t, "the other copy can be compared", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 && c.exact() })
+	c.stop(other(owner))
+	eventually(t, "it is known to be gone", func() bool { _, err := g.comparable(); return err != nil })
+	begin.Store(true)
+	eventually(t, "a pass has been made without it", func() bool { return !g.ScrubStatus().Completed.IsZero() })
+	if s := g.ScrubStatus(); s.Compared != 0 || s.Waits == "" {
+		t.Errorf("with the other copy gone: %+v", s)
+	}
+	c.start(other(owner), false)
+	eventually(t, "the copies are the same before the next pass", func() bool { return c.sound(other(owner), 130, 666) })
+}
+
 func TestCopiesAreNotComparedWhileOneMayNotKnowHow(t *testing.T) {
 	c, _, _ := lying(t, "a", "b", "w")
 	owner := c.owner()

@@ -99,17 +99,15 @@ func (v *Volume) reclaimChunk(l *leaf, at uint32, lin *lineage, paths []path) (f
 	defer lock.Unlock()
 	list := l.layers(at, v.layers[:0])
 	before := slotsOf(list, nil)
-	changed := v.dropUnseen(list, paths)
+	shared, changed := v.dropUnseen(list, paths, lin.live != nil)
+	list, claimed := claim(list, lin, shared)
 	list = compact(list)
-	if claim(list, lin) {
-		changed = true
-	}
 	list, merged := merge(list, paths)
 	moved, err := v.moveTogether(chunk, list)
 	if err != nil {
 		return nil, err
 	}
-	if !changed && !merged && !moved {
+	if !changed && !claimed && !merged && !moved {
 		return nil, nil
 	}
 	l.setLayers(at, list)
@@ -119,10 +117,12 @@ func (v *Volume) reclaimChunk(l *leaf, at uint32, lin *lineage, paths []path) (f
 	return missing(before, l, at), nil
 }
 
-// dropUnseen takes from each layer the blocks that no path finds there.
-func (v *Volume) dropUnseen(list []layer, paths []path) (changed bool) {
+// dropUnseen takes from each layer the blocks that no path finds there. It returns those that others than the live state find; its
+// path, if there is one, is the first.
+func (v *Volume) dropUnseen(list []layer, paths []path, live bool) (shared []uint64, changed bool) {
 	needed := make([]uint64, len(list))
-	for _, p := range paths {
+	shared = make([]uint64, len(list))
+	for i, p := range paths {
 		want := ^uint64(0)
 		for n := range list {
 			got := list[n].bits & want
@@ -141,6 +141,9 @@ func (v *Volume) dropUnseen(list []layer, paths []path) (changed bool) {
 				got &= older
 			}
 			needed[n] |= got
+			if i > 0 || !live {
+				shared[n] |= got
+			}
 		}
 	}
 	for n := range list {
@@ -149,7 +152,7 @@ func (v *Volume) dropUnseen(list []layer, paths []path) (changed bool) {
 			changed = true
 		}
 	}
-	return changed
+	return shared, changed
 }
 
 // compact removes layers without blocks.
@@ -163,35 +166,24 @@ func compact(list []layer) []layer {
 	return kept
 }
 
-// claim makes what only the live state sees part of the present epoch.
-func claim(list []layer, lin *lineage) (changed bool) {
-	newest := uint32(0) // the newest epoch that somebody else sees
-	for i := range lin.snapshots {
-		newest = max(newest, lin.snapshots[i].epoch)
-	}
-	for n := range list {
+// claim makes blocks that only the live state finds part of the present epoch, so that they are written over in place. shared says which blocks of
+// each layer others find, too. After a rollback a layer may hold both.
+func claim(list []layer, lin *lineage, shared []uint64) (out []layer, changed bool) {
+	for n := range shared { // the layers that are added come behind
 		y := &list[n]
-		if y.epoch == lin.epoch || y.slot == lostSlot || !lin.live.sees(y.epoch) {
+		own := y.bits &^ shared[n]
+		if own == 0 || y.epoch == lin.epoch || y.slot == lostSlot || !lin.live.sees(y.epoch) {
 			continue
 		}
-		others := false
-		if y.epoch <= newest {
-			for i := range lin.snapshots {
-				others = others || lin.snapshots[i].path.sees(y.epoch)
-			}
-		}
-		if others {
-			continue
-		}
-		// Layers in between that live does not see have other readers only; those it sees and that are newer hide nothing of this
-		// one, since dropUnseen has taken what was hidden.
-		y.epoch = lin.epoch
+		// No layer of the present epoch has any of them: the live state finds each block in one place.
+		y.bits &^= own
+		list = append(list, layer{bits: own, epoch: lin.epoch, slot: y.slot, chunk: y.chunk})
 		changed = true
 	}
 	if changed {
 		sortLayers(list)
 	}
-	return changed
+	return list, changed
 }
 
 // sortLayers puts the newest first, and keeps the order of what is of one epoch.

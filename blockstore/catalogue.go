@@ -263,15 +263,10 @@ func (v *Volume) allSlots() []uint32 {
 			continue
 		}
 		room = l.layers(at, room[:0])
-		slots = slotsOfChunk(room, slots)
+		slots = append(slots, slotsOf(room, nil)...)
 	}
 	slices.Sort(slots)
 	return slots
-}
-
-// slotsOfChunk appends the slots of one chunk's layers.
-func slotsOfChunk(list []layer, slots []uint32) []uint32 {
-	return append(slots, slotsOf(list, nil)...)
 }
 
 func (v *Volume) leafDemand() (n int64) {

@@ -337,5 +337,3 @@ func runOf(bitmap uint64) (first, n int) {
 	first = bits.TrailingZeros64(bitmap)
 	return first, bits.TrailingZeros64(^(bitmap >> first))
 }
-
-func onesCount(bitmap uint64) int { return bits.OnesCount64(bitmap) }

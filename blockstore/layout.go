@@ -90,30 +90,28 @@ func (l *layout) check(mediumBytes int64) error {
 	return nil
 }
 
-// slotOffset returns where a data slot begins.
-func (l *layout) slotOffset(slot uint32) int64 {
-	n := slot - 1
+// regionOf returns the region of a data slot, and the slot's place in it, from 0.
+func (l *layout) regionOf(slot uint32) (r *region, n int64) {
+	rest := slot - 1
 	for i := range l.regions {
-		r := &l.regions[i]
-		if n < r.slots {
-			return r.data + int64(n)*block.ChunkSize
+		if r = &l.regions[i]; rest < r.slots {
+			return r, int64(rest)
 		}
-		n -= r.slots
+		rest -= r.slots
 	}
 	panic(fmt.Sprintf("slot %d of %d", slot, l.slots))
 }
 
+// slotOffset returns where a data slot begins.
+func (l *layout) slotOffset(slot uint32) int64 {
+	r, n := l.regionOf(slot)
+	return r.data + n*block.ChunkSize
+}
+
 // sumsOffset returns where the checksums of a slot begin.
 func (l *layout) sumsOffset(slot uint32) int64 {
-	n := slot - 1
-	for i := range l.regions {
-		r := &l.regions[i]
-		if n < r.slots {
-			return r.sums + int64(n)*sumsPerSlotBytes
-		}
-		n -= r.slots
-	}
-	panic(fmt.Sprintf("slot %d of %d", slot, l.slots))
+	r, n := l.regionOf(slot)
+	return r.sums + n*sumsPerSlotBytes
 }
 
 // pageOffset returns where a metadata page lies.

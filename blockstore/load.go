@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"sanctuary/blockstore/block"
 )
@@ -169,7 +170,7 @@ func (v *Volume) loadMap() error {
 }
 
 // lose puts a lost leaf in the place of one that could not be read.
-func (v *Volume) lose(place interface{ Store(*leaf) }, number uint32) {
+func (v *Volume) lose(place *atomic.Pointer[leaf], number uint32) {
 	l := lostLeaf(v.applied.Load())
 	place.Store(l)
 	v.resize(l)
@@ -248,7 +249,7 @@ func (v *Volume) loadLeaves() error {
 }
 
 // loadLeaf takes in one leaf, whose first page has been read.
-func (v *Volume) loadLeaf(number uint32, ptr pagePtr, image []byte, mu *sync.Mutex, place interface{ Store(*leaf) }) error {
+func (v *Volume) loadLeaf(number uint32, ptr pagePtr, image []byte, mu *sync.Mutex, place *atomic.Pointer[leaf]) error {
 	o := object{kindLeaf, v.number, uint64(number)}
 	payload, next, err := checkPage(image, ptr, o)
 	pages := []uint32{ptr.page}

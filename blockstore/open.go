@@ -302,7 +302,7 @@ func (p *Pool) format(cfg PoolConfig) (superblock, error) {
 		return s, err
 	}
 	// Whatever lies where the checksums and pages go does not matter: nothing leads to it.
-	blank := superblock{}.blank()
+	blank := make([]byte, pageBytes)
 	for _, off := range superblockOffsets[0] {
 		if err := p.dev.WriteAt(blank, off); err != nil {
 			return s, err
@@ -316,8 +316,6 @@ func (p *Pool) format(cfg PoolConfig) (superblock, error) {
 	}
 	return s, p.dev.Sync()
 }
-
-func (superblock) blank() []byte { return make([]byte, pageBytes) }
 
 // writeSuperblock writes both copies and syncs: before, and after.
 func writeSuperblock(dev vfs.Dev, s superblock) error {

@@ -315,13 +315,9 @@ func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err 
 // that have no place, or one that is not known. The zero ID is the live state. Who repairs tells by it a rotten block from a
 // rotten checksum.
 func (v *Volume) MediumSums(id block.SnapshotID, chunk uint32, blocks uint64) (sums [block.BlocksPerChunk]uint32, err error) {
-	s := v.live()
-	if id != (block.SnapshotID{}) {
-		w, err := v.View(id)
-		if err != nil {
-			return sums, err
-		}
-		s = w.s
+	s, err := v.stateAt(id)
+	if err != nil {
+		return sums, err
 	}
 	g := s.lock(chunk)
 	defer g.runlock(chunk)
@@ -359,13 +355,9 @@ func (s state) lastIndex(chunk uint32) uint64 {
 // Locate returns where on the medium a block lies, and its checksum. It is for those who look for damage, and for tests that do some. The
 // zero ID is the live state.
 func (v *Volume) Locate(id block.SnapshotID, start block.Sector) (data, sum int64, stored bool, err error) {
-	s := v.live()
-	if id != (block.SnapshotID{}) {
-		w, err := v.View(id)
-		if err != nil {
-			return 0, 0, false, err
-		}
-		s = w.s
+	s, err := v.stateAt(id)
+	if err != nil {
+		return 0, 0, false, err
 	}
 	sp, _ := next(block.Range{Start: start, Count: block.SectorsPerBlock})
 	g := s.lock(sp.chunk)

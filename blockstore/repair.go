@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 
 	"sanctuary/blockstore/block"
 )
@@ -27,15 +28,11 @@ func (v *Volume) Repair(id block.SnapshotID, chunk uint32, blocks uint64, data [
 	if err := v.usable(); err != nil {
 		return err
 	}
-	s := v.live()
-	if id != (block.SnapshotID{}) {
-		w, err := v.View(id)
-		if err != nil {
-			return err
-		}
-		s = w.s
+	s, err := v.stateAt(id)
+	if err != nil {
+		return err
 	}
-	if chunk >= chunksFor(s.capacity) || blocks == 0 || len(data) != block.Size*onesCount(blocks) {
+	if chunk >= chunksFor(s.capacity) || blocks == 0 || len(data) != block.Size*bits.OnesCount64(blocks) {
 		return fmt.Errorf("repair of blocks %#x of chunk %d with %d bytes: %w", blocks, chunk, len(data), block.ErrOutOfRange)
 	}
 	g := s.lock(chunk)

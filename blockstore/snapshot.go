@@ -115,18 +115,19 @@ func (w *View) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error)
 // ID as from means an empty volume, as to the live one. Blocks that were written with the same contents count as different.
 // What Apply changes while Diff runs may be reported or not.
 func (v *Volume) Diff(from, to block.SnapshotID, fn func(r block.Range) error) error {
-	var old, now state
-	err := v.usable()
-	if err != nil {
+	if err := v.usable(); err != nil {
 		return err
 	}
-	if old, err = v.stateByID(from); err != nil {
-		return err
-	}
-	if now = v.live(); to != (block.SnapshotID{}) {
-		if now, err = v.stateByID(to); err != nil {
+	old := state{v: v} // empty
+	if from != (block.SnapshotID{}) {
+		var err error
+		if old, err = v.stateAt(from); err != nil {
 			return err
 		}
+	}
+	now, err := v.stateAt(to)
+	if err != nil {
+		return err
 	}
 	var run block.Range
 	flush := func() error {
@@ -165,10 +166,10 @@ func (v *Volume) Diff(from, to block.SnapshotID, fn func(r block.Range) error) e
 	return flush()
 }
 
-// stateByID returns a snapshot, or for the zero ID an empty state.
-func (v *Volume) stateByID(id block.SnapshotID) (state, error) {
+// stateAt returns a snapshot, or for the zero ID the live state.
+func (v *Volume) stateAt(id block.SnapshotID) (state, error) {
 	if id == (block.SnapshotID{}) {
-		return state{v: v}, nil
+		return v.live(), nil
 	}
 	w, err := v.View(id)
 	if err != nil {

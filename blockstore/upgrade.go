@@ -36,7 +36,6 @@ func upgradeFromV1(dir string) (err error) {
 	}
 	r := planRegion(int64(slots+1)*block.ChunkSize, slots)
 	r.data = block.ChunkSize // slot numbers are those of version 1
-	r.pageCount = uint32(max(minPageSlots, (slots+pagesPerSlot-1)/pagesPerSlot) * pagesPerSlot)
 	dev, err := vfs.OpenFile(vfs.FileConfig{Path: path, SizeBytes: r.end()})
 	if err != nil {
 		return err

@@ -343,18 +343,11 @@ func (c *cli) completeHost(cmd *cobra.Command, args []string, _ string) ([]strin
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	cl, err := c.client(cmd)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	defer cl.Close()
-	l, err := cl.Hosts(cmd.Context())
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, h := range l.Hosts {
-		names = append(names, h.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return c.completeNames(cmd, func(cl *client.Client) (names []string, err error) {
+		l, err := cl.Hosts(cmd.Context())
+		for _, h := range l.Hosts {
+			names = append(names, h.Name)
+		}
+		return names, err
+	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sanctuary/node/api"
+	"sanctuary/node/client"
 )
 
 // version is set by the build: -ldflags "-X main.version=…".
@@ -325,25 +326,32 @@ func (c *cli) confirmName(cmd *cobra.Command, kind, name, warning, done string) 
 	return &failure{what: fmt.Errorf("that is not the name of %s %s", kind, name), data: "Nothing was " + done + ".", next: "Repeat it if you meant to."}
 }
 
-// completeLUN completes the names of LUNs for the shell.
-func (c *cli) completeLUN(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
+// completeNames completes the names that list returns, for the shell.
+func (c *cli) completeNames(cmd *cobra.Command, list func(cl *client.Client) ([]string, error)) ([]string, cobra.ShellCompDirective) {
 	cl, err := c.client(cmd)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	defer cl.Close()
-	l, err := cl.LUNs(cmd.Context())
+	names, err := list(cl)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	names := make([]string, 0, len(l.LUNs))
-	for _, lun := range l.LUNs {
-		names = append(names, lun.Name)
-	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeLUN completes the names of LUNs for the shell.
+func (c *cli) completeLUN(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return c.completeNames(cmd, func(cl *client.Client) (names []string, err error) {
+		l, err := cl.LUNs(cmd.Context())
+		for _, lun := range l.LUNs {
+			names = append(names, lun.Name)
+		}
+		return names, err
+	})
 }
 
 func (c *cli) versionCommand() *cobra.Command {

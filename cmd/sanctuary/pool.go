@@ -304,39 +304,25 @@ func (c *cli) completePool(cmd *cobra.Command, args []string, _ string) ([]strin
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	cl, err := c.client(cmd)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	defer cl.Close()
-	l, err := cl.Pools(cmd.Context())
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, p := range l.Pools {
-		names = append(names, p.Name)
-	}
-	slices.Sort(names)
-	return slices.Compact(names), cobra.ShellCompDirectiveNoFileComp
+	return c.completeNames(cmd, func(cl *client.Client) (names []string, err error) {
+		l, err := cl.Pools(cmd.Context())
+		for _, p := range l.Pools {
+			names = append(names, p.Name)
+		}
+		slices.Sort(names)
+		return slices.Compact(names), err
+	})
 }
 
 // completeNode completes the names of data nodes for the shell.
 func (c *cli) completeNode(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	cl, err := c.client(cmd)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	defer cl.Close()
-	l, err := cl.Nodes(cmd.Context())
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, n := range l.Nodes {
-		if n.Kind == config.KindData {
-			names = append(names, n.Name)
+	return c.completeNames(cmd, func(cl *client.Client) (names []string, err error) {
+		l, err := cl.Nodes(cmd.Context())
+		for _, n := range l.Nodes {
+			if n.Kind == config.KindData {
+				names = append(names, n.Name)
+			}
 		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+		return names, err
+	})
 }

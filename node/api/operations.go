@@ -242,7 +242,13 @@ func (s *Server) createLUN(ctx context.Context, in *createRequest) (*createReply
 	if err != nil {
 		return nil, asProblem(err)
 	}
-	l, err := s.await(ctx, made.ID, wait, LUN.Served)
+	return s.created(ctx, made.ID, wait, "waiting for a replica to be elected owner")
+}
+
+// created answers for a LUN that has been recorded, when it is served or wait is over; pending says what is waited for then, if
+// nobody else does.
+func (s *Server) created(ctx context.Context, id string, wait time.Duration, pending string) (*createReply, error) {
+	l, err := s.await(ctx, id, wait, LUN.Served)
 	if err != nil {
 		return nil, asProblem(err)
 	}
@@ -250,7 +256,7 @@ func (s *Server) createLUN(ctx context.Context, in *createRequest) (*createReply
 	if !l.Served() {
 		out.Status = http.StatusAccepted
 		if out.Body.Reason == "" {
-			out.Body.Reason = "recorded, but not served yet: waiting for a replica to be elected owner"
+			out.Body.Reason = "recorded, but not served yet: " + pending
 		}
 	}
 	return out, nil

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 )
@@ -165,32 +164,10 @@ func (s *Server) pools(ctx context.Context, localOnly bool) (PoolList, error) {
 	if localOnly {
 		return list, nil
 	}
-	nodes, err := s.svc.Nodes(ctx)
+	list.Unreachable, err = askDataNodes(ctx, s, "/v1/pools", func(theirs PoolList) { list.Pools = append(list.Pools, theirs.Pools...) })
 	if err != nil {
 		return PoolList{}, err
 	}
-	var (
-		mu sync.Mutex // guards list; not held while asking
-		wg sync.WaitGroup
-	)
-	for _, n := range nodes {
-		if n.Name == s.svc.Name() || n.Kind != "data" {
-			continue
-		}
-		wg.Go(func() {
-			var theirs PoolList
-			err := s.ask(ctx, n.Name, "/v1/pools", &theirs)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				list.Unreachable = append(list.Unreachable, n.Name)
-				return
-			}
-			list.Pools = append(list.Pools, theirs.Pools...)
-		})
-	}
-	wg.Wait()
-	slices.Sort(list.Unreachable)
 	slices.SortFunc(list.Pools, func(a, b Pool) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Name, b.Name)) })
 	return list, nil
 }

@@ -182,18 +182,7 @@ func (s *Server) cloneLUN(ctx context.Context, in *cloneRequest) (*createReply, 
 	if err != nil {
 		return nil, asProblem(err)
 	}
-	l, err := s.await(ctx, made.ID, wait, LUN.Served)
-	if err != nil {
-		return nil, asProblem(err)
-	}
-	out := &createReply{Status: http.StatusCreated, Body: l}
-	if !l.Served() {
-		out.Status = http.StatusAccepted
-		if out.Body.Reason == "" {
-			out.Body.Reason = "recorded, but not served yet: its copies are being made from the snapshot"
-		}
-	}
-	return out, nil
+	return s.created(ctx, made.ID, wait, "its copies are being made from the snapshot")
 }
 
 func (s *Server) listSchedules(ctx context.Context, in *LUNRequest) (*reply[ScheduleList], error) {

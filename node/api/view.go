@@ -251,6 +251,38 @@ func (s *Server) nodes(ctx context.Context, luns []LUN) ([]Node, error) {
 	return out, nil
 }
 
+// askDataNodes asks every other data node for its own part of a list, and returns the names of those that did not answer, in
+// ascending order. take is called for one answer at a time.
+func askDataNodes[T any](ctx context.Context, s *Server, path string, take func(theirs T)) (unreachable []string, err error) {
+	nodes, err := s.svc.Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		mu sync.Mutex // for unreachable and take; not held while asking
+		wg sync.WaitGroup
+	)
+	for _, n := range nodes {
+		if n.Name == s.svc.Name() || n.Kind != "data" {
+			continue
+		}
+		wg.Go(func() {
+			var theirs T
+			err := s.ask(ctx, n.Name, path, &theirs)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				unreachable = append(unreachable, n.Name)
+				return
+			}
+			take(theirs)
+		})
+	}
+	wg.Wait()
+	slices.Sort(unreachable)
+	return unreachable, nil
+}
+
 // sessions returns the sessions of every node that may have some, and the nodes that did not answer.
 func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, error) {
 	own, err := s.svc.Sessions(ctx)
@@ -261,31 +293,10 @@ func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, err
 	if localOnly {
 		return list, nil
 	}
-	nodes, err := s.svc.Nodes(ctx)
+	list.Unreachable, err = askDataNodes(ctx, s, "/v1/sessions", func(theirs SessionList) { list.Sessions = append(list.Sessions, theirs.Sessions...) })
 	if err != nil {
 		return SessionList{}, err
 	}
-	var (
-		mu sync.Mutex // guards list; not held while asking
-		wg sync.WaitGroup
-	)
-	for _, n := range nodes {
-		if n.Name == s.svc.Name() || n.Kind != "data" {
-			continue
-		}
-		wg.Go(func() {
-			var theirs SessionList
-			err := s.ask(ctx, n.Name, "/v1/sessions", &theirs)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				list.Unreachable = append(list.Unreachable, n.Name)
-				return
-			}
-			list.Sessions = append(list.Sessions, theirs.Sessions...)
-		})
-	}
-	wg.Wait()
 	hosts, err := s.svc.Hosts(ctx)
 	if err != nil {
 		return SessionList{}, err
@@ -293,7 +304,6 @@ func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, err
 	for i := range list.Sessions {
 		list.Sessions[i].Host = hostOf(hosts, list.Sessions[i].Initiator)
 	}
-	slices.Sort(list.Unreachable)
 	slices.SortStableFunc(list.Sessions, func(a, b Session) int {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.Initiator, b.Initiator), cmp.Compare(a.Node, b.Node))
 	})

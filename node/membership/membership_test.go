@@ -216,6 +216,23 @@ func TestMetaWithoutClassesIsUnderstood(t *testing.T) {
 	}
 }
 
+// The length of a field is one byte, and 255 its largest value.
+func TestMetaTakesAddressesOfEveryLengthAByteCanSay(t *testing.T) {
+	for n := range 256 {
+		m := Meta{ID: "id", Kind: KindData, Peer: strings.Repeat("p", n), API: "a"}
+		b, err := m.encode()
+		if err != nil {
+			t.Fatalf("%d bytes: %v", n, err)
+		}
+		if got, err := decodeMeta(b); err != nil || !reflect.DeepEqual(got, m) {
+			t.Fatalf("%d bytes: read as %+v, %v", n, got, err)
+		}
+		if _, err := decodeMeta(b[:headBytes+3+n]); err == nil {
+			t.Fatalf("%d bytes: understood though cut off", n)
+		}
+	}
+}
+
 func TestMetaThatDoesNotFitIsRefusedAtTheSource(t *testing.T) {
 	long := strings.Repeat("x", 200)
 	for _, m := range []Meta{
@@ -234,6 +251,8 @@ func TestMetaThatDoesNotFitIsRefusedAtTheSource(t *testing.T) {
 
 func FuzzDecodeMeta(f *testing.F) {
 	b, _ := Meta{ID: "i", Kind: KindData, Peer: "p", API: "a", ISCSI: []string{"s"}}.encode()
+	f.Add(b)
+	b, _ = Meta{ID: "i", Kind: KindData, Peer: strings.Repeat("p", 255), API: "a"}.encode()
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMeta(b)

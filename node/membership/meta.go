@@ -113,11 +113,14 @@ func decodeMeta(b []byte) (Meta, error) {
 	fields := make([]string, 3+int(b[12]))
 	rest := b[headBytes:]
 	for i := range fields {
-		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
+		if len(rest) == 0 {
 			return Meta{}, fmt.Errorf("%w: cut off", errMeta)
 		}
-		fields[i] = string(rest[1 : 1+rest[0]])
-		rest = rest[1+rest[0]:]
+		end := 1 + int(rest[0]) // in an int: 1+255 does not fit the byte
+		if len(rest) < end {
+			return Meta{}, fmt.Errorf("%w: cut off", errMeta)
+		}
+		fields[i], rest = string(rest[1:end]), rest[end:]
 	}
 	m.ID, m.Peer, m.API = fields[0], fields[1], fields[2]
 	if len(fields) > 3 {

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"math"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +130,42 @@ func TestOptions(t *testing.T) {
 	env = map[string]string{"BENCH_RUNS": "many"}
 	if o, err := parseOptions(nil, getenv); err == nil {
 		t.Errorf("BENCH_RUNS=many: %+v, want an error", o)
+	}
+}
+
+func TestPinMovesAProcessAndWhatItStarts(t *testing.T) {
+	generator, target, err := halves()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(generator) == 0 {
+		if len(target) != 0 {
+			t.Fatalf("one half has nothing, the other %v", target)
+		}
+		return // one core
+	}
+	cmd := exec.Command("sh", "-c", "read x; exec sed -n s/^Cpus_allowed_list:.//p /proc/self/status")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := pin(cmd.Process.Pid, target[:1]); err != nil {
+		t.Error(err)
+	}
+	_ = in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.TrimSpace(out.String()), strconv.Itoa(target[0]); got != want {
+		t.Errorf("allowed on %s, want %s", got, want)
+	}
+	if err := pin(cmd.Process.Pid, target); err != nil {
+		t.Errorf("a process that has ended: %v", err)
 	}
 }
 

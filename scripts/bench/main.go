@@ -33,7 +33,8 @@ const (
 
 Made by ` + "`make bench`" + `: the same jobs, from the same load generator, one initiator session, in one run on one machine. The generator
 is fio with its libiscsi engine; for jobs with digests (CRC32C of headers and data), which libiscsi lacks, it is this project's own
-initiator, which takes more of the machine: compare those with each other only. Load generator and targets share the machine's cores. Compare within the table only: the ratio column is
+initiator, which takes more of the machine: compare those with each other only. The load generator has one half of the machine's cores, the target at work the
+other, as if they were two machines. Compare within the table only: the ratio column is
 taken within each run, against tgt, and its median is what counts. *CPU* is the processor time of all of a target's processes.
 `
 	startTimeout = 3 * time.Minute
@@ -47,6 +48,7 @@ type options struct {
 	report  string // file to update; empty: print only
 	cache   string // folder on a disk, for file LUNs
 	targets []string
+	cores   []int // for the targets; nil: any
 	match   string
 	runs    int
 	seconds int
@@ -186,6 +188,11 @@ func run(ctx context.Context, o options) (err error) {
 	if len(chosen) == 0 {
 		return fmt.Errorf("no job has %q in its name", o.match)
 	}
+	generator, target, err := halves()
+	if err != nil {
+		return err
+	}
+	o.cores = target
 	var field []*contender
 	defer func() {
 		for _, c := range field {
@@ -198,6 +205,10 @@ func run(ctx context.Context, o options) (err error) {
 			return fmt.Errorf("start %s: %w", name, err)
 		}
 		field = append(field, c)
+	}
+	// Not before the targets have started: they look how many cores there are.
+	if err := pin(os.Getpid(), generator); err != nil { // and with it the fio that it starts
+		return err
 	}
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)
@@ -253,6 +264,9 @@ func startContender(ctx context.Context, o options, name string) (c *contender, 
 			fmt.Fprintf(os.Stderr, "%s\n", log)
 		}
 		return nil, errors.Join(err, cleanup())
+	}
+	if err := pinTarget(target, o.cores); err != nil {
+		return nil, errors.Join(err, target.Stop(), cleanup())
 	}
 	return &contender{variant: v, target: target, cleanup: cleanup, samples: map[string][]sample{}}, nil
 }

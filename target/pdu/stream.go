@@ -197,7 +197,7 @@ type Writer struct {
 	// HeaderDigest and DataDigest say which digests to add from the next PDU on.
 	HeaderDigest, DataDigest bool
 
-	w     io.Writer
+	write func(*net.Buffers) (int64, error)
 	arena []byte
 	open  int         // start of the arena's part not yet in vec
 	vec   net.Buffers // what Flush will write
@@ -209,10 +209,17 @@ type Writer struct {
 // zeros is padding, never written to.
 var zeros [3]byte
 
-// NewWriter returns a Writer to w; a *net.TCPConn is written with writev.
+// NewWriter returns a Writer to w; a *net.TCPConn, and what can WriteBuffers, is written with writev.
 func NewWriter(w io.Writer) *Writer {
-	x := &Writer{w: w, arena: make([]byte, 0, arenaBytes)}
+	x := &Writer{arena: make([]byte, 0, arenaBytes)}
 	x.vec = x.keep[:0]
+	if v, ok := w.(interface {
+		WriteBuffers(*net.Buffers) (int64, error)
+	}); ok {
+		x.write = v.WriteBuffers
+	} else {
+		x.write = func(b *net.Buffers) (int64, error) { return b.WriteTo(w) }
+	}
 	return x
 }
 
@@ -281,7 +288,7 @@ func (w *Writer) Flush() error {
 	}
 	w.seal()
 	w.out = w.vec
-	_, err := w.out.WriteTo(w.w)
+	_, err := w.write(&w.out)
 	clear(w.vec)
 	w.out, w.vec, w.arena, w.open, w.bytes = nil, w.vec[:0], w.arena[:0], 0, 0
 	return err

@@ -33,6 +33,7 @@ type Handshake struct {
 // outstanding; the session must be given the same.
 func Accept(conn net.Conn, cfg login.Config, window uint32) (*Handshake, error) {
 	tune(conn)
+	conn = quieten(conn)
 	live := &liveReader{r: conn}
 	hs := &Handshake{conn: conn, live: live, reader: pdu.NewReader(live, readBuffer, loginSegment), writer: pdu.NewWriter(conn)}
 	m := login.New(cfg)

@@ -152,14 +152,22 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.cancel()
 		return nil, err
 	}
-	if err := g.bootstrap(); err != nil {
+	born, err := g.bootstrap()
+	if err != nil {
 		g.cancel()
 		return nil, err
+	}
+	if born {
+		g.promise = &promise{duration: cfg.Timing.Promise}
 	}
 	if cfg.Store == nil || !cfg.Store.Inconsistent() {
 		if err := g.start(); err != nil {
 			g.cancel()
 			return nil, err
+		}
+		if inst := g.running(); born && inst != nil && len(cfg.Bootstrap) > 0 && cfg.Bootstrap[0].ID == cfg.Self.ID {
+			// Nobody owns a new LUN, nor has promised anybody anything: no need to wait for an owner to be silent.
+			g.setHeartbeat(inst, g.kickTimeout()+kickStep, time.Now())
 		}
 	}
 	if cfg.Store != nil && cfg.Store.Inconsistent() { // a rebuild was interrupted; it goes on
@@ -214,16 +222,17 @@ func (g *Group) checkStore() error {
 	return nil
 }
 
-// bootstrap writes the first configuration at the very first start, and otherwise makes sure that there is a log.
-func (g *Group) bootstrap() error {
+// bootstrap writes the first configuration at the very first start, and otherwise makes sure that there is a log. born says that
+// there was none: so this replica has never had a term, and cannot have promised anything to anybody.
+func (g *Group) bootstrap() (born bool, err error) {
 	has, err := raft.HasExistingState(g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots())
 	switch {
 	case err != nil || has:
-		return err
+		return false, err
 	case !g.cfg.First, g.cfg.Store != nil && g.cfg.Store.Applied() > 0:
-		return fmt.Errorf("LUN %s, replica %s: %w", g.cfg.LUN, g.cfg.Self.ID, ErrLogLost)
+		return false, fmt.Errorf("LUN %s, replica %s: %w", g.cfg.LUN, g.cfg.Self.ID, ErrLogLost)
 	case len(g.cfg.Bootstrap) == 0:
-		return nil // it joins
+		return true, nil // it joins
 	}
 	var conf raft.Configuration
 	for _, m := range g.cfg.Bootstrap {
@@ -232,12 +241,12 @@ func (g *Group) bootstrap() error {
 	clone, err := holdsMoreThanTheLog(g.cfg.Store)
 	switch {
 	case err != nil:
-		return err
+		return false, err
 	case clone:
-		return g.bootstrapClone(conf)
+		return true, g.bootstrapClone(conf)
 	}
 	rc := g.raftConfig(nil)
-	return raft.BootstrapCluster(rc, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), &raft.InmemTransport{}, conf)
+	return true, raft.BootstrapCluster(rc, g.cfg.Journal, g.cfg.Journal, g.cfg.Journal.Snapshots(), &raft.InmemTransport{}, conf)
 }
 
 // holdsMoreThanTheLog says of a volume to which no entry has been applied whether it has contents all the same: it is a clone.

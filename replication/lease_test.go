@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
 
+	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 )
 
@@ -140,5 +141,15 @@ func TestOverlappingRangesGoOneAfterAnotherInOrder(t *testing.T) {
 	l.unlock(far)
 	if fmt.Sprint(order) != "[0 1 2]" || !queued(0) {
 		t.Fatalf("order %v, left %d", order, len(l.tickets))
+	}
+}
+
+// Raft alone would wait for an owner to be silent for Heartbeat to 2 * Heartbeat.
+func TestNewLUNIsServedAtOnce(t *testing.T) {
+	began := time.Now()
+	c := newCluster(t, blockstore.MediaFile, "a")
+	c.owner()
+	if took := time.Since(began); took >= DefaultTiming().Heartbeat {
+		t.Errorf("served after %v", took)
 	}
 }

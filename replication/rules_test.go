@@ -205,7 +205,16 @@ func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
 
 func compareCopies(t *testing.T, c *cluster, a, b string) {
 	t.Helper()
-	eventually(t, "both copies at one index", func() bool { return c.nodes[a].vol.Applied() == c.nodes[b].vol.Applied() })
+	// What was acknowledged has been applied by the owner, and lies in the journals of the others.
+	eventually(t, "both copies at the newest index", func() bool {
+		newest := uint64(0)
+		for _, n := range c.nodes {
+			if n.vol != nil {
+				newest = max(newest, n.vol.Applied())
+			}
+		}
+		return c.nodes[a].vol.Applied() == newest && c.nodes[b].vol.Applied() == newest
+	})
 	r := block.Range{Count: c.geometry.Capacity}
 	va, vb := make([]byte, r.Bytes()), make([]byte, r.Bytes())
 	if err := errors.Join(c.nodes[a].vol.ReadAt(r, va), c.nodes[b].vol.ReadAt(r, vb)); err != nil {

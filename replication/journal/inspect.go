@@ -37,6 +37,7 @@ type Inspected struct {
 	VotedFor     string             `json:"voted_for"`
 	Snapshot     uint64             `json:"snapshot_index"` // 0: there is none
 	SnapshotTerm uint64             `json:"snapshot_term"`
+	SnapshotBody []byte             `json:"-"`
 	Segments     []InspectedSegment `json:"segments"`
 	Notes        []string           `json:"notes,omitempty"`
 	Findings     []block.Finding    `json:"findings"`
@@ -188,8 +189,8 @@ func (r *reading) snapshot() error {
 		r.find(block.Finding{Kind: "snapshot", Path: path, Offset: 0, What: err.Error(), Data: "It is not known up to where the volume was durable when the log was cut off. " + dataReplica})
 		return nil
 	}
-	if meta, _, ok := s.Newest(); ok {
-		r.report.Snapshot, r.report.SnapshotTerm = meta.Index, meta.Term
+	if meta, body, ok := s.Newest(); ok {
+		r.report.Snapshot, r.report.SnapshotTerm, r.report.SnapshotBody = meta.Index, meta.Term, body
 	}
 	return nil
 }

@@ -220,7 +220,15 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 		r.find(c.Findings, 0)
 	}
 	r.logs = true
+	pools := map[string]bool{}
+	for _, p := range s.Pools {
+		pools[p.Name] = true
+	}
 	for _, x := range s.Replicas {
+		if x.Volume != "" && !pools[x.Pool] {
+			pools[x.Pool] = true
+			r.report.Notes = append(r.report.Notes, fmt.Sprintf("where pool %s lies, which replica %s is in, is not known from %s alone: give its directory (pools.file.dir in the configuration) as a second path", x.Pool, x.Replica, dir))
+		}
 		if x.Journal == "" {
 			continue
 		}
@@ -237,9 +245,6 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 			continue
 		}
 		r.pools = append(r.pools, p)
-	}
-	if len(s.Pools) == 0 && len(r.journals) > 0 {
-		r.report.Notes = append(r.report.Notes, fmt.Sprintf("no pool is known from %s alone: give the directory of pools.file.dir in the configuration as a second path", dir))
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func mediumIn(dir string) (path, other string, err error) {
 // inspectV1 looks at a pool of version 1.
 func inspectV1(ctx context.Context, dir string, cfg InspectConfig) (*Inspected, error) {
 	meta := filepath.Join(dir, poolv1.MetadataFile)
-	w := &walk{in: &inspection{cfg: cfg}, report: &Inspected{FormatVersion: 1, Findings: []block.Finding{}, Walks: 1}}
+	w := &walk{in: &inspection{cfg: cfg}, report: &Inspected{FormatVersion: 1, Volumes: []InspectedVolume{}, Findings: []block.Finding{}, Walks: 1}}
 	bad := func(volume string, err error) {
 		w.find(block.Finding{
 			Kind: "record", Path: meta, Offset: -1, Volume: volume, What: err.Error(), Data: "The pool cannot be upgraded, so all its volumes are lost on this node. The other copies are not touched by that.", Next: nextRebuild,
@@ -92,7 +92,7 @@ func inspectV1(ctx context.Context, dir string, cfg InspectConfig) (*Inspected, 
 	slots := newSlots(count)
 	c := v1Check{w: w, dev: dev, slots: slots, pace: pace{perSecond: cfg.BytesPerSecond, start: time.Now()}}
 	for _, o := range old.Volumes {
-		v := InspectedVolume{Name: o.ID, Number: o.Number, SizeBytes: o.Geometry.Capacity.Bytes(), LogicalBlockBytes: o.Geometry.LogicalBlockBytes, Applied: o.Applied, Rebuilding: o.Inconsistent}
+		v := InspectedVolume{Name: o.ID, Number: o.Number, SizeBytes: o.Geometry.Capacity.Bytes(), LogicalBlockBytes: o.Geometry.LogicalBlockBytes, Applied: o.Applied, Rebuilding: o.Inconsistent, Snapshots: []InspectedSnapshot{}}
 		err := old.Chunks(o, func(chunk *poolv1.Chunk) error { return c.chunk(ctx, &v, chunk) })
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

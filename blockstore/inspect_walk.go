@@ -52,7 +52,7 @@ func (w *walk) note(format string, args ...any) {
 
 // walk reads everything that the newest superblock leads to. was is a walk that was overtaken, or nil.
 func (in *inspection) walk(ctx context.Context, was *walk) (*walk, error) {
-	w := &walk{in: in, was: was, volumes: map[uint32]*Volume{}, p: newPool(in.dev), report: &Inspected{FormatVersion: FormatVersion, Findings: []block.Finding{}}}
+	w := &walk{in: in, was: was, volumes: map[uint32]*Volume{}, p: newPool(in.dev), report: &Inspected{FormatVersion: FormatVersion, Volumes: []InspectedVolume{}, Findings: []block.Finding{}}}
 	if was != nil {
 		was.was, was.p.slots, was.owner = nil, nil, nil // only its leaves are needed
 	}
@@ -265,7 +265,7 @@ func (w *walk) walkVolume(ctx context.Context, number uint32, e catalogueEntry) 
 	name := volumeName(e.name, number)
 	lost := block.Finding{Data: fmt.Sprintf("Volume %s cannot be opened: all of it is lost on this node, with its snapshots and clones. The other copies are not touched by that.", name), Next: nextRebuild}
 	payload, pages, ok := w.twins(e.root, object{kind: kindVolume, volume: number}, block.Finding{Kind: "root", Volume: name, Data: dataNone, Next: nextReplaceBit}, lost)
-	report := InspectedVolume{Name: e.name, Number: number, Unreadable: true}
+	report := InspectedVolume{Name: e.name, Number: number, Unreadable: true, Snapshots: []InspectedSnapshot{}}
 	defer func() { w.report.Volumes = append(w.report.Volumes, report) }()
 	if !ok {
 		return nil
@@ -319,7 +319,7 @@ func (w *walk) reportOf(v *Volume, name string) InspectedVolume {
 	l := v.lineage.Load()
 	r := InspectedVolume{
 		Name: name, Number: v.number, SizeBytes: v.capacityNow().Bytes(), LogicalBlockBytes: v.blockBytes, Applied: v.applied.Load(), Epoch: l.epoch,
-		AllocatedBytes: v.allocatedChunks.Load() * block.ChunkSize, Origin: v.origin.volume, OriginEpoch: v.origin.epoch, Rebuilding: v.inconsistent.Load(),
+		AllocatedBytes: v.allocatedChunks.Load() * block.ChunkSize, Origin: v.origin.volume, OriginEpoch: v.origin.epoch, Rebuilding: v.inconsistent.Load(), Snapshots: []InspectedSnapshot{},
 	}
 	if !v.deleted {
 		r.StoredBytes = v.countStored() * block.Size

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -88,11 +89,14 @@ func (c *cli) inspect(cmd *cobra.Command, paths []string, kind inspect.Kind, f i
 		cfg.Entry = func(e inspect.Entry) { printEntry(c.env.out, e) }
 	}
 	r, err := inspect.Run(cmd.Context(), cfg)
+	if errors.Is(err, context.Canceled) {
+		return &inspect.UnreadableError{Err: errors.New("interrupted")} // exit status 1 would say that it is damaged
+	}
 	if err != nil {
 		return err
 	}
 	if err := c.print(r, func(w io.Writer) { printInspection(w, r, f) }); err != nil {
-		return err
+		return &inspect.UnreadableError{Err: err}
 	}
 	if !r.Sound {
 		return &notSound{int64(len(r.Findings)) + r.More}

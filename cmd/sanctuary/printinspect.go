@@ -19,8 +19,14 @@ func printInspection(w io.Writer, r *inspect.Report, f inspectFlags) {
 		printInspectedJournal(w, j, f)
 	}
 	for _, c := range r.Catalogs {
-		line(w, "Catalog %s of node %s, cluster %s: entries %d to %d, term %d; snapshot at entry %d, with %d nodes and %d LUNs.",
-			c.Path, c.Node, c.Cluster, c.First, c.Last, c.CurrentTerm, c.Snapshot, c.Nodes, c.LUNs)
+		log, snapshot := "the log is empty", "no snapshot"
+		if c.Last > 0 {
+			log = fmt.Sprintf("entries %d to %d", c.First, c.Last)
+		}
+		if c.Snapshot > 0 {
+			snapshot = fmt.Sprintf("snapshot at entry %d, with %d nodes and %d LUNs", c.Snapshot, c.Nodes, c.LUNs)
+		}
+		line(w, "Catalog %s of node %s, cluster %s: %s, term %d; %s.", c.Path, c.Node, c.Cluster, log, c.CurrentTerm, snapshot)
 	}
 	for _, n := range r.Notes {
 		line(w, "Note: %s.", n)
@@ -124,7 +130,11 @@ func printInspectedJournal(w io.Writer, j inspect.JournalReport, f inspectFlags)
 	if j.VoteTerm > 0 {
 		vote = fmt.Sprintf("voted for %s in term %d", j.VotedFor, j.VoteTerm)
 	}
-	line(w, "Journal %s%s: %s; term %d, %s; snapshot at entry %d.", j.Path, whose, log, j.CurrentTerm, vote, j.Snapshot)
+	snapshot := "no snapshot"
+	if j.Snapshot > 0 {
+		snapshot = fmt.Sprintf("snapshot at entry %d", j.Snapshot)
+	}
+	line(w, "Journal %s%s: %s; term %d, %s; %s.", j.Path, whose, log, j.CurrentTerm, vote, snapshot)
 	for _, s := range j.Segments {
 		if !f.verbose {
 			break

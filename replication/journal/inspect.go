@@ -92,7 +92,7 @@ func Inspect(ctx context.Context, cfg InspectConfig) (*Inspected, error) {
 	}
 	var before *Inspected
 	for range maxReadings {
-		r := &reading{cfg: cfg, report: &Inspected{Findings: []block.Finding{}}}
+		r := &reading{cfg: cfg, report: &Inspected{Segments: []InspectedSegment{}, Findings: []block.Finding{}}}
 		if err := r.all(ctx); err != nil {
 			return nil, fmt.Errorf("inspect %s: %w", cfg.Dir, err)
 		}

@@ -201,6 +201,8 @@ func (s *segmentScan) entry(payload []byte) {
 	e := entryAt{e: InspectedEntry{Index: s.next, File: filepath.Base(s.path), Offset: s.off}}
 	l, err := decodeEntry(payload)
 	switch {
+	case errors.As(err, new(*block.CorruptError)):
+		e.bad = "it does not match its checksum"
 	case err != nil:
 		e.bad = err.Error()
 	case l.Index != s.next:

@@ -132,7 +132,7 @@ func (readOnly) WriteAt([]byte, int64) error { return vfs.ErrReadOnly }
 func (readOnly) Sync() error                 { return vfs.ErrReadOnly }
 func (readOnly) Discard(int64, int64) error  { return vfs.ErrReadOnly }
 
-// Inspect looks at a pool. It writes nothing and locks nothing. It takes as much memory as opening the pool does, and 8 bytes for each slot. The error
+// Inspect looks at a pool. It writes nothing and locks nothing. It takes as much memory as opening the pool does, and 8 bytes for each slot in use. The error
 // says why the medium could not be looked at: ErrNoPool, ErrVersion, vfs.ErrUnsteady, ctx's, or the system's; what is damaged is in the report.
 func Inspect(ctx context.Context, cfg InspectConfig) (*Inspected, error) {
 	if cfg.Settle == 0 {

@@ -34,17 +34,13 @@ const maxSuspects = 1 << 16
 // checkData compares every stored block with its checksum, in the order of the medium. It returns the walk that the report belongs to.
 func (in *inspection) checkData(ctx context.Context, w *walk) (*walk, error) {
 	c := &dataCheck{in: in, total: w.dataBytes(), pace: pace{perSecond: in.cfg.BytesPerSecond, start: time.Now()}, buf: make([]byte, block.ChunkSize)}
-	for slot := 1; slot < len(w.owner); slot++ {
-		if o := w.owner[slot]; o.volume != 0 {
-			if err := c.slot(ctx, w, uint32(slot), o); err != nil {
-				return nil, err
-			}
-		}
+	err := w.owner.each(func(slot uint32, o slotOwner) error { return c.slot(ctx, w, slot, o) })
+	if err != nil {
+		return nil, err
 	}
 	if in.cfg.Progress != nil {
 		in.cfg.Progress(c.done, c.total)
 	}
-	var err error
 	if len(c.suspects) > 0 && (in.cfg.Running || !in.readSuperblocks().same(w.images)) {
 		if w, err = in.settle(ctx, w, c); err != nil {
 			return nil, err
@@ -90,12 +86,11 @@ func (w *walk) blocksOf(slot uint32, o slotOwner) (all, writable uint64) {
 }
 
 func (w *walk) dataBytes() (n int64) {
-	for slot, o := range w.owner {
-		if o.volume != 0 {
-			all, _ := w.blocksOf(uint32(slot), o)
-			n += int64(bits.OnesCount64(all)) * block.Size
-		}
-	}
+	_ = w.owner.each(func(slot uint32, o slotOwner) error {
+		all, _ := w.blocksOf(slot, o)
+		n += int64(bits.OnesCount64(all)) * block.Size
+		return nil
+	})
 	return n
 }
 
@@ -211,7 +206,7 @@ func (in *inspection) settle(ctx context.Context, w *walk, c *dataCheck) (*walk,
 	changed := 0
 	block4k, sum := make([]byte, block.Size), make([]byte, 4)
 	for _, s := range c.suspects {
-		if int(s.slot) >= len(w.owner) || w.owner[s.slot] != s.owner {
+		if w.owner.get(s.slot) != s.owner {
 			continue // it is not used any more, or for something else
 		}
 		if all, _ := w.blocksOf(s.slot, s.owner); all>>s.n&1 == 0 {

@@ -177,7 +177,7 @@ func (w *walk) takeStock(v *Volume, name string) {
 				case !w.p.slots.mark(slot):
 					w.twice(slot, chunk, name)
 				default:
-					w.owner[slot] = slotOwner{v.number, chunk}
+					w.owner.set(slot, slotOwner{v.number, chunk})
 				}
 			}
 		}
@@ -210,7 +210,7 @@ func whereLost(v *Volume) string {
 
 // twice reports a slot with two owners.
 func (w *walk) twice(slot, chunk uint32, name string) {
-	first := w.owner[slot]
+	first := w.owner.get(slot)
 	other := name
 	if v := w.volumes[first.volume]; v != nil {
 		other = volumeName(v.id, v.number)

@@ -19,12 +19,54 @@ type walk struct {
 	p       *Pool
 	report  *Inspected
 	volumes map[uint32]*Volume // those whose root is whole
-	owner   []slotOwner        // by slot
-	was     *walk              // the one before, whose leaves are taken over where pointers have not changed
+	owner   slotOwners
+	was     *walk // the one before, whose leaves are taken over where pointers have not changed
 }
 
 // slotOwner says in which chunk a slot is used; volume 0: nowhere.
 type slotOwner struct{ volume, chunk uint32 }
+
+// slotOwners are the owners of all slots, in pieces that are there where slots are used: a thin pool may be much larger than what it holds.
+type slotOwners []*[ownersPerPiece]slotOwner
+
+const ownersPerPiece = 4096
+
+func newSlotOwners(slots uint32) slotOwners {
+	return make(slotOwners, slots/ownersPerPiece+1)
+}
+
+func (o slotOwners) get(slot uint32) slotOwner {
+	if piece := slot / ownersPerPiece; int(piece) < len(o) && o[piece] != nil {
+		return o[piece][slot%ownersPerPiece]
+	}
+	return slotOwner{}
+}
+
+func (o slotOwners) set(slot uint32, owner slotOwner) {
+	at := &o[slot/ownersPerPiece]
+	if *at == nil {
+		*at = new([ownersPerPiece]slotOwner)
+	}
+	(*at)[slot%ownersPerPiece] = owner
+}
+
+// each calls fn for every slot that is used, in ascending order, until it returns an error.
+func (o slotOwners) each(fn func(slot uint32, owner slotOwner) error) error {
+	for i, piece := range o {
+		if piece == nil {
+			continue
+		}
+		for n, owner := range piece {
+			if owner.volume == 0 {
+				continue
+			}
+			if err := fn(uint32(i)*ownersPerPiece+uint32(n), owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 // What findings say again and again.
 const (
@@ -89,7 +131,7 @@ func (in *inspection) walk(ctx context.Context, was *walk) (*walk, error) {
 	w.checkHead(header, headerErr, s)
 	w.p.useLayout(s)
 	w.checkLayout()
-	w.owner = make([]slotOwner, int(w.p.layout.slots)+1)
+	w.owner = newSlotOwners(w.p.layout.slots)
 	if err := w.walkCatalogue(ctx); err != nil {
 		return w, err
 	}

@@ -61,10 +61,14 @@ func printInspectedPool(w io.Writer, p inspect.PoolReport, f inspectFlags) {
 	}
 	if len(p.Volumes) > 0 {
 		rows := [][]string{{"  VOLUME", "SIZE", "APPLIED", "ALLOCATED", "STORED", "SNAPSHOTS", "STATE"}}
+		damage := map[string]int{}
+		for _, d := range p.Findings {
+			damage[d.Volume]++
+		}
 		for _, v := range p.Volumes {
 			rows = append(rows, []string{
 				"  " + inspectedName(v.Name, v.Number), formatSize(v.SizeBytes), fmt.Sprint(v.Applied), formatSize(v.AllocatedBytes), formatSize(v.StoredBytes),
-				fmt.Sprint(len(v.Snapshots)), volumeState(v.Unreadable, v.Rebuilding, v.LostBytes, v.Origin),
+				fmt.Sprint(len(v.Snapshots)), volumeState(v.Unreadable, damage[v.Name], v.Rebuilding, v.LostBytes, v.Origin),
 			})
 		}
 		table(w, rows...)
@@ -100,10 +104,13 @@ func inspectedName(name string, number uint32) string {
 	return name
 }
 
-func volumeState(unreadable, rebuilding bool, lostBytes int64, origin uint32) string {
+func volumeState(unreadable bool, damage int, rebuilding bool, lostBytes int64, origin uint32) string {
 	var s []string
 	if unreadable {
 		s = append(s, "UNREADABLE")
+	}
+	if damage > 0 {
+		s = append(s, fmt.Sprintf("DAMAGED (%d)", damage))
 	}
 	if lostBytes > 0 {
 		s = append(s, formatSize(lostBytes)+" LOST")

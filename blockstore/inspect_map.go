@@ -86,7 +86,7 @@ func (w *walk) walkLeaves(ctx context.Context, v *Volume, name string) error {
 		}
 	}
 	slices.SortFunc(items, func(a, b leafAt) int { return cmp.Compare(a.ptr.page, b.ptr.page) })
-	buf := make([]byte, loadReadBytes)
+	var buf []byte
 	for len(items) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -94,7 +94,9 @@ func (w *walk) walkLeaves(ctx context.Context, v *Volume, name string) error {
 		run := items[:w.p.layout.leafRun(items)]
 		items = items[len(run):]
 		first := run[0].ptr.page
-		b := buf[:int(run[len(run)-1].ptr.page-first+1)*pageBytes]
+		n := int(run[len(run)-1].ptr.page-first+1) * pageBytes
+		buf = slices.Grow(buf[:0], n)
+		b := buf[:n]
 		together := w.in.dev.ReadAt(b, w.p.layout.pageOffset(first))
 		for _, it := range run {
 			image := b[int(it.ptr.page-first)*pageBytes:][:pageBytes]

@@ -467,3 +467,14 @@ func TestInspectLeavesBlocksAloneThatAreAlwaysWritten(t *testing.T) {
 		t.Errorf("in a pool that nobody uses: %+v", r.Findings)
 	}
 }
+
+// TestInspectSaysWhenItCannotKeepUp: what never stands still is not called damaged, nor sound.
+func TestInspectSaysWhenItCannotKeepUp(t *testing.T) {
+	machine := newSimulated(8*chunk, -1)
+	_, err := runScript(machine, script{chunks: 8, steps: []action{write(0, 0, 64), checkpoint(0)}})
+	must(t, err)
+	dev := &restless{Dev: machine.dev, off: 96 << 10} // a superblock that is written all the time
+	if r, err := blockstore.Inspect(t.Context(), blockstore.InspectConfig{Device: dev}); !errors.Is(err, vfs.ErrUnsteady) {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

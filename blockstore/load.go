@@ -101,6 +101,23 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 	if err != nil {
 		return nil, err
 	}
+	v, err := p.volumeOf(number, r, others)
+	if err != nil {
+		return nil, err
+	}
+	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
+	if err := p.markPages(pages); err != nil {
+		return nil, err
+	}
+	p.pages.demand.Add(rootDemand)
+	if err := v.loadMap(); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// volumeOf makes a volume of its record, without its map. A clone needs its origin among the others.
+func (p *Pool) volumeOf(number uint32, r volumeRecord, others map[uint32]*Volume) (*Volume, error) {
 	v := newVolume(p, number, r.id, r.geometry)
 	v.applied.Store(r.applied)
 	v.durable.Store(r.applied)
@@ -121,14 +138,6 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 		v.origin = origin{volume: r.originVolume, epoch: r.originEpoch, ground: o.stateOf(o.lineage.Load(), i).g}
 	}
 	v.setLineage(r.lineage)
-	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
-	if err := p.markPages(pages); err != nil {
-		return nil, err
-	}
-	p.pages.demand.Add(rootDemand)
-	if err := v.loadMap(); err != nil {
-		return nil, err
-	}
 	return v, nil
 }
 
@@ -183,24 +192,26 @@ const (
 	loadGapPages  = 16 // pages nobody wants that are read along rather than sought over
 )
 
+// leafAt is a leaf to be read.
+type leafAt struct {
+	number uint32
+	ptr    pagePtr
+}
+
 // loadLeaves reads all leaves the directories point at.
 func (v *Volume) loadLeaves() error {
-	type item struct {
-		number uint32
-		ptr    pagePtr
-	}
-	var items []item
+	var items []leafAt
 	for n, ptr := range v.onMedium.leaves {
 		if ptr.page != 0 {
-			items = append(items, item{uint32(n), ptr})
+			items = append(items, leafAt{uint32(n), ptr})
 		}
 	}
-	slices.SortFunc(items, func(a, b item) int { return cmp.Compare(a.ptr.page, b.ptr.page) })
+	slices.SortFunc(items, func(a, b leafAt) int { return cmp.Compare(a.ptr.page, b.ptr.page) })
 	p := v.pool
 	place := *v.m.leaves.Load()
 	var mu sync.Mutex // guards what the workers have in common
 	var failed error
-	runs := make(chan []item)
+	runs := make(chan []leafAt)
 	var workers sync.WaitGroup
 	for range min(loadWorkers, 1+len(items)/directoryLeaves) {
 		workers.Go(func() {
@@ -226,13 +237,7 @@ func (v *Volume) loadLeaves() error {
 		})
 	}
 	for len(items) > 0 {
-		n := 1
-		for n < len(items) && items[n].ptr.page-items[n-1].ptr.page <= loadGapPages &&
-			items[n].ptr.page <= p.layout.pages &&
-			p.layout.pageOffset(items[n].ptr.page)-p.layout.pageOffset(items[0].ptr.page) == int64(items[n].ptr.page-items[0].ptr.page)*pageBytes &&
-			int64(items[n].ptr.page-items[0].ptr.page+1)*pageBytes <= loadReadBytes {
-			n++
-		}
+		n := p.layout.leafRun(items)
 		if items[0].ptr.page > p.layout.pages {
 			mu.Lock()
 			v.onMedium.leaves[items[0].number] = pagePtr{}
@@ -248,25 +253,42 @@ func (v *Volume) loadLeaves() error {
 	return failed
 }
 
+// leafRun returns how many of the leaves, which are in the order of their pages, are best read together.
+func (l *layout) leafRun(items []leafAt) int {
+	n := 1
+	for n < len(items) && items[n].ptr.page-items[n-1].ptr.page <= loadGapPages &&
+		items[n].ptr.page <= l.pages &&
+		l.pageOffset(items[n].ptr.page)-l.pageOffset(items[0].ptr.page) == int64(items[n].ptr.page-items[0].ptr.page)*pageBytes &&
+		int64(items[n].ptr.page-items[0].ptr.page+1)*pageBytes <= loadReadBytes {
+		n++
+	}
+	return n
+}
+
+// readLeaf makes a leaf of its first page, which has been read, and of those that follow. pages are all it takes.
+func (s *pageStore) readLeaf(o object, ptr pagePtr, image []byte) (l *leaf, pages []uint32, err error) {
+	payload, next, err := checkPage(image, ptr, o)
+	if err != nil {
+		return nil, nil, &pageError{ptr.page, err}
+	}
+	pages = []uint32{ptr.page}
+	if next.page != 0 {
+		rest, more, err := s.get(next, o)
+		if err != nil {
+			return nil, nil, err
+		}
+		payload, pages = append(slices.Clone(payload), rest...), append(pages, more...)
+	}
+	l, ok := decodeLeaf(payload)
+	if !ok {
+		return nil, nil, &pageError{ptr.page, damaged(o.String())}
+	}
+	return l, pages, nil
+}
+
 // loadLeaf takes in one leaf, whose first page has been read.
 func (v *Volume) loadLeaf(number uint32, ptr pagePtr, image []byte, mu *sync.Mutex, place *atomic.Pointer[leaf]) error {
-	o := object{kindLeaf, v.number, uint64(number)}
-	payload, next, err := checkPage(image, ptr, o)
-	pages := []uint32{ptr.page}
-	if err == nil && next.page != 0 {
-		var rest []byte
-		var more []uint32
-		if rest, more, err = v.pool.pages.get(next, o); err == nil {
-			payload, pages = append(slices.Clone(payload), rest...), append(pages, more...)
-		}
-	}
-	var l *leaf
-	if err == nil {
-		var ok bool
-		if l, ok = decodeLeaf(payload); !ok {
-			err = damaged(o.String())
-		}
-	}
+	l, pages, err := v.pool.pages.readLeaf(object{kindLeaf, v.number, uint64(number)}, ptr, image)
 	mu.Lock()
 	defer mu.Unlock()
 	if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
@@ -332,19 +354,25 @@ func (v *Volume) takeStock() error {
 		}
 	}
 	if shared && !v.deleted {
-		chunks := v.m.chunks.Load()
-		for chunk := uint32(0); chunk < chunks; {
-			if !g.maps(chunk) {
-				chunk = (chunk/leafChunks + 1) * leafChunks
-				continue
-			}
-			stored += int64(bits.OnesCount64(g.storedBlocks(chunk, ^uint64(0))))
-			chunk++
-		}
+		stored = v.countStored()
 	}
 	v.allocatedChunks.Store(allocated)
 	v.stored.Store(stored)
 	return nil
+}
+
+// countStored counts the blocks of the live state.
+func (v *Volume) countStored() (stored int64) {
+	g := v.ground.Load()
+	for chunk, chunks := uint32(0), v.m.chunks.Load(); chunk < chunks; {
+		if !g.maps(chunk) {
+			chunk = (chunk/leafChunks + 1) * leafChunks
+			continue
+		}
+		stored += int64(bits.OnesCount64(g.storedBlocks(chunk, ^uint64(0))))
+		chunk++
+	}
+	return stored
 }
 
 func (p *Pool) badSlot(v *Volume, slot uint32) error {

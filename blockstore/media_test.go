@@ -112,6 +112,7 @@ type simulated struct {
 	power         *crashdev.Power
 	dev           *crashdev.Dev
 	hook          func(k crashdev.Kind, off, n int64) error // for every device it opens
+	unsound       error                                     // what Inspect had against the last crash image
 }
 
 // newSimulated returns a machine whose power fails during the event after the given number; negative: never.
@@ -121,6 +122,9 @@ func newSimulated(capacityBytes, events int64) *simulated {
 }
 
 func (m *simulated) Open() (*blockstore.Pool, error) {
+	if m.unsound != nil {
+		return nil, m.unsound
+	}
 	m.dev = m.dev.Clone(m.power) // the last one may have been closed
 	m.dev.SetHook(m.hook)
 	return blockstore.OpenPool(blockstore.PoolConfig{Device: m.dev, CapacityBytes: m.capacityBytes})
@@ -129,6 +133,7 @@ func (m *simulated) Open() (*blockstore.Pool, error) {
 func (m *simulated) Crash(seed uint64) {
 	m.power, m.hook = crashdev.NewPower(-1), nil
 	m.dev = m.dev.CloneForCrash(seed, m.power)
+	m.unsound = inspectCrash(m.dev) // whatever was cut off is no damage
 }
 
 func (m *simulated) FlipBit(off int64) error {

@@ -254,29 +254,36 @@ func readSuperblock(dev vfs.Dev) (best superblock, found bool, err error) {
 			}
 		}
 	}
+	found, err = judgeMedium(header, best, found, newer)
+	return best, found, err
+}
+
+// judgeMedium says whether there is a pool on a medium, by its header, the newest superblock, if any was found, and ErrVersion if there is one
+// of a newer version.
+func judgeMedium(header []byte, best superblock, found bool, newer error) (bool, error) {
 	ours := found && bytes.Equal(header, encodeMediumHeader(best.uuid))
 	blank := bytes.Count(header, []byte{0}) == len(header)
 	switch {
 	case newer != nil:
-		return best, false, newer
+		return false, newer
 	case ours:
-		return best, true, nil
+		return true, nil
 	case found && !blank:
 		if string(header[:8]) == mediumMagic {
-			return best, true, nil // the header has rotted; the superblocks, which are checked, say the same
+			return true, nil // the header has rotted; the superblocks, which are checked, say the same
 		}
-		return best, false, errors.New("the medium has the superblocks of a pool and the header of something else: it has been overwritten. Its replicas must be rebuilt from their peers on a new pool")
+		return false, errors.New("the medium has the superblocks of a pool and the header of something else: it has been overwritten. Its replicas must be rebuilt from their peers on a new pool")
 	case found && best.generation > 1:
-		return best, true, nil // as above
+		return true, nil // as above
 	case blank:
-		return best, false, nil // nothing, or a pool that was cut off before it was complete
+		return false, nil // nothing, or a pool that was cut off before it was complete
 	case string(header[:8]) == mediumMagic:
 		if version := le32(header[8:]); version > FormatVersion {
-			return best, false, checkVersion("the medium", version)
+			return false, checkVersion("the medium", version)
 		}
-		return best, false, damaged("all superblocks of the pool")
+		return false, damaged("all superblocks of the pool")
 	}
-	return best, false, errors.New("the medium holds something that is no pool")
+	return false, errors.New("the medium holds something that is no pool")
 }
 
 func le32(b []byte) uint32 { d := decoder{b: b}; return d.u32() }

@@ -298,19 +298,28 @@ func checkPage(b []byte, ptr pagePtr, o object) (payload []byte, next pagePtr, e
 	return b[pageHeaderBytes : pageHeaderBytes+n], d.ptr(), nil
 }
 
-// get reads a chain. A *block.CorruptError says that it is damaged; other errors are the medium's.
+// pageError says which page of a chain is not what it should be, or cannot be read.
+type pageError struct {
+	page uint32 // 0: none, the pointer to it is wrong
+	err  error
+}
+
+func (e *pageError) Error() string { return e.err.Error() }
+func (e *pageError) Unwrap() error { return e.err }
+
+// get reads a chain. Its errors are *pageError: a *block.CorruptError says that it is damaged; others are the medium's.
 func (s *pageStore) get(ptr pagePtr, o object) (payload []byte, pages []uint32, err error) {
 	b := make([]byte, pageBytes)
 	for ptr.page != 0 {
 		if ptr.page > s.layout.pages || len(pages) > int(s.layout.pages) {
-			return nil, nil, damaged(fmt.Sprintf("pointer to page %d (%v)", ptr.page, o))
+			return nil, nil, &pageError{err: damaged(fmt.Sprintf("pointer to page %d (%v)", ptr.page, o))}
 		}
 		if err := s.dev.ReadAt(b, s.layout.pageOffset(ptr.page)); err != nil {
-			return nil, nil, fmt.Errorf("read page %d: %w", ptr.page, err)
+			return nil, nil, &pageError{ptr.page, fmt.Errorf("read page %d: %w", ptr.page, err)}
 		}
 		part, next, err := checkPage(b, ptr, o)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, &pageError{ptr.page, err}
 		}
 		payload, pages, ptr = append(payload, part...), append(pages, ptr.page), next
 	}

@@ -74,6 +74,18 @@ func TestMapOfALargePool(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
+	p, v = nil, nil
+	before, peak := heap(), int64(0)
+	start = time.Now()
+	r, err := Inspect(context.Background(), InspectConfig{Path: cfg.Dir, Chunk: func(c InspectedChunk) {
+		if c.Chunk == chunks-1 {
+			peak = heap() - before
+		}
+	}})
+	if err != nil || !r.Sound() || r.UsedSlots != int64(chunks) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	t.Logf("inspected, with a list of all chunks, in %v; it takes %.1f MB (%.1f MB per TiB)", time.Since(start).Round(time.Millisecond), float64(peak)/1e6, float64(peak)/1e6*1024/float64(gib))
 }
 
 func heap() int64 {

@@ -144,6 +144,12 @@ func decodeMark(body []byte) (mark, error) {
 	return k, nil
 }
 
+// MarkedIndex returns up to where a volume was durable when a snapshot with this body was taken.
+func MarkedIndex(body []byte) (uint64, error) {
+	k, err := decodeMark(body)
+	return k.Applied, err
+}
+
 func (g *Group) encodeMark(applied uint64) []byte {
 	body, err := json.Marshal(mark{Version: markVersion, LUN: g.cfg.LUN, Epoch: g.cfg.Epoch, Applied: applied})
 	if err != nil {

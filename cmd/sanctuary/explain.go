@@ -8,6 +8,7 @@ import (
 
 	"sanctuary/node/api"
 	"sanctuary/node/client"
+	"sanctuary/node/inspect"
 )
 
 // usageError is a command line that makes no sense. Exit code 2.
@@ -44,6 +45,8 @@ func explain(err error) (text string, code int) {
 		broken      *brokenPromise
 		problem     *api.Problem
 		unreachable *client.UnreachableError
+		unsound     *notSound
+		unreadable  *inspect.UnreadableError
 	)
 	switch {
 	case errors.As(err, &usage):
@@ -51,6 +54,11 @@ func explain(err error) (text string, code int) {
 	case errors.As(err, &broken):
 		return paragraph(err.Error(), "An acknowledged write is not what the LUN returns. This must not happen.",
 			"Keep the drill's --dir with its logs, and report it."), exitBroken
+	case errors.As(err, &unsound):
+		return paragraph(err.Error(), "", ""), exitFailure
+	case errors.As(err, &unreadable):
+		return paragraph(err.Error(), "Nothing was changed, and nothing was found out: this does not say whether it is sound.",
+			"Check the path, and that you may read it (root may). See sanctuary inspect --help."), exitUsage
 	case errors.As(err, &fail):
 		return paragraph(err.Error(), fail.data, fail.next), exitFailure
 	case errors.As(err, &problem):

@@ -1,7 +1,7 @@
 // Command sanctuary runs a node of the cluster and steers it: a peer-to-peer replicated virtual SAN in one program.
 //
-// Invariant: what it prints about the data is what the API said. It decides nothing itself; "run" and "witness" hand over
-// to package node, everything else is a client of the API.
+// Invariant: what it prints about the data is what the API said, or for "inspect" what package node/inspect found on the disk. It decides nothing itself;
+// "run" and "witness" hand over to package node, everything else is a client of the API.
 package main
 
 import (

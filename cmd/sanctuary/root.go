@@ -32,10 +32,11 @@ write to its peers, and takes over when another node dies. An acknowledged write
 
 Start with "sanctuary demo": it runs a whole cluster on this machine in one terminal.
 
-All other commands ask a node's management API; any node will do, it forwards to the one that decides.
+"sanctuary inspect" reads this machine's disks. All other commands ask a node's management API; any node will do, it forwards to
+the one that decides.
 
-Exit status: 0 done; 1 failed, and the message says what it means for the data; 2 the command line makes no sense;
-3 a drill found a promise broken.`
+Exit status: 0 done; 1 failed, and the message says what it means for the data; 2 the command line makes no sense, or what is to be
+inspected cannot be read; 3 a drill found a promise broken.`
 
 func newRoot(env environment) *cobra.Command {
 	c := &cli{env: env, output: outputTable}
@@ -62,7 +63,7 @@ func newRoot(env environment) *cobra.Command {
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 
 	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(), c.poolCommand(),
-		c.targetCommand(), c.sessionCommand(), c.reservationCommand(), c.settingCommand(), c.versionCommand())
+		c.targetCommand(), c.sessionCommand(), c.reservationCommand(), c.settingCommand(), c.inspectCommand(), c.versionCommand())
 	root.InitDefaultCompletionCmd("completion")
 	wrapArgs(root)
 	return root

@@ -26,3 +26,13 @@ func hideTyping(in io.Reader) (restore func()) {
 	}
 	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) } // nothing can be done about it
 }
+
+// isTerminal says whether somebody sees what is written.
+func isTerminal(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

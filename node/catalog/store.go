@@ -41,11 +41,14 @@ var (
 	keyMember   = []byte("Confirmed") // see guard
 )
 
+// dbFile holds log, term and vote.
+const dbFile = "raft.db"
+
 // lockWait bounds the wait for another process that has the file open.
 const lockWait = 2 * time.Second
 
 func openStore(dir string, damaged func(error)) (*store, error) {
-	path := filepath.Join(dir, "raft.db")
+	path := filepath.Join(dir, dbFile)
 	b, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockWait}})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("catalog %s is in use by another process: is the node running already?", path)

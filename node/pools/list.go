@@ -62,6 +62,26 @@ func readList(dir string) ([]record, error) {
 	return l.Pools, nil
 }
 
+// Recorded is a pool that was added to a node, as its data directory says.
+type Recorded struct {
+	Name  string
+	Media blockstore.Media
+	Path  string // directory or device; "" of a pool in memory
+}
+
+// ReadRecorded returns the pools that were added to the node whose data directory it is.
+func ReadRecorded(dataDir string) ([]Recorded, error) {
+	list, err := readList(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	var out []Recorded
+	for _, r := range list {
+		out = append(out, Recorded{Name: r.Name, Media: blockstore.Media(r.Media), Path: r.Path})
+	}
+	return out, nil
+}
+
 // writeList makes pools.json hold these pools, but for the configured ones, whole and durable.
 func writeList(dir string, pools []*Pool) error {
 	l := list{Version: listVersion, Pools: []record{}}

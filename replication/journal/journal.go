@@ -64,6 +64,13 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// What lies in a journal's directory.
+const (
+	walFolder    = "wal"
+	stableFile   = "stable.db"
+	snapshotName = "snapshot.json"
+)
+
 type fileJournal struct {
 	*Stable
 	walDir    string
@@ -78,15 +85,15 @@ type fileJournal struct {
 // Open opens the journal in dir, which it creates if missing. Only one process may have it open.
 func Open(dir string, opts Options) (Journal, error) {
 	opts = opts.withDefaults()
-	walDir := filepath.Join(dir, "wal")
+	walDir := filepath.Join(dir, walFolder)
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
 		return nil, err
 	}
-	stable, err := OpenStable(filepath.Join(dir, "stable.db"))
+	stable, err := OpenStable(filepath.Join(dir, stableFile))
 	if err != nil {
 		return nil, err
 	}
-	snapshots, err := OpenSnapshots(filepath.Join(dir, "snapshot.json"))
+	snapshots, err := OpenSnapshots(filepath.Join(dir, snapshotName))
 	if err != nil {
 		return nil, errors.Join(err, stable.Close())
 	}

@@ -55,7 +55,7 @@ func unseal(l *raft.Log) error {
 		return &block.CorruptError{Where: "journal entry"}
 	}
 	if head[4] != sealVersion {
-		return fmt.Errorf("entry sealed by version %d, this program reads version %d", head[4], sealVersion)
+		return fmt.Errorf("entry sealed by %w %d, this program reads version %d", ErrVersion, head[4], sealVersion)
 	}
 	l.Extensions = nil
 	if len(ext) > 0 {

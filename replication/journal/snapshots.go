@@ -38,6 +38,9 @@ type snapshotFile struct {
 
 const snapshotVersion = 1
 
+// ErrVersion: it was written by a newer version of the software.
+var ErrVersion = errors.New("unknown version")
+
 func (f *snapshotFile) sum() (uint32, error) {
 	meta, err := json.Marshal(f.Meta)
 	if err != nil {
@@ -65,7 +68,7 @@ func OpenSnapshots(path string) (*Snapshots, error) {
 		return nil, fmt.Errorf("snapshot metadata %s: %w", path, err)
 	}
 	if f.Version != snapshotVersion {
-		return nil, fmt.Errorf("snapshot metadata %s has version %d, this program reads version %d", path, f.Version, snapshotVersion)
+		return nil, fmt.Errorf("snapshot metadata %s has %w %d, this program reads version %d", path, ErrVersion, f.Version, snapshotVersion)
 	}
 	if sum, err := f.sum(); err != nil || sum != f.CRC32C {
 		return nil, errors.Join(fmt.Errorf("snapshot metadata %s does not match its checksum", path), err)

@@ -56,11 +56,12 @@ var rules = []rule{
 
 	// The node: pure decisions first, then what acts on them, then the root that sees everything.
 	{Package: "node/config", May: []string{"blockstore/block"}, Not: surface},
-	{Package: "node/catalog", May: []string{"blockstore/block"}, Not: join(gossip, surface)},
+	{Package: "node/catalog", May: []string{"blockstore/block", "blockstore/vfs"}, Not: join(gossip, surface)},
 	{Package: "node/placement", May: []string{"blockstore/block", "node/catalog"}, Not: join(consensus, surface)},
 	{Package: "node/client", May: []string{"blockstore/block", "node/api"}, Not: consensus},
 	{Package: "node/api", May: []string{"blockstore/block", "node/catalog", "node/config"}, Not: consensus},
 	{Package: "node/pools", May: []string{"blockstore", "blockstore/...", "node/catalog"}, Not: join(consensus, surface)},
+	{Package: "node/inspect", May: []string{"blockstore", "blockstore/...", "node", "node/...", "replication", "replication/command", "replication/journal"}, Not: join(consensus, surface)},
 	{Package: "node/...", May: []string{"blockstore/block", "node/..."}},
 	{Package: "node", May: []string{"blockstore", "blockstore/...", "node/...", "proto", "proto/...", "replication", "replication/...", "target", "target/..."}},
 

@@ -280,11 +280,7 @@ func (s *segmentScan) settle(final bool) {
 	}
 	final = final && s.tail && w.wrong
 	if final && (s.torn(w) || !slices.ContainsFunc(w.entries, func(e entryAt) bool { return e.bad != "" })) {
-		what := ""
-		if w.index != 0 {
-			what = ". It was to close the segment, and the library (raft-wal v0.4.2) takes nothing more for one that it has seen closed: the replica stops at its next write, and is to be rebuilt"
-		}
-		s.r.note("the last write to %s, at byte %d, was cut off, or is the rest of one that was: it is dropped at the next start%s", s.path, w.at, what)
+		s.r.note("the last write to %s, at byte %d, was cut off, or is the rest of one that was: it is dropped at the next start", s.path, w.at)
 		return
 	}
 	s.report.Written = w.end + frameHeader

@@ -228,47 +228,6 @@ func TestInspectTellsACutOffWriteFromDamage(t *testing.T) {
 	}
 }
 
-// TestInspectTellsOfAJournalThatCannotGoOn: a power cut during the write that closes a segment leaves what the library does not append to.
-func TestInspectTellsOfAJournalThatCannotGoOn(t *testing.T) {
-	w := newWritten(t, 6, 64<<10)
-	w.check(w.j.SetUint64([]byte("CurrentTerm"), 1))
-	table := filepath.Join(w.dir, walFolder, "wal-meta.db")
-	before, err := os.ReadFile(table)
-	w.check(err)
-	index := uint64(0)
-	for closed := false; !closed; {
-		index++
-		w.check(w.j.StoreLogs([]*raft.Log{w.entry(index, 1, 3)}))
-		r, _ := inspect(t, w.dir)
-		closed = len(r.Segments) > 1 || r.Segments[0].Sealed || r.Segments[0].Written > 64<<10
-	}
-	w.close()
-	segments, err := filepath.Glob(filepath.Join(w.dir, walFolder, "*.wal"))
-	w.check(err)
-	for _, path := range segments[1:] { // the power failed before the table was written and the next segment made
-		w.check(os.Remove(path))
-	}
-	w.check(os.WriteFile(table, before, 0o600))
-	r, entries := inspect(t, w.dir)
-	if !r.Sound() || r.Last != index {
-		t.Fatalf("%+v", r)
-	}
-	b, err := os.ReadFile(segments[0])
-	w.check(err)
-	at := (entries[index-1].Offset/block.SectorSize + 2) * block.SectorSize
-	clear(b[at : at+block.SectorSize])
-	w.check(os.WriteFile(segments[0], b, 0o600))
-	r, _ = inspect(t, w.dir)
-	if !r.Sound() || r.Last != index-1 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "the replica stops at its next write") {
-		t.Errorf("%+v", r)
-	}
-	w.open()
-	if err := w.j.StoreLogs([]*raft.Log{w.entry(index, 1, 1)}); err == nil {
-		t.Error("the library appends: the note is out of date")
-	}
-	w.close()
-}
-
 // TestInspectFindsEveryFlippedByteOfALog flips bytes of segments, in turn.
 func TestInspectFindsEveryFlippedByteOfALog(t *testing.T) {
 	w := newWritten(t, 3, 64<<10)

@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 
 	"sanctuary/blockstore/block"
 )
@@ -97,9 +98,13 @@ func Open(dir string, opts Options) (Journal, error) {
 	if err != nil {
 		return nil, errors.Join(err, stable.Close())
 	}
-	log, err := wal.Open(walDir, wal.WithSegmentSize(opts.SegmentBytes), wal.WithLogger(opts.Logger))
+	table := &metadb.BoltMetaDB{}
+	var log *wal.WAL
+	if err = mend(walDir, table); err == nil {
+		log, err = wal.Open(walDir, wal.WithSegmentSize(opts.SegmentBytes), wal.WithLogger(opts.Logger), wal.WithMetaStore(table))
+	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open journal %s: %w", walDir, err), stable.Close())
+		return nil, errors.Join(fmt.Errorf("open journal %s: %w", walDir, err), table.Close(), stable.Close())
 	}
 	return &fileJournal{Stable: stable, opened: time.Now(), walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
 }

@@ -51,12 +51,14 @@ type proposer struct {
 type write struct {
 	fence uint64
 	done  chan error // capacity 1: what propose returns
-	late  chan error // capacity 1: after block.ErrUnknown of a write in one part, nil if it has taken effect, else ErrNotOwner
+	late  chan error // capacity 1: after block.ErrUnknown of a whole write, nil if it has taken effect, else ErrNotOwner
 
 	mu      sync.Mutex // parts end on different goroutines
 	parts   int
 	applied int
 	err     error
+
+	only part // as a rule there is one
 }
 
 // part is as much of a write as goes into one entry.
@@ -65,6 +67,8 @@ type part struct {
 	ops   []block.Op
 	bytes int
 	alone bool // it goes into an entry of its own
+
+	one [1]block.Op // memory of ops
 }
 
 // entry is a proposal on its way.
@@ -72,6 +76,8 @@ type entry struct {
 	parts  []*part
 	bytes  int
 	failed bool // Raft has given it up, but it may still be committed: the writers have been told ErrUnknown
+
+	few [4]*part // memory of parts
 }
 
 func newProposer(g *Group, inflightBytes int64) *proposer {
@@ -87,7 +93,7 @@ func newProposer(g *Group, inflightBytes int64) *proposer {
 // a change that may yet happen is not abandoned while its range lock is held. whole puts everything into one entry, which
 // takes effect entirely or not at all; it must not exceed command.MaxEntryBytes.
 func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, whole bool) (*write, error) {
-	w := &write{fence: fence, done: make(chan error, 1), late: make(chan error, 1)}
+	w := &write{fence: fence, done: make(chan error, 1)}
 	if len(ops) == 0 {
 		return w, nil
 	}
@@ -96,13 +102,18 @@ func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, wh
 			return w, err
 		}
 	}
-	var parts []*part
-	if whole {
-		parts = []*part{{w: w}}
+	var few [1]*part
+	parts := append(few[:0], &w.only)
+	switch {
+	case whole:
+		w.late = make(chan error, 1)
+		fallthrough
+	case len(ops) == 1 && len(ops[0].Data) <= entryTargetBytes:
+		w.only.w = w
 		for _, op := range ops {
-			parts[0].add(op)
+			w.only.add(op)
 		}
-	} else {
+	default:
 		parts = split(w, ops)
 	}
 	size := int64(0)
@@ -110,8 +121,10 @@ func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, wh
 		size += int64(q.bytes)
 	}
 	size = min(size, p.g.cfg.Limits.InflightBytes)
-	if err := p.budget.Acquire(ctx, size); err != nil {
-		return w, err
+	if !p.budget.TryAcquire(size) { // to wait costs more
+		if err := p.budget.Acquire(ctx, size); err != nil {
+			return w, err
+		}
 	}
 	defer p.budget.Release(size)
 
@@ -158,6 +171,9 @@ func split(w *write, ops []block.Op) []*part {
 }
 
 func (q *part) add(op block.Op) {
+	if q.ops == nil {
+		q.ops = q.one[:0]
+	}
 	q.ops = append(q.ops, op)
 	q.bytes += command.OpSize(&op)
 	// What these leave of the volume, and of its space, others in the same entry would have to foresee.
@@ -211,16 +227,13 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 	if p.eager >= eagerEntries && n == len(p.queue) && size < companyBytes {
 		return nil, 0
 	}
-	parts := append([]*part(nil), p.queue[:n]...)
-	clear(p.queue[:n])
-	p.queue = p.queue[n:]
-	if len(p.queue) == 0 {
-		p.queue = nil
-	}
+	e := &entry{bytes: size}
+	e.parts = append(e.few[:0], p.queue[:n]...)
+	p.queue = slices.Delete(p.queue, 0, n)
 	p.nextID++
-	p.inflight[p.nextID] = &entry{parts: parts, bytes: size}
+	p.inflight[p.nextID] = e
 	p.eager++
-	return parts, p.nextID
+	return e.parts, p.nextID
 }
 
 func (p *proposer) send(parts []*part, id uint64) {

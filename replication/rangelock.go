@@ -19,6 +19,8 @@ type rangeTicket struct {
 	ranges   []block.Range
 	blockers int           // earlier tickets that overlap this one
 	granted  chan struct{} // closed when blockers reaches 0
+
+	one [1]block.Range // memory of ranges
 }
 
 func (t *rangeTicket) overlaps(o *rangeTicket) bool {
@@ -34,7 +36,8 @@ func (t *rangeTicket) overlaps(o *rangeTicket) bool {
 
 // lock waits until no earlier command holds an overlapping range, or ctx ends. The caller must unlock the ticket.
 func (l *rangeLocks) lock(ctx context.Context, ranges ...block.Range) (*rangeTicket, error) {
-	t := &rangeTicket{ranges: ranges}
+	t := &rangeTicket{}
+	t.ranges = append(t.one[:0], ranges...)
 	l.mu.Lock()
 	for _, o := range l.tickets {
 		if t.overlaps(o) {

@@ -103,6 +103,42 @@ func TestDescriptionsAreExactAtEveryAllocationLength(t *testing.T) {
 	}
 }
 
+// A node has a portal group, and so a target port, for each network; the port group of VPD page 83h is the node's whatever the portal.
+func TestTargetPortIsNamedAfterThePortalOfTheSession(t *testing.T) {
+	g := newRig(t, 512, nil)
+	host := scsi.NewTarget(scsi.TargetConfig{Name: "iqn.2024-01.test:host", Ports: 0x0800})
+	if err := host.Add(7, g.unit); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		target *scsi.Target
+		name   string
+		port   string
+	}{
+		{g.target, "iqn.2024-01.test:lun", "2001"},
+		{host, "iqn.2024-01.test:host", "2801"},
+	} {
+		n := &scsi.Nexus{Initiator: "iqn.2024-01.test:other", Port: 0x2001}
+		c.target.Attach(n)
+		task := g.task(n, cdb(0x12, 1, 0x83, 0, 255), 255, nil)
+		if c.target == host {
+			task.LUN = scsi.EncodeLUN(7)
+		}
+		c.target.Execute(t.Context(), task)
+		got := bytes.Clone(task.DataIn)
+		g.buffers.Put(task.DataIn)
+		for _, want := range [][]byte{
+			unhex("51 94 00 04 0000" + c.port), // relative target port
+			unhex("51 95 00 04 0000 0001"),     // target port group
+			[]byte(c.name + ",t,0x2001\x00"),
+		} {
+			if !bytes.Contains(got, want) {
+				t.Errorf("port %s of %s: %q is not in %q", c.port, c.name, want, got)
+			}
+		}
+	}
+}
+
 // withAllocation sets the low byte of the ALLOCATION LENGTH, and the one above too if wide.
 func withAllocation(c [16]byte, at [2]int, wide bool, n byte) [16]byte {
 	if at[1] > 0 {

@@ -190,7 +190,8 @@ func appendIdentification(dst []byte, r *request) []byte {
 	designator(codeBinary, designatesPort, typePortGroup, []byte{0, 0, byte(r.access.Local >> 8), byte(r.access.Local)})
 	name(designatesUnit, "naa."+hex.EncodeToString(r.unit.naa()))
 	if target := r.target.cfg.Name; target != "" {
-		name(designatesPort, fmt.Sprintf("%s,t,0x%04x", target, r.access.Local))
+		// RFC 7143 §4.4.3: a target port is named after the portal group of the session, of which a node has one for each network.
+		name(designatesPort, fmt.Sprintf("%s,t,0x%04x", target, port&^r.target.cfg.Ports))
 		name(designatesTarget, target)
 	}
 	return dst

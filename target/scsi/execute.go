@@ -155,7 +155,7 @@ func (r *request) run() error {
 	// SPC-4 r37 §5.17: INQUIRY, REPORT LUNS and REQUEST SENSE are carried out although a unit attention is pending.
 	if !r.remote && (r.cmd == nil || !r.cmd.ignoresAttention) {
 		now := r.present()
-		s, allowed := r.Nexus.units.attend(now, r.set.version)
+		s, allowed := r.Nexus.units.attend(now, r.LUN, r.set)
 		if s != nil {
 			return s
 		}

@@ -60,7 +60,7 @@ func testUnitReady(r *request) error {
 // requestSense returns and clears the next unit attention. Nothing else is ever pending, as sense data travels with the
 // status; so without one it says what TEST UNIT READY would. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
-	s, _ := r.Nexus.units.attend(r.present(), r.set.version)
+	s, _ := r.Nexus.units.attend(r.present(), r.LUN, r.set)
 	if s == nil && !errors.As(testUnitReady(r), &s) {
 		s = &Sense{Key: NoSense}
 	}

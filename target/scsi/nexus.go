@@ -14,10 +14,12 @@ type nexusUnits struct {
 	// mu guards everything below. Held for a few instructions only, never while a command runs.
 	mu       sync.Mutex
 	attached bool
-	first    *request  // running tasks, linked through request.next and prev
-	luns     []lunView // few; searched from the start
-	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
-	spare    *request  // ended, for the next commands; linked through request.next
+	first    *request          // running tasks, linked through request.next and prev
+	luns     []lunView         // few; searched from the start
+	luSet    uint64            // Target.luSet as last told (unit attention 3F/0E)
+	joined   uint64            // Target.luSet at the login
+	heard    map[uint16]uint64 // by number, unitSet.renewed as last told (3F/03); nil at first
+	spare    *request          // ended, for the next commands; linked through request.next
 	spares   int
 	ended    map[*Unit]ending // units on which tasks were ended; nil at first
 
@@ -56,6 +58,7 @@ const (
 	attendRegistrations
 	attendCapacity
 	attendAccess
+	attendInquiry
 	attendInventory
 	attendSpace
 
@@ -74,6 +77,7 @@ var attentionSenses = [...]*Sense{
 	{Key: UnitAttention, Code: reserve.RegistrationsPreempted},
 	{Key: UnitAttention, Code: 0x2A09}, // capacity data has changed
 	{Key: UnitAttention, Code: 0x2A06}, // asymmetric access state changed
+	{Key: UnitAttention, Code: 0x3F03}, // inquiry data has changed
 	{Key: UnitAttention, Code: 0x3F0E}, // reported LUNs data has changed
 	{Key: UnitAttention, Code: 0x3807}, // thin provisioning soft threshold reached
 }
@@ -164,11 +168,15 @@ func (n *nexusUnits) notice(v *lunView, now *standing) {
 	v.allowed = s.reservations.Allowed(n.name)
 }
 
-// attend takes the next unit attention of the nexus for now.unit, nil if there is none, and says what commands now.known allows.
-func (n *nexusUnits) attend(now lunView, luSet uint64) (*Sense, reserve.Classes) {
+// attend takes the next unit attention of the nexus for now.unit, which a LUN field addresses in set, nil if there is none, and says what
+// commands now.known allows.
+func (n *nexusUnits) attend(now lunView, field uint64, set *unitSet) (*Sense, reserve.Classes) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	v := n.view(now, luSet)
+	v := n.view(now, set.version)
+	if len(set.renewed) > 0 {
+		n.renewed(v, field, set)
+	}
 	return v.pending.take(), v.allowed
 }
 

@@ -164,7 +164,8 @@ const (
 
 // Unit is a logical unit. Create with NewUnit, then Target.Add.
 type Unit struct {
-	cfg    UnitConfig
+	cfg UnitConfig
+	described
 	known  atomic.Pointer[standing]
 	ticket atomic.Pointer[heldTicket] // the newest the owner has given
 	chosen atomic.Uint64              // Access.Generation that SET TARGET PORT GROUPS brought about
@@ -240,7 +241,7 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 	if cfg.BusyFor == 0 {
 		cfg.BusyFor = DefaultBusy
 	}
-	u := &Unit{cfg: cfg, process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
+	u := &Unit{cfg: cfg, described: describe(&cfg), process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
 	u.era.Store(1)
 	u.peers.target = NewTarget(TargetConfig{})
 	u.peers.running, u.peers.refused = map[uint64]*request{}, map[uint64]time.Time{}

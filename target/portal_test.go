@@ -288,7 +288,7 @@ func TestLoginStatuses(t *testing.T) {
 		{"iqn.test:i", "IQN.Test:A", login.Success},
 		{"iqn.test:i", "", login.Success},
 		{"iqn.test:i", "iqn.test:none", login.TargetNotFound},
-		{"iqn.test:stranger", "iqn.test:a", login.NotAuthorized},
+		{"iqn.test:stranger", "iqn.test:a", login.TargetNotFound},
 		{"iqn.test:stranger", "", login.Success},
 		{"iqn.test:i", "iqn.test:moved", login.MovedTemporarily},
 	} {
@@ -304,6 +304,26 @@ func TestLoginStatuses(t *testing.T) {
 			i.expectEnd()
 		}
 	}
+}
+
+// Whoever tries names learns nothing: a target that is not there and one that is not for it are answered alike, and as late.
+func TestTargetsOfOthersAreNotToldFromThoseThatDoNotExist(t *testing.T) {
+	var log safeBuffer
+	x := serve(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, target := range []string{"iqn.test:a", "iqn.test:none"} {
+		i := x.dial()
+		began := time.Now()
+		s, text := i.login("iqn.test:stranger", target, 1)
+		if took := time.Since(began); s != login.TargetNotFound || text != "" || took < unknownAfter {
+			t.Errorf("%s: status %04Xh with %q after %v", target, uint16(s), text, took)
+		}
+		i.expectEnd()
+	}
+	eventually(t, "both are counted", func() bool { s := x.p.LoginStats(); return s.NotAllowed == 1 && s.NotFound == 1 })
+	eventually(t, "the log tells which is which", func() bool {
+		return strings.Contains(log.String(), "iqn.test:stranger at iqn.test:a: "+ErrNotAllowed.Error()) &&
+			strings.Contains(log.String(), "iqn.test:stranger at iqn.test:none: "+ErrNoTarget.Error())
+	})
 }
 
 func (i *rawInitiator) sendTargets(value string) string {

@@ -103,6 +103,10 @@ func TestOnlyHostsWithAGrantGetIn(t *testing.T) {
 	if s := refused(t, cfg); s != uint16(login.TargetNotFound) {
 		t.Fatalf("login without a grant: %04X", s)
 	}
+	until(t, "it is counted", func() bool {
+		list, err := cl.Targets(ctx)
+		return err == nil && slices.ContainsFunc(list.Logins, func(l api.Logins) bool { return l.NotAllowed == 1 && l.NotFound == 0 })
+	})
 	if names := discovered(cfg); len(names) > 0 {
 		t.Fatalf("discovered %v", names)
 	}

@@ -475,6 +475,10 @@ func TestDrainAsksForLogoutAndRefusesNewcomers(t *testing.T) {
 	if s, _ := x.dial().login("iqn.test:k", "iqn.test:a", 1); s != login.ServiceUnavailable {
 		t.Errorf("newcomer: status %04Xh", uint16(s))
 	}
+	// One that belongs elsewhere is not told "not now", but where.
+	if s, _ := x.dial().login("iqn.test:k", "iqn.test:moved", 1); s != login.MovedTemporarily {
+		t.Errorf("newcomer that is sent on: status %04Xh", uint16(s))
+	}
 	(&pdu.LogoutRequest{Tag: 9, CmdSN: polite.cmdSN}).Put(&h)
 	polite.send(&h, "")
 	if h, _, err := polite.read(); err != nil || h.Opcode() != pdu.OpLogoutResponse {

@@ -72,6 +72,7 @@ const (
 	LogicalUnitReset Function = 5
 	TargetWarmReset  Function = 6
 	TargetColdReset  Function = 7
+	TaskReassign     Function = 8
 )
 
 // FunctionResponse is the answer to a task management function (RFC 7143 §11.6.1).
@@ -82,6 +83,7 @@ const (
 	FunctionComplete     FunctionResponse = 0
 	TaskDoesNotExist     FunctionResponse = 1
 	LUNDoesNotExist      FunctionResponse = 2
+	ReassignNotSupported FunctionResponse = 4 // a session has one connection, and error recovery level 0
 	FunctionNotSupported FunctionResponse = 5
 	FunctionRejected     FunctionResponse = 255
 )

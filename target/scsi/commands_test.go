@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
 	"sanctuary/target/scsi"
 )
 
@@ -100,6 +101,53 @@ func TestDescriptionsAreExactAtEveryAllocationLength(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// SPC-4 r37 table 65: what is only told passes every persistent reservation of another nexus, what writes or reads does not.
+func TestWhatPassesExclusiveAccessOfAnother(t *testing.T) {
+	g := newRig(t, 512, nil)
+	holder := g.attach(2)
+	g.clear(holder)
+	register, list := prout(reserve.Register, 0, 0, 1)
+	g.want(g.run(holder, register, 0, list), "good")
+	hold, list := prout(reserve.ReserveAction, reserve.ExclusiveAccess, 1, 0)
+	g.want(g.run(holder, hold, 0, list), "good")
+	for want, cdbs := range map[string][][16]byte{
+		"good": {
+			tur, cdb(0x03, 0, 0, 0, 18), cdb(0x12, 0, 0, 0, 96), cdb(0x1B, 0, 0, 0, 1), cdb(0x25), cdb(0x4D, 0, 0x40, 0, 0, 0, 0, 0, 64),
+			cdb(0x5E, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32),
+			cdb(0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 0, 64),
+		},
+		"05/24/00": {cdb(0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64)}, // no such copy
+		"status 18": {
+			read10(0, 1), cdb(0x1A, 0, 0x3F, 0, 255), cdb(0x2F, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x34, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x35),
+			cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32), cdb(0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 0, 64),
+		},
+	} {
+		for _, c := range cdbs {
+			g.want(g.run(g.nexus, c, 512, nil), want)
+		}
+	}
+}
+
+func TestSenseNamesTheFirstLBAThatIsNotThere(t *testing.T) {
+	g := newRig(t, 512, nil)
+	for _, c := range []struct {
+		cdb  [16]byte
+		out  []byte
+		info string
+	}{
+		{read10(testSectors-1, 2), nil, "00001000"},
+		{read10(testSectors+5, 1), nil, "00001005"},
+		{read10(testSectors+5, 0), nil, "00001005"},
+		{cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0x10, 0x07, 0, 0, 0, 32), nil, "00001007"},
+		{cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 24), unhex("0016 0010 00000000 0000000000000ffe 00000008 00000000"), "00001000"},
+	} {
+		r := g.run(g.nexus, c.cdb, max(0, 1024-1024*len(c.out)), c.out)
+		if want := unhex("f0 00 05 " + c.info + " 0a 00000000 2100 00 000000"); !bytes.Equal(r.Sense, want) {
+			t.Errorf("CDB % x: sense % x, want % x", c.cdb, r.Sense, want)
+		}
 	}
 }
 

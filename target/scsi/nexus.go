@@ -38,7 +38,7 @@ type lunView struct {
 	pending    attention
 	generation uint64      // Access.Generation
 	capacity   block.Count // of the Backend
-	crossings  uint64      // of thresholds, spaceWatch.crossings
+	crossings  crossings   // of thresholds, as last told
 	known      *standing   // Unit.standing
 	seq        uint64      // number of the newest event of known, or of an older one if known cannot be read
 	allowed    reserve.Classes
@@ -60,7 +60,7 @@ const (
 	attendAccess
 	attendInquiry
 	attendInventory
-	attendSpace
+	attendSpace // and the next bit: one for each of thresholdKinds
 
 	attendResets = attendPowerOn | attendTargetReset | attendReset
 )
@@ -79,7 +79,8 @@ var attentionSenses = [...]*Sense{
 	{Key: UnitAttention, Code: 0x2A06}, // asymmetric access state changed
 	{Key: UnitAttention, Code: 0x3F03}, // inquiry data has changed
 	{Key: UnitAttention, Code: 0x3F0E}, // reported LUNs data has changed
-	{Key: UnitAttention, Code: 0x3807}, // thin provisioning soft threshold reached
+	thresholdReached(0),
+	thresholdReached(1),
 }
 
 // Codes of unit attentions that events carry (see event); those of reservations are in package reserve.
@@ -128,8 +129,10 @@ func (n *nexusUnits) view(now lunView, luSet uint64) *lunView {
 		if v.capacity != now.capacity {
 			v.pending |= attendCapacity
 		}
-		if v.crossings != now.crossings {
-			v.pending |= attendSpace
+		for i := range v.crossings {
+			if v.crossings[i] != now.crossings[i] {
+				v.pending |= attendSpace << i
+			}
 		}
 		if n.luSet != luSet {
 			n.luSet = luSet // reported once per nexus, not once per LUN

@@ -124,7 +124,7 @@ func getLBAStatus(r *request) error {
 	lba := binary.BigEndian.Uint64(r.CDB[2:])
 	capacity := r.capacity()
 	if lba >= capacity {
-		return senseOutOfRange
+		return outOfRange(lba)
 	}
 	const header, each = 8, 16
 	list := make([]byte, header, header+maxStatusQueries*each)

@@ -57,12 +57,14 @@ func testUnitReady(r *request) error {
 	return senseUnavailable
 }
 
-// requestSense returns and clears the next unit attention. Nothing else is ever pending, as sense data travels with the
-// status; so without one it says what TEST UNIT READY would. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
+// requestSense says why the unit is not ready, which leaves unit attentions alone; else it returns and clears the next one. Nothing else is
+// ever pending, as sense data travels with the status. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
-	s, _ := r.Nexus.units.attend(r.present(), r.LUN, r.set)
-	if s == nil && !errors.As(testUnitReady(r), &s) {
-		s = &Sense{Key: NoSense}
+	var s *Sense
+	if !errors.As(testUnitReady(r), &s) {
+		if s, _ = r.Nexus.units.attend(r.present(), r.LUN, r.set); s == nil {
+			s = &Sense{Key: NoSense}
+		}
 	}
 	return r.reply(appendSense(nil, *s, r.CDB[1]&0x01 != 0), int(r.CDB[4]))
 }

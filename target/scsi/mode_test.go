@@ -393,6 +393,7 @@ func (f *faulty) Read(context.Context, block.Range, []byte) error { return f.err
 
 func TestRequestSenseSaysWhyTheUnitIsNotReady(t *testing.T) {
 	g := newRig(t, 512, nil)
+	fresh := g.attach(2)
 	for state, want := range map[scsi.AccessState]string{
 		scsi.ActiveOptimized:    "70 00 00 00000000 0a 00000000 0000 00 000000",
 		scsi.ActiveNonOptimized: "70 00 00 00000000 0a 00000000 0000 00 000000",
@@ -404,6 +405,18 @@ func TestRequestSenseSaysWhyTheUnitIsNotReady(t *testing.T) {
 		r := g.run(g.nexus, cdb(0x03, 0, 0, 0, 18), 18, nil)
 		if g.want(r, "good"); !bytes.Equal(r.data, unhex(want)) {
 			t.Errorf("state %d: % x", state, r.data)
+		}
+		if state != scsi.ActiveOptimized && state != scsi.ActiveNonOptimized {
+			// A unit attention waits until the unit is ready.
+			if r := g.run(fresh, cdb(0x03, 0, 0, 0, 18), 18, nil); !bytes.Equal(r.data, unhex(want)) {
+				t.Errorf("state %d, with a unit attention: % x", state, r.data)
+			}
+		}
+	}
+	g.access.Store(access(1, scsi.ActiveOptimized, scsi.Standby))
+	for _, want := range []string{"70 00 06 00000000 0a 00000000 2900 00 000000", "70 00 00 00000000 0a 00000000 0000 00 000000"} {
+		if r := g.run(fresh, cdb(0x03, 0, 0, 0, 18), 18, nil); !bytes.Equal(r.data, unhex(want)) {
+			t.Errorf("% x, want %s", r.data, want)
 		}
 	}
 }

@@ -620,11 +620,11 @@ func TestSetTargetPortGroups(t *testing.T) {
 	} {
 		p.want(set(1, b, bad...), "05/26/00")
 	}
-	p.want(set(1, b, 0, 0, 0), "05/1A/00")
+	p.want(set(1, b, 0, 0, 0), "05/24/00")
 	p.want(p.run(1, b, cdb(0xA4, 0x0A), 0, nil), "good")
 	p.want(set(1, b, 0, 0, 0, 1), "good") // as it is
 	refuse = errors.New("it has just moved")
-	p.want(set(1, b, 0, 0, 0, 2), "05/67/0A")
+	p.want(set(1, b, 0, 0, 0, 2), "04/67/0A")
 	refuse = nil
 	if len(asked) > 0 {
 		t.Errorf("moved to %v", asked)

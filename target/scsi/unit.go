@@ -139,7 +139,7 @@ type UnitConfig struct {
 	// not own the LUN answers nothing that only the owner can.
 	AskOwner func(ctx context.Context, request []byte) ([]byte, error)
 	// SetPreferred moves the LUN to the node of a port group for SET TARGET PORT GROUPS, and returns when it is there or will
-	// not go. Its error is the initiator's to hear as a refusal (05/67/0A). Without it, access changes only implicitly.
+	// not go. Its error is the initiator's to hear as a failure (04/67/0A). Without it, access changes only implicitly.
 	SetPreferred func(ctx context.Context, portGroup uint16) error
 	// Log takes what an operator has to know; nil is slog.Default().
 	Log *slog.Logger

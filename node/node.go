@@ -186,7 +186,7 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	n.mu.Unlock()
 	n.tellPeers(ctx, self)
 	if p := n.portal.Load(); p != nil {
-		return p.Close()
+		return n.leave(p)
 	}
 	return nil
 }

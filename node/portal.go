@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -36,9 +37,10 @@ func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(str
 	for _, address := range n.cfg.Listen.ISCSI {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
-			return fmt.Errorf("listen.iscsi: %w", err)
+			return errors.Join(fmt.Errorf("listen.iscsi: %w", err), portal.Close())
 		}
-		serve("iscsi "+address, func() error { return portal.Serve(ctx, l) })
+		// Until the portal is closed: whoever comes while the node leaves is told where to go (see leave).
+		serve("iscsi "+address, func() error { return portal.Serve(context.WithoutCancel(ctx), l) })
 	}
 	return nil
 }

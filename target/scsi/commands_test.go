@@ -277,7 +277,7 @@ func TestRefusals(t *testing.T) {
 		{"unmap nothing", cdb(0x42), 0, nil, "good"},
 		{"unmap anchor", cdb(0x42, 1), 0, nil, "05/24/00"},
 		{"unmap short list", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 7), 0, make([]byte, 7), "05/1A/00"},
-		{"unmap list longer than sent", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, unhex("0016 0010 00000000"), "05/1A/00"},
+		{"unmap list longer than sent", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, unhex("0016 0010 00000000"), "good"},
 		{"unmap no descriptors", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, make([]byte, 8), "good"},
 		{"unmap beyond", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 24), 0, unhex("0016 0010 00000000 ffffffffffffffff 00000001 00000000"), "05/21/00"},
 		{"unmap too many", cdb(0x42, 0, 0, 0, 0, 0, 0, 0x10, 0x18), 0, append(unhex("1016 1010 00000000"), make([]byte, 257*16)...), "05/26/00"},
@@ -402,6 +402,13 @@ func TestDataCommands(t *testing.T) {
 		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
 		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) || !bytes.Equal(at(10, 1), make([]byte, logical)) {
 			t.Error("UNMAP cleared the wrong blocks")
+		}
+		// A descriptor that the parameter list length cuts off is ignored.
+		g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 3, 0, 0, 2), 0, next), "good")
+		list = unhex("002e 0020 00000000 0000000000000003 00000001 00000000 0000000000000004 00000001 00000000")[:39]
+		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
+		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) {
+			t.Error("UNMAP with a descriptor cut off cleared the wrong blocks")
 		}
 	}
 }

@@ -27,7 +27,8 @@ const (
 	letGoFor = 3 * time.Second
 )
 
-// leave lets go of LUNs and initiators, in this order: one with a single path that comes back here meanwhile is sent on to the new owner.
+// leave lets go of LUNs and initiators, in this order: one with a single path is asked to log out as soon as its LUN has moved, as with every
+// move, and sent on to the new owner when it comes back here.
 func (n *Node) leave(portal *target.Portal) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), handOverFor)

@@ -93,7 +93,10 @@ func (l *lun) nexuses() (now, most int) {
 }
 
 // directory knows iqn.test:a and iqn.test:b for everyone but iqn.test:stranger, and portals that panic on demand.
-type directory struct{ luns map[string]*lun }
+type directory struct {
+	luns   map[string]*lun
+	single *atomic.Bool // iqn.test:single knows one path
+}
 
 func (directory) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
 
@@ -120,6 +123,10 @@ func (d directory) List(initiator string, _ uint16) []Listing {
 	}
 }
 
+func (d directory) SinglePath(o Opening) bool {
+	return d.single != nil && d.single.Load() && o.Initiator == "iqn.test:single"
+}
+
 func (d directory) Open(o Opening) (scsi.Executor, error) {
 	initiator, target := o.Initiator, o.Target
 	switch {
@@ -140,12 +147,14 @@ type bench struct {
 	p    *Portal
 	addr string
 	a, b *lun
+
+	single atomic.Bool
 }
 
 func serve(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	x := &bench{T: t, a: newLUN(), b: newLUN()}
-	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}}, GroupOf: OneGroup(2), Logger: slog.New(slog.DiscardHandler)}
+	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}, &x.single}, GroupOf: OneGroup(2), Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -493,6 +502,30 @@ func TestDrainAsksForLogoutAndRefusesNewcomers(t *testing.T) {
 	}
 	x.p.Resume()
 	x.loggedIn("iqn.test:k", "iqn.test:a", 1).alive()
+}
+
+// A nexus knows from its login on whether its initiator has one path, and after each Recheck.
+func TestNexusesKnowTheirInitiatorsWithASinglePath(t *testing.T) {
+	x := serve(t, nil)
+	x.single.Store(true)
+	x.loggedIn("iqn.test:single", "iqn.test:a", 1).alive()
+	x.loggedIn("iqn.test:i", "iqn.test:a", 2).alive()
+	want := func(single bool) {
+		t.Helper()
+		x.a.mu.Lock()
+		defer x.a.mu.Unlock()
+		for n := range x.a.attached {
+			if n.SinglePath() != (single && n.Initiator == "iqn.test:single") {
+				t.Errorf("%s: %v", n.Initiator, n.SinglePath())
+			}
+		}
+	}
+	want(true)
+	x.single.Store(false)
+	if err := x.p.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(false)
 }
 
 func TestConnectionsAreLimited(t *testing.T) {

@@ -79,6 +79,9 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	aborted := r.end()
 	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
+	if outcome == error(senseStandby) && task.Nexus.SinglePath() {
+		outcome = statusError(StatusBusy)
+	}
 	r.conclude(outcome, aborted)
 	nexus.stats.count(task, outcome)
 	finished = true

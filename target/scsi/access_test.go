@@ -208,6 +208,29 @@ func TestSinglePathInitiatorsAreBusyWhereTheLUNIsNot(t *testing.T) {
 	g.want(g.run(g.nexus, tur, 0, nil), "02/04/0C")
 }
 
+// libiscsi ends a login with TEST UNIT READY, and gives up if the LUN is just moving.
+func TestReadinessIsWaitedForWithASinglePath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 512, nil)
+		g.access.Store(access(1, scsi.Transitioning, scsi.Transitioning))
+		g.want(g.run(g.nexus, tur, 0, nil), "02/04/0A")
+		g.nexus.SetSinglePath(true)
+		began := time.Now()
+		time.AfterFunc(100*time.Millisecond, func() { g.access.Store(access(2, scsi.ActiveOptimized, scsi.Standby)) })
+		g.want(g.run(g.nexus, tur, 0, nil), "good")
+		if waited := time.Since(began); waited < 100*time.Millisecond || waited > 150*time.Millisecond {
+			t.Errorf("after %v", waited)
+		}
+		g.want(g.run(g.nexus, tur, 0, nil), "06/2A/06")
+		g.access.Store(access(2, scsi.Transitioning, scsi.Transitioning))
+		began = time.Now()
+		g.want(g.run(g.nexus, tur, 0, nil), "busy")
+		if waited := time.Since(began); waited != scsi.DefaultHold {
+			t.Errorf("after %v", waited)
+		}
+	})
+}
+
 func TestUnitAttentionsInOrderAndOncePerNexus(t *testing.T) {
 	g := newRig(t, 512, nil)
 	second := g.attach(2)

@@ -309,7 +309,8 @@ func (r *request) forwards() bool {
 
 // worthWaiting says whether the command did nothing for want of an owner or a quorum, and none is known elsewhere.
 func (r *request) worthWaiting(err error) bool {
-	if err == nil || !r.cmd.access.needsOwner() {
+	// One that logs in with a single path takes TEST UNIT READY for the last word: it is held for it as what moves data is.
+	if err == nil || !r.cmd.access.needsOwner() && !(r.cmd.opcode == opTestUnitReady && r.Nexus.SinglePath()) {
 		return false
 	}
 	switch {

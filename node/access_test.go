@@ -100,9 +100,13 @@ func TestOnlyHostsWithAGrantGetIn(t *testing.T) {
 		}
 		return names
 	}
-	if s := refused(t, cfg); s != uint16(login.NotAuthorized) {
+	if s := refused(t, cfg); s != uint16(login.TargetNotFound) {
 		t.Fatalf("login without a grant: %04X", s)
 	}
+	until(t, "it is counted", func() bool {
+		list, err := cl.Targets(ctx)
+		return err == nil && slices.ContainsFunc(list.Logins, func(l api.Logins) bool { return l.NotAllowed == 1 && l.NotFound == 0 })
+	})
 	if names := discovered(cfg); len(names) > 0 {
 		t.Fatalf("discovered %v", names)
 	}
@@ -141,7 +145,7 @@ func TestOnlyHostsWithAGrantGetIn(t *testing.T) {
 	// A stranger does not get into the host's target.
 	stranger := hosts
 	stranger.InitiatorName, stranger.CHAP = "iqn.2026-11.test:stranger", login.Credentials{}
-	if s := refused(t, stranger); s != uint16(login.NotAuthorized) {
+	if s := refused(t, stranger); s != uint16(login.TargetNotFound) {
 		t.Fatalf("a stranger in the host's target: %04X", s)
 	}
 	if _, err := cl.GrantLUN(ctx, "vm2", "ours", nil); err != nil {
@@ -156,7 +160,7 @@ func TestOnlyHostsWithAGrantGetIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the session is cut off", func() bool { return s.Err() != nil })
-	if s := refused(t, cfg); s != uint16(login.NotAuthorized) {
+	if s := refused(t, cfg); s != uint16(login.TargetNotFound) {
 		t.Fatalf("login after the grant was taken back: %04X", s)
 	}
 	until(t, "LUN 7 is gone from the host's target", func() bool {

@@ -118,6 +118,13 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 	return run.target, nil
 }
 
+// SinglePath implements target.Directory. A host's own target cannot be followed to an owner: its LUNs may have several.
+func (d directory) SinglePath(o target.Opening) bool {
+	m := d.n.catalog.Model()
+	l, ok := m.LUNByIQN(o.Target)
+	return ok && m.SinglePath(o.Initiator, l.ID)
+}
+
 // ownerPortal returns a portal, in the given portal group, of the node that owns the LUN if that is another one, as
 // "host:port,tag"; empty if it is this node, or unknown: then commands are held here until there is an owner.
 func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {

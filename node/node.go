@@ -177,16 +177,18 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	serve("members", func() error { return n.replicas.follow(ctx) })
 	serve("schedules", func() error { return n.schedules.run(ctx) })
 	if n.cfg.Kind == config.KindData {
-		if err := n.openPortal(ctx, self, serve); err != nil {
+		stop, err := n.openPortal(ctx, self, serve)
+		if err != nil {
 			return err
 		}
+		defer stop()
 	}
 	n.mu.Lock()
 	n.ready, n.reason = true, ""
 	n.mu.Unlock()
 	n.tellPeers(ctx, self)
 	if p := n.portal.Load(); p != nil {
-		return p.Close()
+		return n.leave(p)
 	}
 	return nil
 }

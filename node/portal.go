@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,23 +25,27 @@ func (n *Node) registration() *catalog.RegisterNode {
 	return c
 }
 
-func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) error {
+// openPortal begins to serve initiators. What it starts outlasts ctx, for the time in which the node leaves: until stop, and until the portal
+// is closed.
+func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) (stop func(), err error) {
 	portal, err := target.New(target.Config{
 		Directory: directory{n}, GroupOf: n.groupOf(self), Logger: n.log.With("component", "iscsi"),
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.portal.Store(portal)
+	ctx, stop = context.WithCancel(context.WithoutCancel(ctx))
 	serve("sessions", func() error { return n.recheckSessions(ctx, portal) })
 	for _, address := range n.cfg.Listen.ISCSI {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
-			return fmt.Errorf("listen.iscsi: %w", err)
+			stop()
+			return nil, errors.Join(fmt.Errorf("listen.iscsi: %w", err), portal.Close())
 		}
 		serve("iscsi "+address, func() error { return portal.Serve(ctx, l) })
 	}
-	return nil
+	return stop, nil
 }
 
 // groupOf returns which of this node's portal groups an address of the machine is in. The subnets are those of when the node

@@ -41,6 +41,19 @@ func algorithm(p login.Params) string {
 	return p.Algorithm.String()
 }
 
+// Logins implements api.Service.
+func (s service) Logins() (api.Logins, bool) {
+	portal := s.n.portal.Load()
+	if portal == nil {
+		return api.Logins{}, false
+	}
+	l := portal.LoginStats()
+	return api.Logins{
+		Node: s.n.cfg.Node, Succeeded: l.Succeeded, Moved: l.Moved, NotProved: l.NotProved, Throttled: l.Throttled, NotAllowed: l.NotAllowed,
+		NotFound: l.NotFound, Unavailable: l.Unavailable, Malformed: l.Malformed, Unfinished: l.Unfinished, TurnedAway: l.TurnedAway, Panics: l.Panics,
+	}, true
+}
+
 // CloseSession implements api.Service.
 func (s service) CloseSession(_ context.Context, handle string) error {
 	tsih, err := strconv.ParseUint(handle, 10, 16)

@@ -51,4 +51,7 @@ type Directory interface {
 	// again for sessions that exist (Portal.Recheck): it must be free of side effects, and return the same Executor for the
 	// same target as long as that lives.
 	Open(o Opening) (scsi.Executor, error)
+	// SinglePath says whether Open sends the initiator on when the target's owner is elsewhere. It is asked before the first command
+	// of a session, and again with Recheck: see scsi.Nexus.SetSinglePath.
+	SinglePath(o Opening) bool
 }

@@ -26,7 +26,7 @@ type LoginStats struct {
 	Moved       uint64 `json:"moved"`       // sent to another portal (status 01xxh)
 	NotProved   uint64 `json:"not_proved"`  // wrong secret, or none where one is needed (0201h)
 	Throttled   uint64 `json:"throttled"`   // refused unseen after too many of those (0301h)
-	NotAllowed  uint64 `json:"not_allowed"` // known, but not let in (0202h)
+	NotAllowed  uint64 `json:"not_allowed"` // at a target that they may not use (0203h too: see Portal.unknown)
 	NotFound    uint64 `json:"not_found"`   // no such target here (0203h)
 	Unavailable uint64 `json:"unavailable"` // our own fault, or for a moment (03xxh)
 	Malformed   uint64 `json:"malformed"`   // broke the protocol (other 02xxh)
@@ -118,6 +118,7 @@ func (p *Portal) sendOn(o Opening, discovery bool) error {
 }
 
 func (p *Portal) openTarget(o Opening) (scsi.Executor, error) {
+	began := time.Now()
 	p.mu.Lock()
 	draining := p.draining
 	p.mu.Unlock()
@@ -131,12 +132,26 @@ func (p *Portal) openTarget(o Opening) (scsi.Executor, error) {
 		return x, nil
 	case errors.As(err, &refusal): // the directory redirects
 		return nil, refusal
-	case errors.Is(err, ErrNoTarget):
-		return nil, &login.Refusal{Status: login.TargetNotFound, Reason: o.Target + ": " + err.Error()}
-	case errors.Is(err, ErrNotAllowed):
-		return nil, &login.Refusal{Status: login.NotAuthorized, Reason: o.Initiator + ": " + err.Error()}
+	case errors.Is(err, ErrNoTarget), errors.Is(err, ErrNotAllowed):
+		return nil, p.unknown(o, err, began)
 	}
 	return nil, &login.Refusal{Status: login.ServiceUnavailable, Reason: err.Error()}
+}
+
+// unknownAfter is how long it takes at the least to hear that there is no such target.
+const unknownAfter = 20 * time.Millisecond
+
+// unknown is the one answer to whoever wants a target that is not there and to whoever wants one that is not for it: the same status, and
+// not sooner than unknownAfter, which hides how long it took to find out. Otherwise names could be tried until one exists. Our own log and
+// counters tell the two apart.
+func (p *Portal) unknown(o Opening, err error, began time.Time) *login.Refusal {
+	timer := time.NewTimer(time.Until(began.Add(unknownAfter)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-p.ctx.Done():
+	}
+	return &login.Refusal{Status: login.TargetNotFound, Reason: o.Initiator + " at " + o.Target + ": " + err.Error(), Cause: err}
 }
 
 // establish enters the session into the books. An older session of the same name is ended first, with all its tasks, so
@@ -222,7 +237,7 @@ func (p *Portal) loginFailed(a *arrival, err error) {
 	case s == login.AuthenticationFailed:
 		p.logins.notProved.Add(1)
 		p.door.failed(a.names)
-	case s == login.NotAuthorized:
+	case errors.Is(err, ErrNotAllowed):
 		p.logins.notAllowed.Add(1)
 	case s == login.TargetNotFound:
 		p.logins.notFound.Add(1)

@@ -93,7 +93,10 @@ func (l *lun) nexuses() (now, most int) {
 }
 
 // directory knows iqn.test:a and iqn.test:b for everyone but iqn.test:stranger, and portals that panic on demand.
-type directory struct{ luns map[string]*lun }
+type directory struct {
+	luns   map[string]*lun
+	single *atomic.Bool // iqn.test:single knows one path
+}
 
 func (directory) Credentials(string) (login.Credentials, bool) { return login.Credentials{}, false }
 
@@ -120,6 +123,10 @@ func (d directory) List(initiator string, _ uint16) []Listing {
 	}
 }
 
+func (d directory) SinglePath(o Opening) bool {
+	return d.single != nil && d.single.Load() && o.Initiator == "iqn.test:single"
+}
+
 func (d directory) Open(o Opening) (scsi.Executor, error) {
 	initiator, target := o.Initiator, o.Target
 	switch {
@@ -140,12 +147,14 @@ type bench struct {
 	p    *Portal
 	addr string
 	a, b *lun
+
+	single atomic.Bool
 }
 
 func serve(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	x := &bench{T: t, a: newLUN(), b: newLUN()}
-	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}}, GroupOf: OneGroup(2), Logger: slog.New(slog.DiscardHandler)}
+	cfg := Config{Directory: directory{map[string]*lun{"iqn.test:a": x.a, "iqn.test:b": x.b}, &x.single}, GroupOf: OneGroup(2), Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -288,7 +297,7 @@ func TestLoginStatuses(t *testing.T) {
 		{"iqn.test:i", "IQN.Test:A", login.Success},
 		{"iqn.test:i", "", login.Success},
 		{"iqn.test:i", "iqn.test:none", login.TargetNotFound},
-		{"iqn.test:stranger", "iqn.test:a", login.NotAuthorized},
+		{"iqn.test:stranger", "iqn.test:a", login.TargetNotFound},
 		{"iqn.test:stranger", "", login.Success},
 		{"iqn.test:i", "iqn.test:moved", login.MovedTemporarily},
 	} {
@@ -304,6 +313,26 @@ func TestLoginStatuses(t *testing.T) {
 			i.expectEnd()
 		}
 	}
+}
+
+// Whoever tries names learns nothing: a target that is not there and one that is not for it are answered alike, and as late.
+func TestTargetsOfOthersAreNotToldFromThoseThatDoNotExist(t *testing.T) {
+	var log safeBuffer
+	x := serve(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, target := range []string{"iqn.test:a", "iqn.test:none"} {
+		i := x.dial()
+		began := time.Now()
+		s, text := i.login("iqn.test:stranger", target, 1)
+		if took := time.Since(began); s != login.TargetNotFound || text != "" || took < unknownAfter {
+			t.Errorf("%s: status %04Xh with %q after %v", target, uint16(s), text, took)
+		}
+		i.expectEnd()
+	}
+	eventually(t, "both are counted", func() bool { s := x.p.LoginStats(); return s.NotAllowed == 1 && s.NotFound == 1 })
+	eventually(t, "the log tells which is which", func() bool {
+		return strings.Contains(log.String(), "iqn.test:stranger at iqn.test:a: "+ErrNotAllowed.Error()) &&
+			strings.Contains(log.String(), "iqn.test:stranger at iqn.test:none: "+ErrNoTarget.Error())
+	})
 }
 
 func (i *rawInitiator) sendTargets(value string) string {
@@ -455,6 +484,10 @@ func TestDrainAsksForLogoutAndRefusesNewcomers(t *testing.T) {
 	if s, _ := x.dial().login("iqn.test:k", "iqn.test:a", 1); s != login.ServiceUnavailable {
 		t.Errorf("newcomer: status %04Xh", uint16(s))
 	}
+	// One that belongs elsewhere is not told "not now", but where.
+	if s, _ := x.dial().login("iqn.test:k", "iqn.test:moved", 1); s != login.MovedTemporarily {
+		t.Errorf("newcomer that is sent on: status %04Xh", uint16(s))
+	}
 	(&pdu.LogoutRequest{Tag: 9, CmdSN: polite.cmdSN}).Put(&h)
 	polite.send(&h, "")
 	if h, _, err := polite.read(); err != nil || h.Opcode() != pdu.OpLogoutResponse {
@@ -469,6 +502,30 @@ func TestDrainAsksForLogoutAndRefusesNewcomers(t *testing.T) {
 	}
 	x.p.Resume()
 	x.loggedIn("iqn.test:k", "iqn.test:a", 1).alive()
+}
+
+// A nexus knows from its login on whether its initiator has one path, and after each Recheck.
+func TestNexusesKnowTheirInitiatorsWithASinglePath(t *testing.T) {
+	x := serve(t, nil)
+	x.single.Store(true)
+	x.loggedIn("iqn.test:single", "iqn.test:a", 1).alive()
+	x.loggedIn("iqn.test:i", "iqn.test:a", 2).alive()
+	want := func(single bool) {
+		t.Helper()
+		x.a.mu.Lock()
+		defer x.a.mu.Unlock()
+		for n := range x.a.attached {
+			if n.SinglePath() != (single && n.Initiator == "iqn.test:single") {
+				t.Errorf("%s: %v", n.Initiator, n.SinglePath())
+			}
+		}
+	}
+	want(true)
+	x.single.Store(false)
+	if err := x.p.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(false)
 }
 
 func TestConnectionsAreLimited(t *testing.T) {

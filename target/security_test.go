@@ -50,6 +50,8 @@ func (r *rules) List(_ string, group uint16) []Listing {
 	return []Listing{{Name: "iqn.test:a", Portals: []PortalAddress{{":3260", 2 + group<<12}, {fmt.Sprintf("192.0.2.%d:3260", group), 3 + group<<12}}}}
 }
 
+func (r *rules) SinglePath(Opening) bool { return false }
+
 func (r *rules) Open(o Opening) (scsi.Executor, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

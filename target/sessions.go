@@ -250,6 +250,7 @@ func (p *Portal) recheck(e *entry) bool {
 	if e.executor == nil { // discovery
 		return false
 	}
+	e.nexus.SetSinglePath(p.cfg.Directory.SinglePath(e.opening))
 	x, err := p.cfg.Directory.Open(e.opening)
 	var refusal *login.Refusal
 	isRefusal := errors.As(err, &refusal)

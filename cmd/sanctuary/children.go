@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// stopGrace is what a child has to stop in order before it is killed.
-const stopGrace = 5 * time.Second
+// stopGrace is what a child has to stop in order before it is killed: more than a node needs to take its leave of initiators that do not listen.
+const stopGrace = 10 * time.Second
 
 // child is one process of the demo's cluster.
 type child struct {

@@ -332,6 +332,7 @@ func accessAnswers() map[string]any {
 			{Name: esx.Target, Kind: api.TargetOfHost, Host: "esx1", Hosts: []string{"esx1"}, LUNs: []api.TargetLUN{{Number: 3, Name: l.Name, ID: l.ID, NAA: l.NAA, Owner: "alpha"}}, Portals: portals, Sessions: []api.Session{session}},
 			{Name: idle.Target, Kind: api.TargetOfHost, Host: "idle", Hosts: []string{"idle"}},
 		},
+		Logins:      []api.Logins{{Node: "alpha", Succeeded: 12, Moved: 3, NotProved: 5, Throttled: 2, NotAllowed: 1, NotFound: 7, Unavailable: 4, Malformed: 6, Unfinished: 8, TurnedAway: 9}, {Node: "gamma"}},
 		Unreachable: []string{"beta"},
 	}
 	reserved := api.Reservations{

@@ -58,6 +58,7 @@ func (f *fakeNode) APIAddress(string) (string, bool)                     { retur
 func (f *fakeNode) Cluster() string                                      { return f.cfg.Cluster }
 func (f *fakeNode) Catalog() api.Catalog                                 { return api.Catalog{Leader: f.cfg.Members[0].Name} }
 func (f *fakeNode) Alerts(context.Context) ([]api.Alert, error)          { return nil, nil }
+func (f *fakeNode) Logins() (api.Logins, bool)                           { return api.Logins{}, false }
 func (f *fakeNode) Sessions(context.Context) ([]api.Session, error)      { return nil, nil }
 func (f *fakeNode) Settings(context.Context) (map[string]string, error)  { return nil, nil }
 func (f *fakeNode) SetSettings(context.Context, map[string]string) error { return nil }

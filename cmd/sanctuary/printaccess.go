@@ -156,7 +156,27 @@ func printTargets(w io.Writer, l api.TargetList) {
 		line(w, "")
 		printSessions(w, all, true)
 	}
+	printLogins(w, l.Logins)
 	printUnreachable(w, l.Unreachable)
+}
+
+// printLogins prints how logins have ended, by node.
+func printLogins(w io.Writer, logins []api.Logins) {
+	if len(logins) == 0 {
+		return
+	}
+	line(w, "")
+	rows := [][]string{{"LOGINS AT", "WELL", "SENT ON", "NO PROOF", "THROTTLED", "NOT ALLOWED", "NO TARGET", "NOT NOW", "MALFORMED", "UNFINISHED", "TURNED AWAY", "PANICS"}}
+	for _, l := range logins {
+		row := []string{l.Node}
+		for _, n := range []uint64{
+			l.Succeeded, l.Moved, l.NotProved, l.Throttled, l.NotAllowed, l.NotFound, l.Unavailable, l.Malformed, l.Unfinished, l.TurnedAway, l.Panics,
+		} {
+			row = append(row, fmt.Sprint(n))
+		}
+		rows = append(rows, row)
+	}
+	table(w, rows...)
 }
 
 func printSessions(w io.Writer, sessions []api.Session, target bool) {
@@ -217,6 +237,7 @@ func printTarget(w io.Writer, t shownTarget) {
 			printNegotiated(w, s)
 		}
 	}
+	printLogins(w, t.Logins)
 	for _, h := range t.Through {
 		line(w, "\nHost %s has it in %s as well, which has %d sessions: sanctuary target show %s", h.Host, h.Name, len(h.Sessions), h.Host)
 	}

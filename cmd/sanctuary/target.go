@@ -29,15 +29,18 @@ type shownTarget struct {
 	api.Target
 	Reservations []api.Reservations `json:"reservations"`
 	// Through are the hosts' targets that present a LUN as well, whose own target this is.
-	Through     []api.Target `json:"through,omitempty"`
+	Through []api.Target `json:"through,omitempty"`
+	// Logins are those at the nodes that offer it, to whatever target.
+	Logins      []api.Logins `json:"logins"`
 	Unreachable []string     `json:"unreachable,omitempty"`
 }
 
 func (c *cli) targetShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show [TARGET]", Short: "Show targets: portals, sessions of all nodes, reservations",
+		Use: "show [TARGET]", Short: "Show targets: portals, sessions of all nodes, logins, reservations",
 		Long: `Show all targets, or everything about one: portals with their groups, sessions on all nodes with what they negotiated and
-have done, and persistent reservations. TARGET is an IQN, or the name of a LUN or a host.`,
+have done, and persistent reservations. TARGET is an IQN, or the name of a LUN or a host. How logins have ended is counted for each node since
+it was started, to whatever target; who was refused, and why, is in that node's log.`,
 		Example: "  sanctuary target show\n  sanctuary target show vm1\n  sanctuary target show esx1 -o json",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -58,7 +61,12 @@ have done, and persistent reservations. TARGET is an IQN, or the name of a LUN o
 			if err != nil {
 				return err
 			}
-			shown := shownTarget{Target: t, Reservations: []api.Reservations{}, Unreachable: l.Unreachable}
+			shown := shownTarget{Target: t, Reservations: []api.Reservations{}, Logins: []api.Logins{}, Unreachable: l.Unreachable}
+			for _, at := range l.Logins {
+				if slices.ContainsFunc(t.Portals, func(p api.TargetPortal) bool { return p.Node == at.Node }) {
+					shown.Logins = append(shown.Logins, at)
+				}
+			}
 			for _, other := range l.Targets {
 				if t.Kind == api.TargetOfLUN && len(t.LUNs) == 1 && other.Kind == api.TargetOfHost &&
 					slices.ContainsFunc(other.LUNs, func(u api.TargetLUN) bool { return u.ID == t.LUNs[0].ID }) {

@@ -124,7 +124,12 @@ func TestTargetsHaveTheSessionsOfAllNodes(t *testing.T) {
 			{ID: "beta.4", Node: "beta", Initiator: "iqn.i:c", Target: "iqn.t:gone"},
 		}
 	})
+	c["alpha"].set(func() { c["alpha"].logins = 3 })
+	c["beta"].set(func() { c["beta"].logins = 4 })
 	list := decode[api.TargetList](t, call(t, http.MethodGet, c["alpha"].url+"/v1/targets", ""))
+	if want := []api.Logins{{Node: "alpha", Succeeded: 3}, {Node: "beta", Succeeded: 4}}; !slices.Equal(list.Logins, want) {
+		t.Errorf("logins %+v", list.Logins)
+	}
 	if len(list.Targets) != 3 || len(list.Discovery) != 1 || list.Discovery[0].ID != "beta.3" {
 		t.Fatalf("%+v", list)
 	}

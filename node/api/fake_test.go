@@ -29,6 +29,7 @@ type fakeNode struct {
 	leader   string
 	peers    map[string]string // name → host:port
 	luns     []api.LUN
+	logins   uint64
 	sessions []api.Session
 	settings map[string]string
 	nodes    []api.Node
@@ -114,6 +115,12 @@ func (f *fakeNode) Sessions(context.Context) ([]api.Session, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.sessions, f.fail
+}
+
+func (f *fakeNode) Logins() (api.Logins, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return api.Logins{Node: f.name, Succeeded: f.logins}, f.logins > 0
 }
 
 func (f *fakeNode) Settings(context.Context) (map[string]string, error) {

@@ -29,6 +29,8 @@ type Service interface {
 	LUN(ctx context.Context, ref string) (LUN, error)
 	// Sessions returns this node's iSCSI sessions.
 	Sessions(ctx context.Context) ([]Session, error)
+	// Logins counts how logins at this node have ended; ok is false if it has no portals.
+	Logins() (l Logins, ok bool)
 	// Settings returns the cluster's settings.
 	Settings(ctx context.Context) (map[string]string, error)
 	// Pools returns this node's pools, by name.

@@ -50,6 +50,7 @@ type TargetPortal struct {
 type TargetList struct {
 	Targets     []Target  `json:"targets" nullable:"false"`
 	Discovery   []Session `json:"discovery" nullable:"false" doc:"Discovery sessions, which belong to no target"`
+	Logins      []Logins  `json:"logins" nullable:"false" doc:"How logins have ended, by node: one that was refused belongs to no target"`
 	Unreachable []string  `json:"unreachable,omitempty" doc:"Nodes that did not answer: their sessions are missing here"`
 	AsOf        time.Time `json:"as_of"`
 }
@@ -154,7 +155,7 @@ func (s *Server) listTargets(ctx context.Context, in *request) (*reply[TargetLis
 		return nil, asProblem(err)
 	}
 	list := targets(luns, hosts, nodes, sessions.Sessions)
-	list.Unreachable, list.AsOf = sessions.Unreachable, time.Now()
+	list.Logins, list.Unreachable, list.AsOf = sessions.Logins, sessions.Unreachable, time.Now()
 	return &reply[TargetList]{list}, nil
 }
 

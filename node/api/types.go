@@ -197,6 +197,7 @@ type Session struct {
 // SessionList is what GET /v1/sessions answers.
 type SessionList struct {
 	Sessions    []Session `json:"sessions" nullable:"false"`
+	Logins      []Logins  `json:"logins" nullable:"false" doc:"How logins have ended, by node"`
 	Unreachable []string  `json:"unreachable,omitempty" doc:"Nodes that did not answer: their sessions are missing here"`
 }
 

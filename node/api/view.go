@@ -289,11 +289,17 @@ func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, err
 	if err != nil {
 		return SessionList{}, err
 	}
-	list := SessionList{Sessions: slices.Clone(orEmpty(own))}
+	list := SessionList{Sessions: slices.Clone(orEmpty(own)), Logins: []Logins{}}
+	if l, ok := s.svc.Logins(); ok {
+		list.Logins = append(list.Logins, l)
+	}
 	if localOnly {
 		return list, nil
 	}
-	list.Unreachable, err = askDataNodes(ctx, s, "/v1/sessions", func(theirs SessionList) { list.Sessions = append(list.Sessions, theirs.Sessions...) })
+	list.Unreachable, err = askDataNodes(ctx, s, "/v1/sessions", func(theirs SessionList) {
+		list.Sessions = append(list.Sessions, theirs.Sessions...)
+		list.Logins = append(list.Logins, theirs.Logins...)
+	})
 	if err != nil {
 		return SessionList{}, err
 	}
@@ -304,6 +310,7 @@ func (s *Server) sessions(ctx context.Context, localOnly bool) (SessionList, err
 	for i := range list.Sessions {
 		list.Sessions[i].Host = hostOf(hosts, list.Sessions[i].Initiator)
 	}
+	slices.SortFunc(list.Logins, func(a, b Logins) int { return cmp.Compare(a.Node, b.Node) })
 	slices.SortStableFunc(list.Sessions, func(a, b Session) int {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), cmp.Compare(a.Initiator, b.Initiator), cmp.Compare(a.Node, b.Node))
 	})

@@ -262,6 +262,35 @@ func TestIsolatedLeaderDoesNotCommitAndSaysSo(t *testing.T) {
 	}
 }
 
+// Who hands over knows at once who leads, and a change made there is taken without an election.
+func TestLeadershipIsHandedOver(t *testing.T) {
+	c := newCluster(t, "a", "b", "w")
+	c.start("a", "b", "w")
+	c.register("a", "b", "w")
+	eventually(t, "somebody leads", func() bool { return c.leader() != "" })
+	old := c.nodes[c.leader()].cat
+	if err := old.HandOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	leader, known := old.Leader()
+	if !known || leader == old.cfg.Node || old.IsLeader() {
+		t.Fatalf("%q leads, as %s sees it", leader, old.cfg.Node)
+	}
+	if _, err := c.nodes[leader].cat.Propose(t.Context(), &SetSetting{Key: "k", Value: "v"}); err != nil {
+		t.Error(err)
+	}
+	if err := old.HandOver(t.Context()); err != nil { // it has nothing to hand over any more
+		t.Error(err)
+	}
+
+	alone := newCluster(t, "s")
+	alone.start("s")
+	eventually(t, "it leads", func() bool { return alone.leader() == "s" })
+	if err := alone.nodes["s"].cat.HandOver(t.Context()); err == nil || !alone.nodes["s"].cat.IsLeader() {
+		t.Errorf("handed over to nobody: %v", err)
+	}
+}
+
 // TestBlankDiskDoesNotVote is the case that loses data without the guard: an entry committed by a and w, then w's disk is
 // lost and a is down. b lacks the entry; with the vote of a blank w it would lead.
 func TestBlankDiskDoesNotVote(t *testing.T) {

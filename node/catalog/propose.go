@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -113,6 +114,34 @@ func (c *Catalog) followMembers(ctx context.Context, change Change) error {
 	}
 	return nil
 }
+
+// HandOver gives the leadership to another member that votes, if this node has it, and returns when it is known who leads now: what is
+// proposed after that waits for no election. An error says that this node still leads, or that it is not known who does.
+func (c *Catalog) HandOver(ctx context.Context) error {
+	if !c.IsLeader() {
+		return nil
+	}
+	if _, err := c.do(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransfer() }); err != nil {
+		return err
+	}
+	tick := time.NewTicker(leaderPoll)
+	defer tick.Stop()
+	for {
+		if leader, known := c.Leader(); known && leader != c.cfg.Node {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.done:
+			return ErrClosed
+		}
+	}
+}
+
+// leaderPoll is how often it is looked who leads.
+const leaderPoll = 5 * time.Millisecond
 
 // do hands something to Raft and waits for it, for ctx or for Close, whichever is first: Raft's own futures may
 // never be answered once it has been shut down (hashicorp/raft#498).

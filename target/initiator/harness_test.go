@@ -133,6 +133,8 @@ func (n *node) List(string, uint16) []target.Listing {
 	return list
 }
 
+func (n *node) SinglePath(target.Opening) bool { return false }
+
 func (n *node) Open(o target.Opening) (scsi.Executor, error) {
 	if o.Target != targetName {
 		return nil, target.ErrNoTarget

@@ -45,7 +45,11 @@ type Refusal struct {
 	Status  Status
 	Address string // MovedTemporarily and MovedPermanently: where to go, host:port; IPv6 hosts in brackets
 	Reason  string // for our own log; the initiator sees only the status
+	Cause   error  // for our own books, nil as a rule; errors.Is finds it
 }
+
+// Unwrap returns the Cause.
+func (r *Refusal) Unwrap() error { return r.Cause }
 
 func (r *Refusal) Error() string {
 	return fmt.Sprintf("login refused with status %04Xh: %s", uint16(r.Status), r.Reason)

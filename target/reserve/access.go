@@ -1,18 +1,18 @@
 package reserve
 
-// Class is what a command has to do with reservations; the rows of SPC-4 r37 table 66 and SBC-3 r36 table 13 that are alike.
+// Class is what a command has to do with reservations; the rows of SPC-4 r37 table 65 and SBC-3 r36 table 13 that are alike.
 type Class uint8
 
 // The zero Class is the strictest of those that have no rules of their own, so that what is not placed is not let through.
 const (
 	// Changes: only by those the reservation gives access: WRITE and all else that changes the medium, SYNCHRONIZE CACHE,
-	// MODE SELECT, EXTENDED COPY, RECEIVE COPY RESULTS, SET TARGET PORT GROUPS.
+	// MODE SELECT, EXTENDED COPY, SET TARGET PORT GROUPS.
 	Changes Class = iota
 	// Reads: also allowed where only writing is exclusive: READ, VERIFY, PRE-FETCH, GET LBA STATUS, MODE SENSE, the REPORT
 	// SUPPORTED commands.
 	Reads
 	// Asks: allowed under every persistent reservation, not while another nexus has reserved with RESERVE: TEST UNIT READY,
-	// LOG SENSE, START STOP UNIT that starts.
+	// LOG SENSE, START STOP UNIT that starts, RECEIVE COPY RESULTS.
 	Asks
 	// Describes: allowed always, also while another nexus has reserved with RESERVE: INQUIRY, REPORT LUNS, REQUEST SENSE,
 	// READ CAPACITY, REPORT TARGET PORT GROUPS.

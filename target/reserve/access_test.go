@@ -38,7 +38,7 @@ func registered(t *testing.T, nexuses ...Nexus) Table {
 	return table
 }
 
-// TestCommandsInThePresenceOfReservations is SPC-4 table 66 and SBC-3 table 13. Columns: the class; then for a nexus that is
+// TestCommandsInThePresenceOfReservations is SPC-4 r37 table 65 and SBC-3 table 13. Columns: the class; then for a nexus that is
 // not registered, and for one that is but does not hold the reservation: a letter for each of the six types, A allowed, C conflict.
 func TestCommandsInThePresenceOfReservations(t *testing.T) {
 	for _, row := range []struct {

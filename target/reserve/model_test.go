@@ -140,7 +140,7 @@ func (o *oracle) out(from Nexus, action, kind int, key, service uint64) (string,
 	return "good", told
 }
 
-// allows is SPC-4 table 66 once more, as sentences.
+// allows is SPC-4 r37 table 65 once more, as sentences.
 func (o *oracle) allows(n Nexus, class Class) bool {
 	_, registered := o.keys[n]
 	switch {

@@ -68,7 +68,7 @@ func (t Table) Out(from Nexus, r *Request, ports []uint16) (Change, error) {
 	return Change{}, errInvalidCDB
 }
 
-// register is REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 r37 §5.13.7, tables 58 and 59), for every nexus concerned
+// register is REGISTER and REGISTER AND IGNORE EXISTING KEY (SPC-4 r37 §5.13.7, tables 67 and 68), for every nexus concerned
 // or for none.
 func (t Table) register(from Nexus, r *Request, ports []uint16) (Change, error) {
 	at := t.find(from)
@@ -76,9 +76,12 @@ func (t Table) register(from Nexus, r *Request, ports []uint16) (Change, error) 
 		switch {
 		case at < 0 && r.Key != 0, at >= 0 && t.registrations[at].Key != r.Key:
 			return Change{}, ErrConflict
-		case r.Specified && (at >= 0 || r.ServiceKey == 0):
-			return Change{}, errInvalidCDB
+		case r.Specified && at >= 0:
+			return Change{}, errInvalidList
 		}
+	}
+	if at < 0 && r.ServiceKey == 0 {
+		return Change{Table: t}, nil // "do nothing except return GOOD status", whatever else is in the list
 	}
 	targets := []uint16{from.Port}
 	if r.AllPorts {
@@ -103,14 +106,11 @@ func (t Table) register(from Nexus, r *Request, ports []uint16) (Change, error) 
 				continue
 			}
 			if before.find(n) >= 0 {
-				// Table 58 registers the unregistered ones only: another's key is not replaced behind its back.
+				// Table 67 registers the unregistered ones only: another's key is not replaced behind its back.
 				return Change{}, errInvalidList
 			}
 			c.registerOne(n, from, r.ServiceKey)
 		}
-	}
-	if !c.Changed {
-		return Change{Table: before}, nil // unregistered and to stay so: "do nothing except return GOOD"
 	}
 	c.Table.generation++
 	c.Table.persist = r.Persist
@@ -142,7 +142,7 @@ func (c *Change) registerOne(n, from Nexus, key uint64) {
 	c.Changed = true
 }
 
-// unregister removes n (SPC-4 r37 §5.13.11.2.2 "unregistering"). A reservation that n held ends; one of all registrants ends
+// unregister removes n (SPC-4 r37 §5.13.11.2.3 "unregistering"). A reservation that n held ends; one of all registrants ends
 // with the last of them. Registered nexuses are told if the reservation gave them access.
 func (c *Change) unregister(n, from Nexus) {
 	t := &c.Table
@@ -188,7 +188,7 @@ func (t *Table) hold(from Nexus, kind Type) {
 	}
 }
 
-// release is RELEASE (SPC-4 r37 §5.13.11.2.1). It is GOOD without effect for who holds nothing.
+// release is RELEASE (SPC-4 r37 §5.13.11.2.2). It is GOOD without effect for who holds nothing.
 func (t Table) release(from Nexus, r *Request) (Change, error) {
 	switch {
 	case t.kind == None || !t.Holds(from):
@@ -205,7 +205,7 @@ func (t Table) release(from Nexus, r *Request) (Change, error) {
 	return c, nil
 }
 
-// clear is CLEAR (SPC-4 r37 §5.13.11.2.6). from may be no nexus at all: then everyone is told.
+// clear is CLEAR (SPC-4 r37 §5.13.11.2.7). from may be no nexus at all: then everyone is told.
 func (t Table) clear(from Nexus) Change {
 	c := Change{Table: t, Changed: true}
 	c.tell(from, ReservationsPreempted)
@@ -214,7 +214,7 @@ func (t Table) clear(from Nexus) Change {
 	return c
 }
 
-// preempt is PREEMPT and PREEMPT AND ABORT (SPC-4 r37 §5.13.11.2.3 to 2.5, table 60).
+// preempt is PREEMPT and PREEMPT AND ABORT (SPC-4 r37 §5.13.11.2.4 to 2.6, table 72).
 func (t Table) preempt(from Nexus, r *Request) (Change, error) {
 	takes := false // the reservation, not only registrations
 	switch {
@@ -258,7 +258,7 @@ func (t Table) preempt(from Nexus, r *Request) (Change, error) {
 	case takes:
 		c.Table.hold(from, r.Type)
 		if t.kind != r.Type {
-			// SPC-4 r37 §5.13.11.2.4: those who keep their registration are told that the old reservation is gone.
+			// SPC-4 r37 §5.13.11.2.4.3: those who keep their registration are told that the old reservation is gone.
 			c.tell(from, ReservationsReleased)
 		}
 	case t.kind.AllRegistrants() && len(kept) == 0:
@@ -278,10 +278,10 @@ func (t Table) move(from Nexus, r *Request, ports []uint16) (Change, error) {
 	if r.ServiceKey == 0 || len(r.Ports) != 1 || !slices.Contains(ports, r.TargetPort) {
 		return Change{}, errInvalidList
 	}
-	to := Nexus{r.Ports[0].Initiator, r.Ports[0].ISID, r.TargetPort}
-	if to == from {
-		return Change{}, errInvalidList
+	if r.Ports[0] == (Port{from.Initiator, from.ISID}) {
+		return Change{}, errInvalidList // also through another target port
 	}
+	to := Nexus{r.Ports[0].Initiator, r.Ports[0].ISID, r.TargetPort}
 	before := t
 	c := Change{Table: t.with()}
 	c.registerOne(to, from, r.ServiceKey)

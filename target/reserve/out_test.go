@@ -40,7 +40,7 @@ func code(err error) string {
 	return err.Error()
 }
 
-// TestRegister is SPC-4 tables 58 and 59. alice has key 1, carol is not registered.
+// TestRegister is SPC-4 r37 tables 67 and 68. alice has key 1, carol is not registered.
 func TestRegister(t *testing.T) {
 	other := []Port{{bob.Initiator, bob.ISID}}
 	fresh := []Port{{dave.Initiator, dave.ISID}}
@@ -54,7 +54,7 @@ func TestRegister(t *testing.T) {
 		{"unregistered, key", carol, Request{Action: Register, Key: 9, ServiceKey: 3}, "conflict", ""},
 		{"unregistered, register", carol, Request{Action: Register, ServiceKey: 3}, "good", "alice=1 bob=2 carol=3"},
 		{"unregistered, nothing", carol, Request{Action: Register}, "good", "alice=1 bob=2"},
-		{"unregistered, specified, zero key", carol, Request{Action: Register, Specified: true, Ports: fresh}, "2400", ""},
+		{"unregistered, specified, nothing", carol, Request{Action: Register, Specified: true, Ports: fresh}, "good", "alice=1 bob=2"},
 		{"unregistered, specified", carol, Request{Action: Register, ServiceKey: 3, Specified: true, Ports: fresh}, "good", "alice=1 bob=2 carol=3 dave=3"},
 		{"unregistered, itself specified", carol, Request{Action: Register, ServiceKey: 3, Specified: true, Ports: []Port{{carol.Initiator, carol.ISID}}}, "good", "alice=1 bob=2 carol=3"},
 		{"unregistered, registered one specified", bob2(), Request{Action: Register, ServiceKey: 3, Specified: true, Ports: other}, "2600", ""},
@@ -62,13 +62,16 @@ func TestRegister(t *testing.T) {
 		{"registered, no key", alice, Request{Action: Register, ServiceKey: 3}, "conflict", ""},
 		{"registered, change", alice, Request{Action: Register, Key: 1, ServiceKey: 3}, "good", "alice=3 bob=2"},
 		{"registered, unregister", alice, Request{Action: Register, Key: 1}, "good", "bob=2"},
-		{"registered, specified", alice, Request{Action: Register, Key: 1, ServiceKey: 3, Specified: true, Ports: fresh}, "2400", ""},
+		{"registered, specified", alice, Request{Action: Register, Key: 1, ServiceKey: 3, Specified: true, Ports: fresh}, "2600", ""},
+		{"registered, specified, zero key", alice, Request{Action: Register, Key: 1, Specified: true, Ports: fresh}, "2600", ""},
 		{"ignore, unregistered", carol, Request{Action: RegisterAndIgnore, Key: 77, ServiceKey: 3}, "good", "alice=1 bob=2 carol=3"},
 		{"ignore, nothing", carol, Request{Action: RegisterAndIgnore, Key: 77}, "good", "alice=1 bob=2"},
 		{"ignore, change", alice, Request{Action: RegisterAndIgnore, Key: 77, ServiceKey: 3}, "good", "alice=3 bob=2"},
 		{"ignore, unregister", alice, Request{Action: RegisterAndIgnore, Key: 77}, "good", "bob=2"},
 		{"all ports", carol, Request{Action: Register, ServiceKey: 3, AllPorts: true}, "good", "alice=1 bob=2 carol=3 carol=3 carol=3"},
 		{"all ports, one taken", Nexus{alice.Initiator, alice.ISID, 2}, Request{Action: Register, ServiceKey: 3, AllPorts: true}, "conflict", ""},
+		{"all ports, nothing", carol, Request{Action: Register, AllPorts: true}, "good", "alice=1 bob=2"},
+		{"all ports, ignore, another port registered, nothing", alice2(), Request{Action: RegisterAndIgnore, AllPorts: true}, "good", "alice=1 bob=2"},
 		{"all ports, ignore, one taken", Nexus{alice.Initiator, alice.ISID, 2}, Request{Action: RegisterAndIgnore, ServiceKey: 3, AllPorts: true}, "good", "alice=3 bob=2 alice=3 alice=3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -88,7 +91,7 @@ func TestRegister(t *testing.T) {
 				t.Errorf("registered: %s, want %s", keys(got.Table), c.keys)
 			}
 			raised := uint32(1)
-			if c.r.ServiceKey == 0 && c.from == carol {
+			if c.r.ServiceKey == 0 && (c.from == carol || c.from == alice2()) {
 				raised = 0
 			}
 			if got.Table.generation != before.generation+raised || got.Changed != (raised == 1) {
@@ -97,6 +100,9 @@ func TestRegister(t *testing.T) {
 		})
 	}
 }
+
+// alice2 is alice through a port that she has not registered for.
+func alice2() Nexus { return Nexus{alice.Initiator, alice.ISID, 2} }
 
 // bob2 is another port of the unit for which bob is registered on port 1: the one that SPEC_I_PT would register is.
 func bob2() Nexus { return Nexus{"iqn.2024-01.test:eve", [6]byte{1}, 1} }
@@ -195,7 +201,7 @@ func TestClear(t *testing.T) {
 	}
 }
 
-// TestPreempt is SPC-4 table 60. alice has key 1 and holds what is reserved, bob key 2, carol 3 and dave 3 as well.
+// TestPreempt is SPC-4 r37 table 72. alice has key 1 and holds what is reserved, bob key 2, carol 3 and dave 3 as well.
 func TestPreempt(t *testing.T) {
 	const we, ea, wero, wear, eaar = WriteExclusive, ExclusiveAccess, WriteExclusiveRegistrantsOnly, WriteExclusiveAllRegistrants, ExclusiveAccessAllRegistrants
 	for _, c := range []struct {
@@ -286,6 +292,7 @@ func TestRegisterAndMove(t *testing.T) {
 		{"unregistered", WriteExclusive, dave, with(func(r *Request) { r.Key = 0 }), "conflict", ""},
 		{"zero key", WriteExclusive, alice, with(func(r *Request) { r.ServiceKey = 0 }), "2600", ""},
 		{"no such port", WriteExclusive, alice, with(func(r *Request) { r.TargetPort = 77 }), "2600", ""},
+		{"to itself through another port", WriteExclusive, alice, with(func(r *Request) { r.Ports, r.TargetPort = []Port{{alice.Initiator, alice.ISID}}, 2 }), "2600", ""},
 		{"to itself", WriteExclusive, alice, with(func(r *Request) { r.Ports, r.TargetPort = []Port{{alice.Initiator, alice.ISID}}, 1 }), "2600", ""},
 	} {
 		table := registered(t, alice, bob)

@@ -193,6 +193,44 @@ func TestErrNotOwnerWhileAnotherOwnsIsAnsweredAtOnce(t *testing.T) {
 	})
 }
 
+// Who knows one path only is asked to follow the LUN. Until it has, BUSY keeps its guest from an I/O error.
+func TestSinglePathInitiatorsAreBusyWhereTheLUNIsNot(t *testing.T) {
+	g := newRig(t, 512, nil)
+	g.access.Store(access(1, scsi.Standby, scsi.ActiveOptimized))
+	for _, c := range [][16]byte{tur, read10(0, 1), cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 0)} {
+		g.nexus.SetSinglePath(false)
+		g.want(g.run(g.nexus, c, 512, nil), "02/04/0B")
+		g.nexus.SetSinglePath(true)
+		g.want(g.run(g.nexus, c, 512, nil), "busy")
+	}
+	g.want(g.run(g.nexus, cdb(0x12, 0, 0, 0, 96), 96, nil), "good")
+	g.access.Store(access(1, scsi.Unavailable, scsi.ActiveOptimized)) // this node is broken
+	g.want(g.run(g.nexus, tur, 0, nil), "02/04/0C")
+}
+
+// libiscsi ends a login with TEST UNIT READY, and gives up if the LUN is just moving.
+func TestReadinessIsWaitedForWithASinglePath(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 512, nil)
+		g.access.Store(access(1, scsi.Transitioning, scsi.Transitioning))
+		g.want(g.run(g.nexus, tur, 0, nil), "02/04/0A")
+		g.nexus.SetSinglePath(true)
+		began := time.Now()
+		time.AfterFunc(100*time.Millisecond, func() { g.access.Store(access(2, scsi.ActiveOptimized, scsi.Standby)) })
+		g.want(g.run(g.nexus, tur, 0, nil), "good")
+		if waited := time.Since(began); waited < 100*time.Millisecond || waited > 150*time.Millisecond {
+			t.Errorf("after %v", waited)
+		}
+		g.want(g.run(g.nexus, tur, 0, nil), "06/2A/06")
+		g.access.Store(access(2, scsi.Transitioning, scsi.Transitioning))
+		began = time.Now()
+		g.want(g.run(g.nexus, tur, 0, nil), "busy")
+		if waited := time.Since(began); waited != scsi.DefaultHold {
+			t.Errorf("after %v", waited)
+		}
+	})
+}
+
 func TestUnitAttentionsInOrderAndOncePerNexus(t *testing.T) {
 	g := newRig(t, 512, nil)
 	second := g.attach(2)

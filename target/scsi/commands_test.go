@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/target/reserve"
 	"sanctuary/target/scsi"
 )
 
@@ -103,6 +104,89 @@ func TestDescriptionsAreExactAtEveryAllocationLength(t *testing.T) {
 	}
 }
 
+// SPC-4 r37 table 65: what is only told passes every persistent reservation of another nexus, what writes or reads does not.
+func TestWhatPassesExclusiveAccessOfAnother(t *testing.T) {
+	g := newRig(t, 512, nil)
+	holder := g.attach(2)
+	g.clear(holder)
+	register, list := prout(reserve.Register, 0, 0, 1)
+	g.want(g.run(holder, register, 0, list), "good")
+	hold, list := prout(reserve.ReserveAction, reserve.ExclusiveAccess, 1, 0)
+	g.want(g.run(holder, hold, 0, list), "good")
+	for want, cdbs := range map[string][][16]byte{
+		"good": {
+			tur, cdb(0x03, 0, 0, 0, 18), cdb(0x12, 0, 0, 0, 96), cdb(0x1B, 0, 0, 0, 1), cdb(0x25), cdb(0x4D, 0, 0x40, 0, 0, 0, 0, 0, 64),
+			cdb(0x5E, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32),
+			cdb(0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0xA3, 0x0A, 0, 0, 0, 0, 0, 0, 0, 64),
+		},
+		"05/24/00": {cdb(0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64)}, // no such copy
+		"status 18": {
+			read10(0, 1), cdb(0x1A, 0, 0x3F, 0, 255), cdb(0x2F, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x34, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x35),
+			cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32), cdb(0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 0, 64),
+		},
+	} {
+		for _, c := range cdbs {
+			g.want(g.run(g.nexus, c, 512, nil), want)
+		}
+	}
+}
+
+func TestSenseNamesTheFirstLBAThatIsNotThere(t *testing.T) {
+	g := newRig(t, 512, nil)
+	for _, c := range []struct {
+		cdb  [16]byte
+		out  []byte
+		info string
+	}{
+		{read10(testSectors-1, 2), nil, "00001000"},
+		{read10(testSectors+5, 1), nil, "00001005"},
+		{read10(testSectors+5, 0), nil, "00001005"},
+		{cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0x10, 0x07, 0, 0, 0, 32), nil, "00001007"},
+		{cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 24), unhex("0016 0010 00000000 0000000000000ffe 00000008 00000000"), "00001000"},
+	} {
+		r := g.run(g.nexus, c.cdb, max(0, 1024-1024*len(c.out)), c.out)
+		if want := unhex("f0 00 05 " + c.info + " 0a 00000000 2100 00 000000"); !bytes.Equal(r.Sense, want) {
+			t.Errorf("CDB % x: sense % x, want % x", c.cdb, r.Sense, want)
+		}
+	}
+}
+
+// A node has a portal group, and so a target port, for each network; the port group of VPD page 83h is the node's whatever the portal.
+func TestTargetPortIsNamedAfterThePortalOfTheSession(t *testing.T) {
+	g := newRig(t, 512, nil)
+	host := scsi.NewTarget(scsi.TargetConfig{Name: "iqn.2024-01.test:host", Ports: 0x0800})
+	if err := host.Add(7, g.unit); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		target *scsi.Target
+		name   string
+		port   string
+	}{
+		{g.target, "iqn.2024-01.test:lun", "2001"},
+		{host, "iqn.2024-01.test:host", "2801"},
+	} {
+		n := &scsi.Nexus{Initiator: "iqn.2024-01.test:other", Port: 0x2001}
+		c.target.Attach(n)
+		task := g.task(n, cdb(0x12, 1, 0x83, 0, 255), 255, nil)
+		if c.target == host {
+			task.LUN = scsi.EncodeLUN(7)
+		}
+		c.target.Execute(t.Context(), task)
+		got := bytes.Clone(task.DataIn)
+		g.buffers.Put(task.DataIn)
+		for _, want := range [][]byte{
+			unhex("51 94 00 04 0000" + c.port), // relative target port
+			unhex("51 95 00 04 0000 0001"),     // target port group
+			[]byte(c.name + ",t,0x2001\x00"),
+		} {
+			if !bytes.Contains(got, want) {
+				t.Errorf("port %s of %s: %q is not in %q", c.port, c.name, want, got)
+			}
+		}
+	}
+}
+
 // withAllocation sets the low byte of the ALLOCATION LENGTH, and the one above too if wide.
 func withAllocation(c [16]byte, at [2]int, wide bool, n byte) [16]byte {
 	if at[1] > 0 {
@@ -193,7 +277,7 @@ func TestRefusals(t *testing.T) {
 		{"unmap nothing", cdb(0x42), 0, nil, "good"},
 		{"unmap anchor", cdb(0x42, 1), 0, nil, "05/24/00"},
 		{"unmap short list", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 7), 0, make([]byte, 7), "05/1A/00"},
-		{"unmap list longer than sent", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, unhex("0016 0010 00000000"), "05/1A/00"},
+		{"unmap list longer than sent", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, unhex("0016 0010 00000000"), "good"},
 		{"unmap no descriptors", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 8), 0, make([]byte, 8), "good"},
 		{"unmap beyond", cdb(0x42, 0, 0, 0, 0, 0, 0, 0, 24), 0, unhex("0016 0010 00000000 ffffffffffffffff 00000001 00000000"), "05/21/00"},
 		{"unmap too many", cdb(0x42, 0, 0, 0, 0, 0, 0, 0x10, 0x18), 0, append(unhex("1016 1010 00000000"), make([]byte, 257*16)...), "05/26/00"},
@@ -318,6 +402,13 @@ func TestDataCommands(t *testing.T) {
 		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
 		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) || !bytes.Equal(at(10, 1), make([]byte, logical)) {
 			t.Error("UNMAP cleared the wrong blocks")
+		}
+		// A descriptor that the parameter list length cuts off is ignored.
+		g.want(g.run(g.nexus, cdb(0x2A, 0, 0, 0, 0, 3, 0, 0, 2), 0, next), "good")
+		list = unhex("002e 0020 00000000 0000000000000003 00000001 00000000 0000000000000004 00000001 00000000")[:39]
+		g.want(g.run(g.nexus, cdb(0x42, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list), "good")
+		if !bytes.Equal(at(3, 1), make([]byte, logical)) || !bytes.Equal(at(4, 1), next[logical:]) {
+			t.Error("UNMAP with a descriptor cut off cleared the wrong blocks")
 		}
 	}
 }

@@ -79,6 +79,9 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	aborted := r.end()
 	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
+	if outcome == error(senseStandby) && task.Nexus.SinglePath() {
+		outcome = statusError(StatusBusy)
+	}
 	r.conclude(outcome, aborted)
 	nexus.stats.count(task, outcome)
 	finished = true
@@ -155,7 +158,7 @@ func (r *request) run() error {
 	// SPC-4 r37 §5.17: INQUIRY, REPORT LUNS and REQUEST SENSE are carried out although a unit attention is pending.
 	if !r.remote && (r.cmd == nil || !r.cmd.ignoresAttention) {
 		now := r.present()
-		s, allowed := r.Nexus.units.attend(now, r.set.version)
+		s, allowed := r.Nexus.units.attend(now, r.LUN, r.set)
 		if s != nil {
 			return s
 		}
@@ -306,7 +309,8 @@ func (r *request) forwards() bool {
 
 // worthWaiting says whether the command did nothing for want of an owner or a quorum, and none is known elsewhere.
 func (r *request) worthWaiting(err error) bool {
-	if err == nil || !r.cmd.access.needsOwner() {
+	// One that logs in with a single path takes TEST UNIT READY for the last word: it is held for it as what moves data is.
+	if err == nil || !r.cmd.access.needsOwner() && !(r.cmd.opcode == opTestUnitReady && r.Nexus.SinglePath()) {
 		return false
 	}
 	switch {

@@ -57,12 +57,14 @@ func testUnitReady(r *request) error {
 	return senseUnavailable
 }
 
-// requestSense returns and clears the next unit attention. Nothing else is ever pending, as sense data travels with the
-// status; so without one it says what TEST UNIT READY would. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
+// requestSense says why the unit is not ready, which leaves unit attentions alone; else it returns and clears the next one. Nothing else is
+// ever pending, as sense data travels with the status. DESC, not D_SENSE, chooses the format (SPC-4 r37 §6.39).
 func requestSense(r *request) error {
-	s, _ := r.Nexus.units.attend(r.present(), r.set.version)
-	if s == nil && !errors.As(testUnitReady(r), &s) {
-		s = &Sense{Key: NoSense}
+	var s *Sense
+	if !errors.As(testUnitReady(r), &s) {
+		if s, _ = r.Nexus.units.attend(r.present(), r.LUN, r.set); s == nil {
+			s = &Sense{Key: NoSense}
+		}
 	}
 	return r.reply(appendSense(nil, *s, r.CDB[1]&0x01 != 0), int(r.CDB[4]))
 }
@@ -190,7 +192,8 @@ func appendIdentification(dst []byte, r *request) []byte {
 	designator(codeBinary, designatesPort, typePortGroup, []byte{0, 0, byte(r.access.Local >> 8), byte(r.access.Local)})
 	name(designatesUnit, "naa."+hex.EncodeToString(r.unit.naa()))
 	if target := r.target.cfg.Name; target != "" {
-		name(designatesPort, fmt.Sprintf("%s,t,0x%04x", target, r.access.Local))
+		// RFC 7143 §4.4.3: a target port is named after the portal group of the session, of which a node has one for each network.
+		name(designatesPort, fmt.Sprintf("%s,t,0x%04x", target, port&^r.target.cfg.Ports))
 		name(designatesTarget, target)
 	}
 	return dst

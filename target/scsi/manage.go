@@ -56,6 +56,8 @@ func (t *Target) Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(c
 			}
 			return response(all)
 		}
+	case TaskReassign:
+		return func(context.Context) FunctionResponse { return ReassignNotSupported }
 	}
 	return func(context.Context) FunctionResponse { return FunctionNotSupported }
 }

@@ -127,7 +127,8 @@ func TestManageAnswers(t *testing.T) {
 			{scsi.LogicalUnitReset, 5 << 48, scsi.LUNDoesNotExist},
 			{scsi.ClearACA, 0, scsi.FunctionNotSupported},
 			{scsi.TargetColdReset, 5 << 48, scsi.FunctionComplete},
-			{8, 0, scsi.FunctionNotSupported},
+			{scsi.TaskReassign, 0, scsi.ReassignNotSupported},
+			{9, 0, scsi.FunctionNotSupported},
 		} {
 			if got := g.target.Manage(c.f, g.nexus, c.lun, 1)(ctx); got != c.want {
 				t.Errorf("function %d: %d, want %d", c.f, got, c.want)

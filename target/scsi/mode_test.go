@@ -95,7 +95,7 @@ func TestModeSelectChangesWhatCanBeChanged(t *testing.T) {
 	write := cdb(0x2A, 0, 0, 0, 0, 0, 0, 0, 1)
 
 	g.want(g.selectPages(g.nexus, 0, controlDSense), "good")
-	if r := g.run(g.nexus, read, 512, nil); !bytes.Equal(r.Sense, unhex("72 05 2100 000000 00")) {
+	if r := g.run(g.nexus, read, 512, nil); !bytes.Equal(r.Sense, unhex("72 05 2100 000000 0c 000a8000 0000000000001000")) {
 		t.Errorf("D_SENSE=1: sense % x", r.Sense)
 	}
 	// Who did not do it is told, once, and in the new format.
@@ -256,7 +256,16 @@ func TestSoftThresholdIsReportedOncePerCrossing(t *testing.T) {
 	set(0, giB+1<<20)
 	told("good")
 	set(0, giB)
-	told("06/38/07")
+	// INFORMATION is the place of the threshold's descriptor in the mode page: 16 of what is available, 24 of what is used.
+	if r := g.run(g.attach(3), cdb(0x00), 0, nil); outcome(&r.Task) != "06/29/00" {
+		t.Error("a nexus that has seen nothing is told of a crossing")
+	}
+	sense := g.run(g.nexus, cdb(0x03, 0, 0, 0, 18), 18, nil).data
+	if !bytes.Equal(sense, unhex("f0 00 06 00000010 0a 00000000 3807 00 000000")) {
+		t.Errorf("sense % x", sense)
+	}
+	g.want(g.run(other, cdb(0x00), 0, nil), "06/38/07")
+	told("good")
 	set(0, giB/2) // further down: known
 	told("good")
 	set(0, giB+1<<20) // trembles
@@ -274,7 +283,11 @@ func TestSoftThresholdIsReportedOncePerCrossing(t *testing.T) {
 	set(1<<20, 0)
 	told("good")
 	set(2<<20, 0)
-	told("06/38/07")
+	if r := g.run(g.nexus, cdb(0x00), 0, nil); !bytes.Equal(r.Sense, unhex("f0 00 06 00000018 0a 00000000 3807 00 000000")) {
+		t.Errorf("sense % x", r.Sense)
+	}
+	g.want(g.run(other, cdb(0x00), 0, nil), "06/38/07")
+	told("good")
 	// And wants to hear nothing.
 	g.want(g.selectPages(g.nexus, 0, "010a 00000000 0000 00000000"), "good")
 	g.want(g.run(other, cdb(0x00), 0, nil), "06/2A/01")
@@ -380,6 +393,7 @@ func (f *faulty) Read(context.Context, block.Range, []byte) error { return f.err
 
 func TestRequestSenseSaysWhyTheUnitIsNotReady(t *testing.T) {
 	g := newRig(t, 512, nil)
+	fresh := g.attach(2)
 	for state, want := range map[scsi.AccessState]string{
 		scsi.ActiveOptimized:    "70 00 00 00000000 0a 00000000 0000 00 000000",
 		scsi.ActiveNonOptimized: "70 00 00 00000000 0a 00000000 0000 00 000000",
@@ -391,6 +405,18 @@ func TestRequestSenseSaysWhyTheUnitIsNotReady(t *testing.T) {
 		r := g.run(g.nexus, cdb(0x03, 0, 0, 0, 18), 18, nil)
 		if g.want(r, "good"); !bytes.Equal(r.data, unhex(want)) {
 			t.Errorf("state %d: % x", state, r.data)
+		}
+		if state != scsi.ActiveOptimized && state != scsi.ActiveNonOptimized {
+			// A unit attention waits until the unit is ready.
+			if r := g.run(fresh, cdb(0x03, 0, 0, 0, 18), 18, nil); !bytes.Equal(r.data, unhex(want)) {
+				t.Errorf("state %d, with a unit attention: % x", state, r.data)
+			}
+		}
+	}
+	g.access.Store(access(1, scsi.ActiveOptimized, scsi.Standby))
+	for _, want := range []string{"70 00 06 00000000 0a 00000000 2900 00 000000", "70 00 00 00000000 0a 00000000 0000 00 000000"} {
+		if r := g.run(fresh, cdb(0x03, 0, 0, 0, 18), 18, nil); !bytes.Equal(r.data, unhex(want)) {
+			t.Errorf("% x, want %s", r.data, want)
 		}
 	}
 }

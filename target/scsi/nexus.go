@@ -14,10 +14,12 @@ type nexusUnits struct {
 	// mu guards everything below. Held for a few instructions only, never while a command runs.
 	mu       sync.Mutex
 	attached bool
-	first    *request  // running tasks, linked through request.next and prev
-	luns     []lunView // few; searched from the start
-	luSet    uint64    // Target.luSet as last told (unit attention 3F/0E)
-	spare    *request  // ended, for the next commands; linked through request.next
+	first    *request          // running tasks, linked through request.next and prev
+	luns     []lunView         // few; searched from the start
+	luSet    uint64            // Target.luSet as last told (unit attention 3F/0E)
+	joined   uint64            // Target.luSet at the login
+	heard    map[uint16]uint64 // by number, unitSet.renewed as last told (3F/03); nil at first
+	spare    *request          // ended, for the next commands; linked through request.next
 	spares   int
 	ended    map[*Unit]ending // units on which tasks were ended; nil at first
 
@@ -36,7 +38,7 @@ type lunView struct {
 	pending    attention
 	generation uint64      // Access.Generation
 	capacity   block.Count // of the Backend
-	crossings  uint64      // of thresholds, spaceWatch.crossings
+	crossings  crossings   // of thresholds, as last told
 	known      *standing   // Unit.standing
 	seq        uint64      // number of the newest event of known, or of an older one if known cannot be read
 	allowed    reserve.Classes
@@ -56,8 +58,9 @@ const (
 	attendRegistrations
 	attendCapacity
 	attendAccess
+	attendInquiry
 	attendInventory
-	attendSpace
+	attendSpace // and the next bit: one for each of thresholdKinds
 
 	attendResets = attendPowerOn | attendTargetReset | attendReset
 )
@@ -74,8 +77,10 @@ var attentionSenses = [...]*Sense{
 	{Key: UnitAttention, Code: reserve.RegistrationsPreempted},
 	{Key: UnitAttention, Code: 0x2A09}, // capacity data has changed
 	{Key: UnitAttention, Code: 0x2A06}, // asymmetric access state changed
+	{Key: UnitAttention, Code: 0x3F03}, // inquiry data has changed
 	{Key: UnitAttention, Code: 0x3F0E}, // reported LUNs data has changed
-	{Key: UnitAttention, Code: 0x3807}, // thin provisioning soft threshold reached
+	thresholdReached(0),
+	thresholdReached(1),
 }
 
 // Codes of unit attentions that events carry (see event); those of reservations are in package reserve.
@@ -124,8 +129,10 @@ func (n *nexusUnits) view(now lunView, luSet uint64) *lunView {
 		if v.capacity != now.capacity {
 			v.pending |= attendCapacity
 		}
-		if v.crossings != now.crossings {
-			v.pending |= attendSpace
+		for i := range v.crossings {
+			if v.crossings[i] != now.crossings[i] {
+				v.pending |= attendSpace << i
+			}
 		}
 		if n.luSet != luSet {
 			n.luSet = luSet // reported once per nexus, not once per LUN
@@ -164,11 +171,15 @@ func (n *nexusUnits) notice(v *lunView, now *standing) {
 	v.allowed = s.reservations.Allowed(n.name)
 }
 
-// attend takes the next unit attention of the nexus for now.unit, nil if there is none, and says what commands now.known allows.
-func (n *nexusUnits) attend(now lunView, luSet uint64) (*Sense, reserve.Classes) {
+// attend takes the next unit attention of the nexus for now.unit, which a LUN field addresses in set, nil if there is none, and says what
+// commands now.known allows.
+func (n *nexusUnits) attend(now lunView, field uint64, set *unitSet) (*Sense, reserve.Classes) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	v := n.view(now, luSet)
+	v := n.view(now, set.version)
+	if len(set.renewed) > 0 {
+		n.renewed(v, field, set)
+	}
 	return v.pending.take(), v.allowed
 }
 

@@ -64,7 +64,7 @@ func portGroupList(u *Unit, cdb *[16]byte) int64 {
 }
 
 var (
-	senseSetGroupsFailed = &Sense{Key: IllegalRequest, Code: 0x670A} // SET TARGET PORT GROUPS COMMAND FAILED
+	senseSetGroupsFailed = &Sense{Key: HardwareError, Code: 0x670A} // SET TARGET PORT GROUPS COMMAND FAILED
 	senseNotSupported    = senseInvalidOpcode
 )
 
@@ -81,7 +81,7 @@ func setTargetPortGroups(r *request) error {
 	case want == 0:
 		return nil
 	case want < 4, want%4 != 0, want > 4+4*maxPortGroups:
-		return senseListLength
+		return badField(6, 7) // not PARAMETER LIST LENGTH ERROR
 	case int64(r.ExpectedOut) < want:
 		return senseBadTransfer
 	case int64(len(r.DataOut)) < want:

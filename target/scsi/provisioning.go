@@ -57,11 +57,9 @@ func unmap(r *request) error {
 		return senseListLength
 	}
 	list = list[:want]
-	descriptors := int(binary.BigEndian.Uint16(list[2:]))
-	if descriptors > len(list)-8 {
-		return senseListLength
-	}
-	list = list[8 : 8+descriptors/16*16] // a last incomplete descriptor is ignored
+	// A descriptor that is incomplete, or cut off by the parameter list length, is ignored.
+	descriptors := min(int(binary.BigEndian.Uint16(list[2:])), len(list)-8)
+	list = list[8 : 8+descriptors/16*16]
 	if len(list)/16 > maxUnmapDescriptors {
 		return senseInvalidList
 	}
@@ -124,7 +122,7 @@ func getLBAStatus(r *request) error {
 	lba := binary.BigEndian.Uint64(r.CDB[2:])
 	capacity := r.capacity()
 	if lba >= capacity {
-		return senseOutOfRange
+		return outOfRange(lba)
 	}
 	const header, each = 8, 16
 	list := make([]byte, header, header+maxStatusQueries*each)

@@ -3,6 +3,7 @@ package scsi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 //
 // The node of the login does that for its own tasks, and asks the owner for the others. If the owner cannot be reached, it does it
 // before the first command of the new session: it knows which sessions it has seen. What other nodes have accepted by then and
-// not asked for yet, the owner refuses by its age. What waits on a node for its becoming the owner is fenced by the next entry of
-// the log, as everywhere.
+// not asked for yet, the owner refuses by its age. What they hold, or still take the data of, until they own the LUN themselves, nobody
+// can reach for certain: so the owner puts an entry into the LUN's log that changes nothing (fenceOff). Whoever owns the LUN later has that
+// entry, and finds what it accepted before it fenced (block.ErrFenced). Without an owner there is no entry, and need be none: whoever
+// becomes the owner begins with one, and ends what it has itself when the new session's first command comes to it.
 
 const (
 	// reinstateFor is how long a login waits for the owner. One that cannot be reached is noticed sooner.
@@ -70,7 +73,10 @@ func (t *Target) Reinstate(ctx context.Context, n *Nexus) error {
 
 func (u *Unit) reinstate(ctx context.Context, n *Nexus) error {
 	accepted := time.Now()
-	if err := u.arrive(ctx, n.units.name, n.units.session); err != nil {
+	if err := u.arrive(ctx, n.units.name, n.units.session); errors.Is(err, errNotFenced) {
+		// Nor will this node serve a read before it has its quorum back, and with it the entry.
+		u.cfg.Log.Debug("a login is not in the LUN's log", "lun", u.cfg.Identity.Name, "initiator", n.Initiator, "error", err)
+	} else if err != nil {
 		return err
 	}
 	access := u.cfg.Access()
@@ -86,8 +92,23 @@ func (u *Unit) reinstate(ctx context.Context, n *Nexus) error {
 	return ctx.Err()
 }
 
+// errNotFenced: the tasks on this node have ended, but the LUN's log does not say so.
+var errNotFenced = errors.New("no entry in the log")
+
+// fenceOff returns when the LUN's log has an entry that is newer than the call. This node owns the LUN.
+func (u *Unit) fenceOff(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reinstateFor)
+	defer cancel()
+	fence, now := u.cfg.Backend.Fence(), u.cfg.Backend.State()
+	// The same state as before. If it is not current any more, somebody else has just made that entry.
+	if _, err := u.cfg.Backend.SwapState(ctx, fence, now.Version, now.Blob); err != nil && !errors.Is(err, block.ErrStale) {
+		return fmt.Errorf("%w: %w", errNotFenced, err)
+	}
+	return nil
+}
+
 // arrive ends what this node has accepted from other sessions of the same initiator port, unless the session is known, and returns
-// when that has ended.
+// when that has ended; on the owner also what other nodes have accepted, should they own the LUN later.
 func (u *Unit) arrive(ctx context.Context, name reserve.Nexus, session uint64) error {
 	bits := u.targetBits()
 	port, w := portOf(name, bits), &u.peers
@@ -110,6 +131,11 @@ func (u *Unit) arrive(ctx context.Context, name reserve.Nexus, session uint64) e
 	}, ending{era: era, busy: true}, nil)
 	if err := await(ctx, running); err != nil {
 		return err
+	}
+	if access := u.cfg.Access(); access.LocalState() == ActiveOptimized {
+		if err := u.fenceOff(ctx); err != nil {
+			return err
+		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

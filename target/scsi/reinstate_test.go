@@ -100,6 +100,54 @@ func TestLoginElsewhereRefusesWhatIsOnItsWay(t *testing.T) {
 	})
 }
 
+// What another node has taken in, and would carry out once it owns the LUN itself, is fenced by the login: the owner need not reach that node.
+func TestLoginElsewhereFencesWhatAnotherNodeHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNodes(t, scsi.ActiveNonOptimized, nil)
+		old, other := p.loggedIn(1, "host", 1), p.loggedIn(1, "host", 2)
+		coming := p.task(1, old, write10(0, 1), 0, pattern(512, 1)) // its data is not there yet
+		fresh := p.loggedIn(0, "host", 1)
+		later := p.task(1, other, write10(1, 1), 0, pattern(512, 2))
+		seen := p.run(0, fresh, read10(0, 1), 512, nil)
+		p.want(seen, "good")
+		p.cluster.Move(1)
+		p.want(p.run(1, old, tur, 0, nil), "06/2A/06")
+		p.want(p.run(1, other, tur, 0, nil), "06/2A/06")
+		p.want(p.execute(t.Context(), 1, coming), "busy")
+		if !bytes.Equal(p.cluster.Bytes(block.Range{Count: 1}), seen.data) {
+			t.Error("a write of the old session landed behind a read of the new one")
+		}
+		p.want(p.execute(t.Context(), 1, later), "good") // accepted after the login
+	})
+}
+
+// The entry is there when the login is answered, whichever node it came to, and once: commands cost none.
+func TestLoginIsInTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newNodes(t, scsi.ActiveNonOptimized, nil)
+		for node := range 2 {
+			before := p.cluster.State()
+			n, answered := p.login(node, "host", 1)
+			<-answered
+			if after := p.cluster.State(); after.Version != before.Version+1 || !bytes.Equal(after.Blob, before.Blob) {
+				t.Errorf("login at node %d: state %d, then %d", node, before.Version, after.Version)
+			}
+			p.want(p.run(node, n, tur, 0, nil), "06/29/00")
+			p.want(p.run(node, n, read10(0, 1), 512, nil), "good")
+			if after := p.cluster.State(); after.Version != before.Version+1 {
+				t.Errorf("commands at node %d make entries: state %d", node, after.Version)
+			}
+		}
+		// Without an owner nobody waits.
+		p.cluster.Move(-1)
+		began := time.Now()
+		_, answered := p.login(0, "host", 2)
+		if <-answered; time.Since(began) != 0 {
+			t.Errorf("a login without an owner took %v", time.Since(began))
+		}
+	})
+}
+
 // An owner that was not told of a login ends the old session's tasks before the new one's first command.
 func TestOwnerFindsOutAboutALogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -97,8 +97,8 @@ func takeProvisioningPage(u *Unit, v *modeValues, body []byte) {
 
 // spaceWatch notices when a threshold is crossed. Nobody tells it: commands look, at most once per spaceEvery.
 type spaceWatch struct {
-	crossings atomic.Uint64 // how often a threshold was reached: every nexus compares
-	next      atomic.Int64  // when to look again, since processStart
+	crossings [spaceThresholds]atomic.Uint64 // how often a threshold was reached: every nexus compares
+	next      atomic.Int64                   // when to look again, since processStart
 
 	mu      sync.Mutex
 	reached [spaceThresholds]bool
@@ -109,15 +109,34 @@ const spaceEvery = time.Second
 // processStart is where monotonic times that fit into an integer count from.
 var processStart = time.Now()
 
+// crossings counts how often each threshold was reached.
+type crossings [spaceThresholds]uint64
+
+func (w *spaceWatch) crossed() (c crossings) {
+	for i := range c {
+		c[i] = w.crossings[i].Load()
+	}
+	return c
+}
+
+// thresholdReached is THIN PROVISIONING SOFT THRESHOLD REACHED. INFORMATION says which: the offset of its descriptor in the mode page
+// (SBC-3 §4.7.3.7.6).
+func thresholdReached(i int) *Sense {
+	return &Sense{Key: UnitAttention, Code: 0x3807, Info: uint64(subpageHeader + provisioningHeader + 8*i), HasInfo: true}
+}
+
+// subpageHeader is the length of the header of a mode page in subpage format.
+const subpageHeader = 4
+
 // look returns crossings, brought up to date if it is time. A threshold that is reached when the unit is first used is
 // nobody's news: a nexus compares with what it found at its own first command.
-func (w *spaceWatch) look(u *Unit) uint64 {
+func (w *spaceWatch) look(u *Unit) crossings {
 	if u.cfg.Space == nil {
-		return 0
+		return crossings{}
 	}
 	now := int64(time.Since(processStart))
 	if now < w.next.Load() || !w.mu.TryLock() {
-		return w.crossings.Load()
+		return w.crossed()
 	}
 	defer w.mu.Unlock()
 	w.next.Store(now + int64(spaceEvery))
@@ -126,11 +145,11 @@ func (w *spaceWatch) look(u *Unit) uint64 {
 		t := values.threshold(i, space)
 		reached := t.enabled && !values.quietSpace && k.reached(t.count, space, w.reached[i])
 		if reached && !w.reached[i] {
-			w.crossings.Add(1)
+			w.crossings[i].Add(1)
 		}
 		w.reached[i] = reached
 	}
-	return w.crossings.Load()
+	return w.crossed()
 }
 
 // reached says whether the resource stands at or beyond its threshold. One that was reached is left only at one threshold set's

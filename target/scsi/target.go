@@ -38,6 +38,9 @@ type Target struct {
 type unitSet struct {
 	byLUN   map[uint16]*Unit
 	version uint64 // counts changes
+
+	was     map[uint16]described // what a number stands for, or stood for last
+	renewed map[uint16]uint64    // the version in which a number came to stand for something else than before
 }
 
 var _ Executor = (*Target)(nil)
@@ -55,7 +58,7 @@ func NewTarget(cfg TargetConfig) *Target {
 	return t
 }
 
-// Add makes u the LUN of that number. Every nexus gets unit attention 3F/0E. A unit may be a LUN of several targets.
+// Add makes u the LUN of that number. Every nexus gets unit attention 3F/0E, and 3F/03 if the number stood for another unit before. A unit may be a LUN of several targets.
 func (t *Target) Add(lun uint16, u *Unit) error {
 	// Before a command can find it: what ends the tasks of a unit must find them all.
 	u.join(t)
@@ -76,12 +79,7 @@ func (t *Target) add(lun uint16, u *Unit) error {
 	case set.byLUN[lun] != nil:
 		return fmt.Errorf("%w %d is in use by %q", ErrLUN, lun, set.byLUN[lun].cfg.Identity.Name)
 	}
-	next := &unitSet{byLUN: maps.Clone(set.byLUN), version: set.version + 1}
-	if next.byLUN == nil {
-		next.byLUN = map[uint16]*Unit{}
-	}
-	next.byLUN[lun] = u
-	t.units.Store(next)
+	t.units.Store(set.next(lun, u))
 	return nil
 }
 
@@ -96,8 +94,7 @@ func (t *Target) Remove(ctx context.Context, lun uint16) error {
 		t.mu.Unlock()
 		return fmt.Errorf("%w %d does not exist", ErrLUN, lun)
 	}
-	next := &unitSet{byLUN: maps.Clone(set.byLUN), version: set.version + 1}
-	delete(next.byLUN, lun)
+	next := set.next(lun, nil)
 	t.units.Store(next)
 	t.mu.Unlock()
 
@@ -176,6 +173,7 @@ func (t *Target) attach(n *Nexus, session uint64) {
 	defer n.units.mu.Unlock()
 	n.units.attached = true
 	n.units.luSet = t.units.Load().version
+	n.units.joined, n.units.heard = n.units.luSet, nil
 	n.units.luns, n.units.ended = nil, nil // a new login: unit attention 29/00 on every LUN
 }
 

@@ -72,6 +72,7 @@ const (
 	LogicalUnitReset Function = 5
 	TargetWarmReset  Function = 6
 	TargetColdReset  Function = 7
+	TaskReassign     Function = 8
 )
 
 // FunctionResponse is the answer to a task management function (RFC 7143 §11.6.1).
@@ -82,6 +83,7 @@ const (
 	FunctionComplete     FunctionResponse = 0
 	TaskDoesNotExist     FunctionResponse = 1
 	LUNDoesNotExist      FunctionResponse = 2
+	ReassignNotSupported FunctionResponse = 4 // a session has one connection, and error recovery level 0
 	FunctionNotSupported FunctionResponse = 5
 	FunctionRejected     FunctionResponse = 255
 )
@@ -119,8 +121,17 @@ type Nexus struct {
 	ISID      [6]byte
 	Port      uint16 // relative target port identifier of the portal logged in through
 
+	singlePath atomic.Bool
+
 	units nexusUnits // per-LUN unit attentions and the like; owned by package scsi
 }
+
+// SetSinglePath says whether the initiator knows one path only and is asked to log in again where the LUN is, when that moves. Until it has done
+// so it hears BUSY, which it repeats, and not 02/04/0B, which means to others that they have to use another path, and to this one an I/O error.
+func (n *Nexus) SetSinglePath(on bool) { n.singlePath.Store(on) }
+
+// SinglePath returns what SetSinglePath has set.
+func (n *Nexus) SinglePath() bool { return n.singlePath.Load() }
 
 // String returns the initiator port's name as in SPC-4 §7.6.4.6: "name,i,0xISID".
 func (n *Nexus) String() string { return nexusName(n) }

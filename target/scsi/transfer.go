@@ -14,15 +14,20 @@ func (r *request) perBlock() block.Count {
 // capacity returns the number of logical blocks.
 func (r *request) capacity() uint64 { return uint64(r.geo.Capacity / r.perBlock()) }
 
-// span turns an LBA and a number of logical blocks, both straight from an initiator, into a range, or returns 05/21/00.
+// span turns an LBA and a number of logical blocks, both straight from an initiator, into a range, or returns 05/21/00 with the
+// first LBA that is not there (SBC-3 §4.18.1).
 // No blocks at the very end are within the range, as SCST and LIO have it.
 func (r *request) span(lba, blocks uint64) (block.Range, error) {
 	capacity := r.capacity()
 	if lba > capacity || blocks > capacity-lba {
-		return block.Range{}, senseOutOfRange
+		return block.Range{}, outOfRange(max(lba, capacity))
 	}
 	per := r.perBlock()
 	return block.Range{Start: block.Sector(lba * uint64(per)), Count: block.Count(blocks) * per}, nil
+}
+
+func outOfRange(first uint64) error {
+	return &Sense{Key: IllegalRequest, Code: senseOutOfRange.Code, Info: first, HasInfo: true}
 }
 
 // transferSpan is span for commands that move the blocks, within the transfer limit.

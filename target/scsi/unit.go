@@ -139,7 +139,7 @@ type UnitConfig struct {
 	// not own the LUN answers nothing that only the owner can.
 	AskOwner func(ctx context.Context, request []byte) ([]byte, error)
 	// SetPreferred moves the LUN to the node of a port group for SET TARGET PORT GROUPS, and returns when it is there or will
-	// not go. Its error is the initiator's to hear as a refusal (05/67/0A). Without it, access changes only implicitly.
+	// not go. Its error is the initiator's to hear as a failure (04/67/0A). Without it, access changes only implicitly.
 	SetPreferred func(ctx context.Context, portGroup uint16) error
 	// Log takes what an operator has to know; nil is slog.Default().
 	Log *slog.Logger
@@ -164,7 +164,8 @@ const (
 
 // Unit is a logical unit. Create with NewUnit, then Target.Add.
 type Unit struct {
-	cfg    UnitConfig
+	cfg UnitConfig
+	described
 	known  atomic.Pointer[standing]
 	ticket atomic.Pointer[heldTicket] // the newest the owner has given
 	chosen atomic.Uint64              // Access.Generation that SET TARGET PORT GROUPS brought about
@@ -240,7 +241,7 @@ func NewUnit(cfg UnitConfig) (*Unit, error) {
 	if cfg.BusyFor == 0 {
 		cfg.BusyFor = DefaultBusy
 	}
-	u := &Unit{cfg: cfg, process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
+	u := &Unit{cfg: cfg, described: describe(&cfg), process: rand.Uint64(), made: time.Now(), in: map[*Target]int{}}
 	u.era.Store(1)
 	u.peers.target = NewTarget(TargetConfig{})
 	u.peers.running, u.peers.refused = map[uint64]*request{}, map[uint64]time.Time{}

@@ -52,6 +52,10 @@ type command struct {
 	end    error // not nil: the session ends after the answer
 }
 
+// attributeHeadOfQueue is the last of the task attributes that are taken; see pdu.Header.Attribute. None makes a difference: a task is enabled
+// when it has arrived, as SAM-5 has it for all but ordered ones. Linux and QEMU send simple ones only.
+const attributeHeadOfQueue = 3
+
 // refusal is a status the session gives by itself.
 type refusal struct {
 	status scsi.Status
@@ -104,6 +108,9 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	}
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
+	}
+	if h.Attribute() > attributeHeadOfQueue {
+		c.refused = checkCondition(0x05, 0x49, 0x00) // INVALID MESSAGE ERROR: there is no ACA here (SAM-5 §8.9), and no more attributes
 	}
 	c.task.Accepted = epoch.Add(time.Duration(s.live.last.Load()))
 	dataOut := s.cfg.Executor.Accept(&c.task)

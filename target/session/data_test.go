@@ -400,6 +400,24 @@ func TestLongCDBIsRefusedWithSense(t *testing.T) {
 	p.alive()
 }
 
+func TestTaskAttributesThatDoNotExistAreRefused(t *testing.T) {
+	p := connect(t, setup{keys: all()})
+	for attribute := range uint8(8) {
+		c := p.rw(false, 0, 512, 512)
+		c.Attribute = attribute
+		p.issue(c, nil)
+		if attribute <= 3 {
+			p.expect(pdu.OpDataIn)
+			continue
+		}
+		_, data := p.expect(pdu.OpSCSIResponse)
+		if sense, err := pdu.ParseSense(data); err != nil || sense[2] != 5 || sense[12] != 0x49 {
+			t.Errorf("attribute %d: sense % x, %v", attribute, sense, err)
+		}
+	}
+	p.alive()
+}
+
 // What stands for an R2T is used again, so that a long write costs no garbage either.
 func TestTransfersAreUsedAgain(t *testing.T) {
 	p := connect(t, setup{keys: all()})

@@ -20,6 +20,7 @@ const (
 	askManage  askKind = 4 // to carry out a task management function for the whole unit
 	askPurge   askKind = 5 // to remove registrations or reservations for an operator, or for a session that is gone
 	askArrive  askKind = 6 // to end what other sessions of an initiator port have begun, because it has logged in here
+	askPiece   askKind = 7 // to carry out a command that is a piece of a copy, unless it ended with the unit's tasks
 )
 
 // ask is a request to the owner. What a kind has no use for is zero.
@@ -32,6 +33,7 @@ type ask struct {
 	fence     block.Fence
 	ticket    ticket
 	elapsed   time.Duration // from when the command was accepted to when the ticket arrived, 0 if it was there before
+	began     ticket        // of a piece: no later than when the copy it belongs to was accepted
 	function  Function
 	purge     Purge
 
@@ -68,6 +70,7 @@ const (
 //	1   what to purge; 8 key; 1 length of a name, then the name
 //	16  CDB
 //	4   expected Data-In; 4 expected Data-Out; 4 length of Data-Out, then that
+//	    only of kind 7: 8 process and 8 stamp of when the copy began
 const askVersion = 1
 
 func (a *ask) encode() []byte {
@@ -93,7 +96,12 @@ func (a *ask) encode() []byte {
 	u32(a.expectedIn)
 	u32(a.expectedOut)
 	u32(uint32(len(a.dataOut)))
-	return append(b, a.dataOut...)
+	b = append(b, a.dataOut...)
+	if a.kind == askPiece {
+		u64(a.began.process)
+		u64(a.began.stamp)
+	}
+	return b
 }
 
 var errAskDamaged = errors.New("a request between nodes cannot be read")
@@ -120,12 +128,15 @@ func decodeAsk(b []byte) (*ask, error) {
 	copy(a.cdb[:], d.take(16))
 	a.expectedIn, a.expectedOut = d.u32(), d.u32()
 	a.dataOut = d.take(int(d.u32()))
+	if a.kind == askPiece {
+		a.began = ticket{d.u64(), d.u64()}
+	}
 	switch {
 	case d.short || len(d.b) > 0:
 		return nil, fmt.Errorf("%w: %d bytes of the wrong length", errAskDamaged, len(b))
-	case a.kind < askTicket || a.kind > askArrive:
+	case a.kind < askTicket || a.kind > askPiece:
 		return nil, fmt.Errorf("%w: kind %d", errAskDamaged, a.kind)
-	case (a.kind == askCommand || a.kind == askArrive) && a.nexus.Initiator == "":
+	case (a.kind == askCommand || a.kind == askArrive || a.kind == askPiece) && a.nexus.Initiator == "":
 		return nil, fmt.Errorf("%w: a command of nobody", errAskDamaged)
 	case a.limit > maxAskData || a.expectedIn > a.limit || a.elapsed < 0 || len(a.nexus.Initiator) > reserve.MaxNameBytes:
 		return nil, fmt.Errorf("%w: %d of %d bytes after %v", errAskDamaged, a.expectedIn, a.limit, a.elapsed)

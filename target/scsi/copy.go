@@ -15,6 +15,8 @@ type copyUnit struct {
 	unit  *Unit
 	geo   block.Geometry
 	fence block.Fence
+	away  bool   // another node owns it, and is asked for every piece
+	began ticket // if away: see begin
 }
 
 // copyPiece is the most that is in memory of one copy, in bytes.
@@ -156,15 +158,20 @@ func (d *cscd) lookup(r *request) *Unit {
 // moves to another node and back within it.
 const maxCopyAge = time.Second
 
-// reachable says whether this node may move data of the unit for the nexus. The unit the command was sent to was looked at
+// reachable says whether this node may move data of the unit for the nexus, itself or by asking the owner. The unit the command was sent to was looked at
 // before it began.
 func (c *copyUnit) reachable(r *request) bool {
 	if c.unit == r.unit {
 		return true
 	}
 	access := c.unit.cfg.Access()
-	return access.LocalState() == ActiveOptimized && time.Since(r.accepted) < maxCopyAge && c.unit.uncutSince(r.accepted) &&
-		r.Nexus.units.told(c.unit, access.Generation)
+	if time.Since(r.accepted) >= maxCopyAge || !r.Nexus.units.told(c.unit, access.Generation) {
+		return false
+	}
+	if access.LocalState() == ActiveOptimized {
+		return c.unit.uncutSince(r.accepted)
+	}
+	return c.away || access.owned() && c.begin(r)
 }
 
 // told says whether the nexus has used the unit and knows how ownership stands. While it does not, a copy it started earlier may
@@ -277,7 +284,7 @@ func (m *move) at(part block.Range) block.Range {
 // copyHole copies what has no storage behind it at the start of left, without reading it, however long it is: thin stays
 // thin. It returns how many sectors that were; 0 if the first has storage.
 func (r *request) copyHole(m *move, left block.Range, record *copyRecord) (block.Count, error) {
-	allocated, n, err := m.from.unit.cfg.Backend.Allocated(r.ctx, left)
+	allocated, n, err := m.from.allocated(r, left)
 	if err != nil || allocated {
 		return 0, err
 	}
@@ -289,9 +296,9 @@ func (r *request) copyHole(m *move, left block.Range, record *copyRecord) (block
 func (r *request) copyWrite(m *move, part block.Range, data []byte, record *copyRecord) error {
 	var err error
 	if data == nil {
-		err = m.to.unit.cfg.Backend.Unmap(r.ctx, m.to.fence, []block.Range{m.at(part)})
+		err = m.to.unmap(r, m.at(part))
 	} else {
-		err = m.to.unit.cfg.Backend.Write(r.ctx, m.to.fence, m.at(part), data)
+		err = m.to.write(r, m.at(part), data)
 	}
 	if err == nil {
 		record.bytes.Add(uint64(part.Bytes()))
@@ -323,7 +330,7 @@ const smallHole = 64 << 10 / block.SectorSize
 func (r *request) runs(m *move, piece block.Range) ([]run, error) {
 	var all, kept []run
 	for left := piece; left.Count > 0; {
-		allocated, n, err := m.from.unit.cfg.Backend.Allocated(r.ctx, left)
+		allocated, n, err := m.from.allocated(r, left)
 		if err != nil {
 			return nil, err
 		}
@@ -358,7 +365,7 @@ func (r *request) copyBlocks(m *move, piece block.Range, buf []byte, record *cop
 	}
 	for _, part := range runs {
 		if part.allocated {
-			if err := m.from.unit.cfg.Backend.Read(r.ctx, part.Range, data(part.Range)); err != nil {
+			if err := m.from.read(r, part.Range, data(part.Range)); err != nil {
 				return err
 			}
 		}

@@ -29,6 +29,7 @@ type request struct {
 	era       uint64    // of the unit, in which it did
 	operation uint64    // stands for what the command changes, wherever it is carried out (Unit.change); 0 until needed
 	remote    bool      // another node asked for it: it has told the unit attentions, and does the waiting
+	began     *ticket   // of a piece of a copy that another node is asked for, see copyUnit.begin
 	// unsure: the owner may still be at it, for all that is known here. Set before done is closed.
 	unsure bool
 

@@ -184,6 +184,9 @@ func (r *request) askCommand(cdb *[16]byte, expectedIn, expectedOut int, dataOut
 		session: r.Nexus.units.session, fence: r.Fence, cdb: *cdb, dataOut: dataOut,
 	}
 	a.expectedIn, a.expectedOut = a.limit, uint32(expectedOut)
+	if r.began != nil {
+		a.kind, a.began = askPiece, *r.began
+	}
 	p, err := r.unit.ask(r.ctx, a, r.accepted)
 	switch {
 	case err != nil && (errors.Is(err, block.ErrUnavailable) || errors.Is(err, block.ErrNotOwner)):

@@ -54,7 +54,7 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) (answ
 	}
 	p := &reply{}
 	switch a.kind {
-	case askCommand:
+	case askCommand, askPiece:
 		err = u.serveCommand(ctx, a, p)
 	case askCancel:
 		err = u.serveCancel(ctx, a)
@@ -184,6 +184,8 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	switch {
 	case u.tooOld(a) || a.ticket.stamp < w.since+uint64(a.elapsed):
 		return tooLate
+	case a.kind == askPiece && (a.began.process != u.process || w.since != 0 && a.began.stamp <= w.since):
+		return tooLate // the copy ended with the other tasks
 	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
 		return nothingDone
 	}

@@ -57,10 +57,16 @@ func (c *command) wants(u *Unit, cdb *[16]byte) int64 {
 	return c.dataOut(u, cdb)
 }
 
-// Operation codes of third-party copy, with their service actions listed in VPD page 8Fh.
+// Operation codes of third-party copy, with their service actions listed in VPD page 8Fh, and of what a copy asks another owner for.
 const (
 	opExtendedCopy       = 0x83
 	opReceiveCopyResults = 0x84
+
+	opUnmap         = 0x42
+	opRead16        = 0x88
+	opWrite16       = 0x8A
+	opServiceIn16   = 0x9E
+	actionLBAStatus = 0x12
 )
 
 // Usage of the fields many commands share.
@@ -100,7 +106,7 @@ func init() {
 		{name: "PRE-FETCH (10)", opcode: 0x34, action: noAction, length: 10, usage: usage10(immed), class: reserve.Reads, run: preFetch},
 		{name: "SYNCHRONIZE CACHE (10)", opcode: 0x35, action: noAction, length: 10, usage: usage10(immed), run: synchronizeCache},
 		{name: "WRITE SAME (10)", opcode: 0x41, action: noAction, length: 10, usage: usage10(wsUnmap), writes: true, dataOut: oneBlock, run: writeSame},
-		{name: "UNMAP", opcode: 0x42, action: noAction, length: 10, usage: [16]byte{ff, 0, 0, 0, 0, 0, group, ff, ff}, writes: true, dataOut: unmapList, run: unmap},
+		{name: "UNMAP", opcode: opUnmap, action: noAction, length: 10, usage: [16]byte{ff, 0, 0, 0, 0, 0, group, ff, ff}, writes: true, dataOut: unmapList, run: unmap},
 		{name: "LOG SENSE", opcode: 0x4D, action: noAction, length: 10, usage: [16]byte{ff, 0, ff, ff, 0, ff, ff, ff, ff}, access: standbyToo, class: reserve.Asks, run: logSense},
 		{name: "MODE SELECT (10)", opcode: 0x55, action: noAction, length: 10, usage: [16]byte{ff, modeSelectPF | modeSelectSP, 0, 0, 0, 0, 0, ff, ff}, access: throughOwner, dataOut: modeList, run: modeSelect},
 		{name: "RESERVE (10)", opcode: opReserve10, action: noAction, length: 10, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: reserveLegacy},
@@ -122,17 +128,17 @@ func init() {
 		{name: "RECEIVE COPY STATUS (LID1)", opcode: opReceiveCopyResults, action: 0x00, length: 16, usage: receiveCopyUsage(), access: throughOwner, class: reserve.Asks, run: receiveCopyStatus},
 		{name: "RECEIVE COPY OPERATING PARAMETERS", opcode: opReceiveCopyResults, action: 0x03, length: 16, usage: receiveCopyUsage(), access: standbyToo, class: reserve.Asks, run: copyOperatingParameters},
 		{name: "RECEIVE COPY FAILURE DETAILS (LID1)", opcode: opReceiveCopyResults, action: 0x04, length: 16, usage: receiveCopyUsage(), access: throughOwner, class: reserve.Asks, run: failedSegmentDetails},
-		{name: "READ (16)", opcode: 0x88, action: noAction, length: 16, usage: usage16(dpoFua), class: reserve.Reads, pieces: true, run: read},
+		{name: "READ (16)", opcode: opRead16, action: noAction, length: 16, usage: usage16(dpoFua), class: reserve.Reads, pieces: true, run: read},
 		{name: "COMPARE AND WRITE", opcode: 0x89, action: noAction, length: 16, usage: [16]byte{ff, dpoFua, ff, ff, ff, ff, ff, ff, ff, ff, 0, 0, 0, ff, group}, writes: true, dataOut: twiceTransfer, run: compareAndWrite},
-		{name: "WRITE (16)", opcode: 0x8A, action: noAction, length: 16, usage: usage16(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: write},
+		{name: "WRITE (16)", opcode: opWrite16, action: noAction, length: 16, usage: usage16(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: write},
 		{name: "ORWRITE (16)", opcode: 0x8B, action: noAction, length: 16, usage: usage16(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: orWrite},
 		{name: "WRITE AND VERIFY (16)", opcode: 0x8E, action: noAction, length: 16, usage: usage16(dpo | bytchk1), writes: true, dataOut: wholeTransfer, pieces: true, run: writeAndVerify},
 		{name: "VERIFY (16)", opcode: 0x8F, action: noAction, length: 16, usage: usage16(dpo | bytchk1), dataOut: verifyTransfer, class: reserve.Reads, pieces: true, run: verify},
 		{name: "PRE-FETCH (16)", opcode: 0x90, action: noAction, length: 16, usage: usage16(immed), class: reserve.Reads, run: preFetch},
 		{name: "SYNCHRONIZE CACHE (16)", opcode: 0x91, action: noAction, length: 16, usage: usage16(immed), run: synchronizeCache},
 		{name: "WRITE SAME (16)", opcode: 0x93, action: noAction, length: 16, usage: usage16(wsUnmap | wsNoData), writes: true, dataOut: oneBlock, run: writeSame},
-		{name: "READ CAPACITY (16)", opcode: 0x9E, action: 0x10, length: 16, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, ff, ff, ff, ff}, access: anyState, class: reserve.Describes, run: readCapacity16},
-		{name: "GET LBA STATUS", opcode: 0x9E, action: 0x12, length: 16, usage: [16]byte{ff, 0x1F, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff}, class: reserve.Reads, run: getLBAStatus},
+		{name: "READ CAPACITY (16)", opcode: opServiceIn16, action: 0x10, length: 16, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, ff, ff, ff, ff}, access: anyState, class: reserve.Describes, run: readCapacity16},
+		{name: "GET LBA STATUS", opcode: opServiceIn16, action: actionLBAStatus, length: 16, usage: [16]byte{ff, 0x1F, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff, ff}, class: reserve.Reads, run: getLBAStatus},
 		{name: "REPORT LUNS", opcode: 0xA0, action: noAction, length: 12, usage: [16]byte{ff, 0, ff, 0, 0, 0, ff, ff, ff, ff}, access: anyState, ignoresAttention: true, class: reserve.Describes, run: reportLUNs},
 		{name: "REPORT TARGET PORT GROUPS", opcode: 0xA3, action: 0x0A, length: 12, usage: [16]byte{ff, 0x3F, 0, 0, 0, 0, ff, ff, ff, ff}, access: anyState, class: reserve.Describes, run: reportTargetPortGroups},
 		{name: "REPORT SUPPORTED OPERATION CODES", opcode: 0xA3, action: 0x0C, length: 12, usage: [16]byte{ff, 0x1F, 0x87, ff, ff, ff, ff, ff, ff, ff}, access: standbyToo, class: reserve.Reads, run: reportSupportedOpcodes},

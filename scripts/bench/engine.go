@@ -102,17 +102,29 @@ func (e *engine) timed(ctx context.Context, j job, size int64, n int64, do func(
 	return g.report(took, time.Since(start)), nil
 }
 
-// writeAll writes the volume from its beginning to its end, and makes that durable.
+// writeAll writes the volume from its beginning to its end, and makes that durable. Checkpoints are made beside it, as replication
+// does, one at a time.
 func (e *engine) writeAll(ctx context.Context) (output, error) {
-	return e.timed(ctx, job{pattern: "write"}, mib, e.bytes/mib, func(i int64) error {
+	var beside chan error // nil: no checkpoint is under way
+	out, err := e.timed(ctx, job{pattern: "write"}, mib, e.bytes/mib, func(i int64) error {
 		if err := e.write(i*mib, e.data); err != nil {
 			return err
 		}
-		if (i+1)%(checkpointBytes/mib) == 0 {
-			return e.checkpoint(ctx)
+		if (i+1)%(checkpointBytes/mib) != 0 {
+			return nil
 		}
-		return nil
+		var err error
+		if beside != nil {
+			err = <-beside
+		}
+		beside = make(chan error, 1)
+		go func() { beside <- e.checkpoint(ctx) }()
+		return err
 	})
+	if beside != nil {
+		err = errors.Join(err, <-beside)
+	}
+	return out, err
 }
 
 // overwrite writes to random blocks, half as many as there are chunks, and makes that durable.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -136,11 +137,12 @@ func (c contest) hold(ctx context.Context, o options, medium string, rows *strin
 					return err
 				}
 			}
+			cpu := cpuUsed()
 			out, err := c.entrants[n].run(ctx)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.entrants[n].title, err)
 			}
-			s, err := out.sample(0)
+			s, err := out.sample(cpuUsed() - cpu)
 			if err != nil {
 				return err
 			}
@@ -159,9 +161,10 @@ func (c contest) hold(ctx context.Context, o options, medium string, rows *strin
 		if i == 1 {
 			wanted = c.wanted
 		}
-		fmt.Fprintf(rows, "| %s | %s | %s | %.0f | %.1f | %.1f | %.1f | %s | %s |\n", c.name, medium, e.title,
+		fmt.Fprintf(rows, "| %s | %s | %s | %.0f | %.1f | %.1f | %.1f | %.1f | %s | %s |\n", c.name, medium, e.title,
 			figure(func(s sample) float64 { return s.iops }), figure(func(s sample) float64 { return s.megabytes }),
-			figure(func(s sample) float64 { return s.p50 }), figure(func(s sample) float64 { return s.p99 }), ratio, wanted)
+			figure(func(s sample) float64 { return s.p50 }), figure(func(s sample) float64 { return s.p99 }),
+			figure(func(s sample) float64 { return s.cpu100k * 10 }), ratio, wanted)
 	}
 	return nil
 }
@@ -169,7 +172,19 @@ func (c contest) hold(ctx context.Context, o options, medium string, rows *strin
 func storeTable(o options, rows, machine string) string {
 	return fmt.Sprintf("Machine: %s.\n\nCommand: `make bench BENCH_TABLES=store BENCH_RUNS=%d BENCH_SECONDS=%d BENCH_STORE_MIB=%d` (medians of %d runs; in brackets the lowest and highest ratio).\n\n",
 		machine, o.runs, o.seconds, o.storeBytes>>20, o.runs) +
-		"| load | medium | who | IOPS | MB/s | p50 µs | p99 µs | to the first | wanted |\n|---|---|---|--:|--:|--:|--:|--:|--:|\n" + rows
+		"| load | medium | who | IOPS | MB/s | p50 µs | p99 µs | CPU µs / I/O | to the first | wanted |\n|---|---|---|--:|--:|--:|--:|--:|--:|--:|\n" + rows
+}
+
+// cpuUsed returns the processor time of this program and of what it has run.
+func cpuUsed() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if syscall.Getrusage(who, &u) == nil { // it fails only where the arguments are wrong
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+	}
+	return sum
 }
 
 // rawFio runs one job on a file or device, and leaves the page cache as it is.

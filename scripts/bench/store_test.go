@@ -39,12 +39,16 @@ func TestContestsTakeTurnsAndAreComparedRunByRun(t *testing.T) {
 	if want := []string{"prepare", "before", "raw", "before", "store", "before", "direct", "before", "store", "before", "direct", "before", "raw"}; !slices.Equal(log, want) {
 		t.Errorf("what happened: %q, want %q", log, want)
 	}
-	want := `| a load | file | raw | 150 | 0.0 | 1.0 | 2.0 | 1 |  |
-| a load | file | store | 125 | 0.0 | 1.0 | 2.0 | 0.85 (0.80–0.90) | ≥ 0.85 |
-| a load | file | direct | 25 | 0.0 | 1.0 | 2.0 | 0.15 (0.10–0.20) |  |
-`
-	if rows.String() != want {
-		t.Errorf("rows:\n%swant:\n%s", rows.String(), want)
+	// What lies between is processor time.
+	for i, want := range [][2]string{
+		{"| a load | file | raw | 150 | 0.0 | 1.0 | 2.0 | ", " | 1 |  |"},
+		{"| a load | file | store | 125 | 0.0 | 1.0 | 2.0 | ", " | 0.85 (0.80–0.90) | ≥ 0.85 |"},
+		{"| a load | file | direct | 25 | 0.0 | 1.0 | 2.0 | ", " | 0.15 (0.10–0.20) |  |"},
+	} {
+		row := strings.Split(rows.String(), "\n")[i]
+		if !strings.HasPrefix(row, want[0]) || !strings.HasSuffix(row, want[1]) {
+			t.Errorf("row %q, want %q and %q", row, want[0], want[1])
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // TestCrashDuringImportIsOldInconsistentOrNew cuts the power at every event of a rebuild, which brings a snapshot and takes
 // one away.
 func TestCrashDuringImportIsOldInconsistentOrNew(t *testing.T) {
+	t.Parallel()
 	seen := map[string]int{}
 	for events, cut := int64(0), true; cut; events++ {
 		for seed := range uint64(4) {

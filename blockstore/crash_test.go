@@ -165,6 +165,7 @@ func grow(i, n int) action {
 }
 
 func TestCrashAtEveryEventHealsByReplay(t *testing.T) {
+	t.Parallel()
 	seeds := uint64(2)
 	every := int64(1)
 	if storetest.RaceEnabled || testing.Short() { // they have little concurrency; the races are elsewhere
@@ -172,6 +173,7 @@ func TestCrashAtEveryEventHealsByReplay(t *testing.T) {
 	}
 	for name, s := range scripts {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			events, cut := int64(0), true
 			for ; cut; events += every {
 				for seed := range seeds {
@@ -192,6 +194,7 @@ func TestCrashAtEveryEventHealsByReplay(t *testing.T) {
 }
 
 func TestCrashOfRandomRunsHealsByReplay(t *testing.T) {
+	t.Parallel()
 	runs := uint64(2000)
 	if testing.Short() || storetest.RaceEnabled {
 		runs = 40

@@ -40,6 +40,7 @@ func (f *fault) hook(k crashdev.Kind, _, _ int64) error {
 // TestEveryFaultIsFinal fails every operation of scripted runs once: whoever has asked gets it, everything else does from
 // then on, the medium is not asked again, and the journal heals what is lost.
 func TestEveryFaultIsFinal(t *testing.T) {
+	t.Parallel()
 	every := map[crashdev.Kind]int{crashdev.Read: 23, crashdev.Write: 2, crashdev.Sync: 1, crashdev.Discard: 1, crashdev.Allocate: 3}
 	for name, s := range scripts {
 		for kind, every := range every {
@@ -47,6 +48,7 @@ func TestEveryFaultIsFinal(t *testing.T) {
 				every *= 10
 			}
 			t.Run(fmt.Sprint(name, " ", kind), func(t *testing.T) {
+				t.Parallel()
 				runs := 0
 				for nth := 0; ; nth += every {
 					f := &fault{kind: kind, nth: nth, err: syscall.EIO}
@@ -135,8 +137,10 @@ func final(w *storetest.World, f *fault, err error) error {
 // TestFullFileSystemAtEveryAllocation: the file system of a thin medium has no room, once. Nothing has been changed then,
 // and everything goes on.
 func TestFullFileSystemAtEveryAllocation(t *testing.T) {
+	t.Parallel()
 	for name, s := range scripts {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for nth := 0; ; nth++ {
 				f := &fault{kind: crashdev.Allocate, nth: nth, err: vfs.ErrNoSpace}
 				machine := newSimulated(s.chunks*chunk, -1)

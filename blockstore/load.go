@@ -215,10 +215,11 @@ func (v *Volume) loadLeaves() error {
 	var workers sync.WaitGroup
 	for range min(loadWorkers, 1+len(items)/directoryLeaves) {
 		workers.Go(func() {
-			buf := make([]byte, loadReadBytes)
+			var b []byte // as long as the longest run so far, which is at most loadReadBytes
 			for run := range runs {
 				first := run[0].ptr.page
-				b := buf[:int(run[len(run)-1].ptr.page-first+1)*pageBytes]
+				n := int(run[len(run)-1].ptr.page-first+1) * pageBytes
+				b = slices.Grow(b[:0], n)[:n]
 				err := p.dev.ReadAt(b, p.layout.pageOffset(first))
 				for i := range run {
 					if err != nil {

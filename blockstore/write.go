@@ -32,15 +32,20 @@ func (v *Volume) wantsSlot(chunk uint32, mask uint64) bool {
 	if !l.hasMore(at) {
 		return l.slot[at] == noSlot || l.epoch[at] != epoch && l.valid[at]&mask != 0
 	}
-	var room [8]layer
-	list := l.layers(at, room[:0])
 	rest := mask
-	for _, y := range list {
+	if l.slot[at] != noSlot && l.epoch[at] == epoch {
+		rest &^= l.valid[at]
+	}
+	for _, y := range l.extras(at) {
 		if y.epoch == epoch && y.slot != noSlot {
 			rest &^= y.bits
 		}
 	}
-	return rest != 0 && placeFor(list, rest) == noSlot
+	if rest == 0 {
+		return false // all of it has its place: nothing is allocated for that either
+	}
+	var room [8]layer
+	return placeFor(l.layers(at, room[:0]), rest) == noSlot
 }
 
 // placeFor returns a slot of the chunk in which none of the wanted places is taken, or noSlot.
@@ -113,15 +118,19 @@ func (v *Volume) store(index uint64, s span, data []byte, sums []uint32) error {
 		}
 		list = addBits(list, epoch, slot, rest)
 	}
+	changed := rest != 0
 	for i := range list {
-		if list[i].epoch == epoch && list[i].slot == noSlot {
+		if list[i].epoch == epoch && list[i].slot == noSlot && list[i].bits&mask != 0 {
 			list[i].bits &^= mask
+			changed = true
 		}
 	}
-	l.setLayers(at, list)
+	if changed {
+		l.setLayers(at, list)
+	}
 	v.layers = list[:0]
 	v.stored.Add(int64(bits.OnesCount64(mask &^ before)))
-	v.touch(l, s.chunk, index, true)
+	v.touch(l, s.chunk, index, changed)
 	return nil
 }
 

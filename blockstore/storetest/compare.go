@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -67,17 +66,31 @@ func compareView(w *blockstore.View, s *frozen, logicalBlockBytes int) error {
 	return compareReader(w, block.Geometry{Capacity: s.Capacity, LogicalBlockBytes: logicalBlockBytes}, s.blocks)
 }
 
-// readBuffers: thousands of crashes read everything over and over.
-var readBuffers = sync.Pool{New: func() any { return new([]byte) }}
+// readBuffers are for reading everything, which thousands of crashes do over and over. It is no sync.Pool, for that drops things at
+// random under the race detector, where making them anew costs more than reading.
+var readBuffers = make(chan []byte, 8)
+
+// readBuffer returns n bytes, which may hold anything. They can be given back to readBuffers.
+func readBuffer(n int) []byte {
+	var b []byte
+	select {
+	case b = <-readBuffers:
+	default:
+	}
+	return slices.Grow(b[:0], n)[:n]
+}
 
 func compareReader(r blockstore.Reader, g block.Geometry, want contents) error {
 	if r.Geometry() != g {
 		return fmt.Errorf("geometry %v, want %v", r.Geometry(), g)
 	}
-	pooled := readBuffers.Get().(*[]byte)
-	defer readBuffers.Put(pooled)
-	*pooled = slices.Grow((*pooled)[:0], int(g.Capacity.Bytes()))
-	buf := (*pooled)[:g.Capacity.Bytes()]
+	buf := readBuffer(int(g.Capacity.Bytes()))
+	defer func() {
+		select {
+		case readBuffers <- buf:
+		default:
+		}
+	}()
 	if err := r.ReadAt(block.Range{Count: g.Capacity}, buf); err != nil {
 		return err
 	}

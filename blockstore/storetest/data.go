@@ -176,7 +176,7 @@ func testAllocatedIsBounded(t *testing.T, m Medium) {
 }
 
 func testAllocations(t *testing.T, m Medium) {
-	v, model := create(t, open(t, m.New(t, 8*chunk)), "v"), NewModel(geometry)
+	v, model := create(t, open(t, m.New(t, 24*chunk)), "v"), NewModel(geometry)
 	ops := []block.Op{model.Write(3, 1), model.Write(60, 8), model.Fill(128, 16), model.Zero(129, 1)}
 	index := uint64(1)
 	must(t, v.Apply(index, ops))
@@ -190,6 +190,33 @@ func testAllocations(t *testing.T, m Medium) {
 		read(block.Range{Start: 60*8 + 1, Count: 30})
 	}); got != 0 && !RaceEnabled && !m.Simulated {
 		t.Errorf("%v allocations per entry and reads, want none", got)
+	}
+
+	// The same with more layers in the chunk than a volume usually has, of the live volume and of a snapshot.
+	var oldest block.SnapshotID
+	for i := range 12 {
+		spec := NewSpec()
+		if i == 0 {
+			oldest = spec.ID
+		}
+		index++
+		must(t, v.Apply(index, []block.Op{block.SnapshotOp(spec), ops[0], model.Write(i, 1), model.Zero(20+i, 1)}))
+	}
+	view, err := v.View(oldest)
+	must(t, err)
+	overwrite, several := ops[:1], []block.Op{ops[0], model.Write(2, 3)} // of what the newest epoch has, and of what it shares and has
+	index++
+	must(t, v.Apply(index, several))
+	if got := testing.AllocsPerRun(100, func() {
+		index++
+		must(t, v.Apply(index, overwrite))
+		index++
+		must(t, v.Apply(index, several))
+		read(blocks(3, 1))
+		read(blocks(0, 9))
+		must(t, view.ReadAt(blocks(3, 1), buf[:block.Size]))
+	}); got != 0 && !RaceEnabled && !m.Simulated {
+		t.Errorf("with snapshots: %v allocations per two entries and reads, want none", got)
 	}
 }
 

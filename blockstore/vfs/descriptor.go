@@ -4,16 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
 
-// descriptor is what File and Device have in common: one open file of fixed size, written through the page cache, that
+// descriptor is what File and Device have in common: one open file of fixed size, read and written through the page cache, that
 // believes nothing any more once a sync has failed.
 type descriptor struct {
 	f      *os.File
 	size   int64
 	failed atomic.Pointer[error] // the first error of Sync; it is returned for ever
+	reads  reads
+
+	using  sync.RWMutex // held for reading while a read is under way, which Close waits for
+	closed bool         // guarded by using
 }
 
 // ReadAt implements Dev.
@@ -21,9 +26,13 @@ func (d *descriptor) ReadAt(p []byte, off int64) error {
 	if err := CheckRange(off, int64(len(p)), d.size); err != nil {
 		return err
 	}
+	d.using.RLock()
+	defer d.using.RUnlock()
+	if d.closed {
+		return ErrClosed
+	}
 	// Within Size a short read means that someone else has truncated the file: io.EOF or io.ErrUnexpectedEOF, an error as any other.
-	_, err := d.f.ReadAt(p, off)
-	return err
+	return d.readAt(p, off)
 }
 
 // WriteAt implements Dev.
@@ -68,7 +77,15 @@ func (d *descriptor) fdatasync() error {
 func (d *descriptor) Size() int64 { return d.size }
 
 // Close releases the lock. It does not sync.
-func (d *descriptor) Close() error { return d.f.Close() }
+func (d *descriptor) Close() error {
+	d.using.Lock()
+	defer d.using.Unlock()
+	if d.closed {
+		return ErrClosed
+	}
+	d.closed = true
+	return errors.Join(d.reads.close(), d.f.Close())
+}
 
 // noSpace adds ErrNoSpace to the system's errors for a full file system or quota.
 func noSpace(err error) error {

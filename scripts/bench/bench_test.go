@@ -112,7 +112,7 @@ func TestOptions(t *testing.T) {
 	env := map[string]string{}
 	getenv := func(name string) string { return env[name] }
 	o, err := parseOptions(nil, getenv)
-	if err != nil || o.runs != 3 || o.seconds != 5 || o.bytes != 1<<30 || len(o.targets) != len(variants) || o.report != "docs/BENCHMARKS.md" {
+	if err != nil || o.runs != 3 || o.seconds != 5 || o.bytes != 1<<30 || len(o.targets) != len(variants) || len(o.tables) != 2 || o.storeBytes != 4<<30 || o.report != "docs/BENCHMARKS.md" {
 		t.Errorf("defaults: %+v, %v", o, err)
 	}
 	env = map[string]string{"BENCH_RUNS": "1", "BENCH_SECONDS": "2", "BENCH_REPORT": "-"}
@@ -122,14 +122,20 @@ func TestOptions(t *testing.T) {
 	if o, err = parseOptions([]string{"-runs", "7"}, getenv); err != nil || o.runs != 7 {
 		t.Errorf("a flag before the environment: %+v, %v", o, err)
 	}
-	for _, args := range [][]string{{"-runs", "100"}, {"-seconds", "-1"}, {"-mib", "1"}, {"-mib", "17592186045440"}, {"-targets", "lio"}} {
+	for _, args := range [][]string{{"-runs", "100"}, {"-seconds", "-1"}, {"-mib", "1"}, {"-mib", "17592186045440"}, {"-targets", "lio"}, {"-tables", "none"}, {"-store-mib", "1"}} {
 		if o, err := parseOptions(args, getenv); err == nil {
 			t.Errorf("%q: %+v, want an error", args, o)
 		}
 	}
-	env = map[string]string{"BENCH_RUNS": "many"}
-	if o, err := parseOptions(nil, getenv); err == nil {
-		t.Errorf("BENCH_RUNS=many: %+v, want an error", o)
+	for _, name := range []string{"BENCH_RUNS", "BENCH_STORE_MIB", "BENCH_TABLES"} {
+		env = map[string]string{name: "many"}
+		if o, err := parseOptions(nil, getenv); err == nil {
+			t.Errorf("%s=many: %+v, want an error", name, o)
+		}
+	}
+	env = map[string]string{"BENCH_TABLES": "store", "BENCH_STORE_MIB": "512"}
+	if o, err = parseOptions(nil, getenv); err != nil || len(o.tables) != 1 || o.tables[0] != tableStore || o.storeBytes != 512<<20 {
+		t.Errorf("one table: %+v, %v", o, err)
 	}
 }
 

@@ -90,11 +90,17 @@ func fio(ctx context.Context, o options, target *rig.Target, j job, limit time.D
 	if err != nil {
 		return output{}, err
 	}
-	args := append([]string{
-		"--name=job", "--ioengine=libiscsi", "--filename=" + escapeFilename(url), "--output-format=json",
-		"--rw=" + j.pattern, "--bs=" + j.blockSize, "--iodepth=" + strconv.Itoa(j.depth), "--size=" + strconv.FormatInt(o.bytes, 10),
-		"--direct=1", "--randrepeat=0", "--norandommap", "--percentile_list=50:99", "--refill_buffers=0",
-	}, more...)
+	return runFio(ctx, o, limit, append([]string{
+		"--ioengine=libiscsi", "--filename=" + escapeFilename(url),
+		"--rw=" + j.pattern, "--bs=" + j.blockSize, "--iodepth=" + strconv.Itoa(j.depth), "--size=" + strconv.FormatInt(o.bytes, 10), "--direct=1",
+	}, more...)...)
+}
+
+// runFio runs one job of fio. limit is when it counts as hung.
+func runFio(ctx context.Context, o options, limit time.Duration, job ...string) (output, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	args := append([]string{"--name=job", "--output-format=json", "--randrepeat=0", "--norandommap", "--percentile_list=50:99", "--refill_buffers=0"}, job...)
 	var stderr strings.Builder
 	cmd := exec.CommandContext(ctx, o.fio, args...)
 	cmd.Stderr = &stderr

@@ -54,18 +54,25 @@ func load(ctx context.Context, o options, target *rig.Target, j job, d time.Dura
 	if err != nil {
 		return output{}, err
 	}
-	g := &generator{session: s, job: j, size: size, places: o.bytes / size, blocks: uint64(size) / uint64(capacity.BlockBytes)}
+	blocks := uint64(size) / uint64(capacity.BlockBytes)
+	g := &generator{job: j, size: size, places: o.bytes / size, do: func(ctx context.Context, place int64, buffer []byte) error {
+		if j.reads() {
+			return s.Read(ctx, uint64(place)*blocks, uint32(blocks), buffer)
+		}
+		return s.Write(ctx, uint64(place)*blocks, uint32(blocks), buffer)
+	}}
 	return g.run(ctx, d)
 }
 
+func (j job) reads() bool { return strings.HasSuffix(j.pattern, "read") }
+
 // generator keeps depth commands outstanding.
 type generator struct {
-	session *initiator.Session
-	job     job
-	size    int64  // of a command in bytes
-	blocks  uint64 // the same in logical blocks
-	places  int64  // of the LUN for commands
-	next    atomic.Int64
+	job    job
+	size   int64 // of a command in bytes
+	places int64 // for commands; they are numbered from 0
+	do     func(ctx context.Context, place int64, buffer []byte) error
+	next   atomic.Int64
 }
 
 func (g *generator) run(ctx context.Context, d time.Duration) (output, error) {
@@ -93,7 +100,7 @@ func (g *generator) run(ctx context.Context, d time.Duration) (output, error) {
 	return g.report(all, time.Since(start)), nil
 }
 
-// one sends a command after the other until the time is over, and returns how long each took.
+// one does a command after the other until the time is over, and returns how long each took.
 func (g *generator) one(ctx context.Context, until time.Time) (took []time.Duration, err error) {
 	buffer := make([]byte, g.size)
 	for i := range buffer {
@@ -108,13 +115,7 @@ func (g *generator) one(ctx context.Context, until time.Time) (took []time.Durat
 		if strings.HasPrefix(g.job.pattern, "rand") {
 			place = rand.Int64N(g.places)
 		}
-		lba := uint64(place) * g.blocks
-		if strings.HasSuffix(g.job.pattern, "read") {
-			err = g.session.Read(ctx, lba, uint32(g.blocks), buffer)
-		} else {
-			err = g.session.Write(ctx, lba, uint32(g.blocks), buffer)
-		}
-		if err != nil {
+		if err := g.do(ctx, place, buffer); err != nil {
 			return took, err
 		}
 		took = append(took, time.Since(start))
@@ -133,7 +134,7 @@ func (g *generator) report(took []time.Duration, elapsed time.Duration) output {
 		}
 	}
 	j := outputJob{Read: side}
-	if strings.HasSuffix(g.job.pattern, "write") {
+	if !g.job.reads() {
 		j = outputJob{Write: side}
 	}
 	return output{Jobs: []outputJob{j}}

@@ -1,5 +1,5 @@
-// Command bench measures this project's binary side by side with tgt, under fio with its libiscsi engine, and writes the
-// figures into docs/BENCHMARKS.md.
+// Command bench measures this project's binary side by side with tgt, under fio with its libiscsi engine, and the blockstore side by
+// side with what it lies on (store.go), and writes the figures into docs/BENCHMARKS.md.
 //
 // What makes the figures comparable: all targets serve at the same time on one machine, every LUN is written full first (a
 // thin block that was never written costs no medium), and within each run every job goes to all targets, one right after
@@ -53,7 +53,16 @@ type options struct {
 	runs    int
 	seconds int
 	bytes   int64
+	tables  []string // of tableNames
+
+	storeBytes int64 // of the volume of the second table
 }
+
+// The tables there are.
+const (
+	tableTargets = "targets" // this project's target beside tgt
+	tableStore   = "store"   // the blockstore beside its medium
+)
 
 func main() {
 	o, err := parseOptions(os.Args[1:], os.Getenv)
@@ -75,18 +84,20 @@ func main() {
 
 func parseOptions(args []string, getenv func(string) string) (options, error) {
 	o := options{}
-	var targets string
-	var mib int64
+	var targets, tables string
+	var mib, storeMiB int64
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&o.binary, "binary", "bin/sanctuary", "the binary to measure")
 	f.StringVar(&o.fio, "fio", ".cache/fio/fio", "fio with its libiscsi engine: scripts/setup bench")
 	f.StringVar(&o.report, "report", envOr(getenv, "BENCH_REPORT", "docs/BENCHMARKS.md"), "Markdown file to update, or - for none (BENCH_REPORT)")
 	f.StringVar(&o.cache, "cache", ".cache", "folder, on a disk, for file LUNs")
 	f.StringVar(&targets, "targets", strings.Join(allTargets(), ","), "what to measure; the first is what the others are compared with")
+	f.StringVar(&tables, "tables", envOr(getenv, "BENCH_TABLES", tableTargets+","+tableStore), "which tables to make (BENCH_TABLES)")
 	f.StringVar(&o.match, "jobs", "", "only jobs whose name contains this")
 	f.IntVar(&o.runs, "runs", 0, "runs, 1 to 99; the median counts (BENCH_RUNS, 3)")
 	f.IntVar(&o.seconds, "seconds", 0, "seconds for each job, 1 to 3600 (BENCH_SECONDS, 5)")
 	f.Int64Var(&mib, "mib", 1024, "size of each LUN in MiB")
+	f.Int64Var(&storeMiB, "store-mib", 0, "size of the volume beside its medium in MiB (BENCH_STORE_MIB, 4096)")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -108,12 +119,27 @@ func parseOptions(args []string, getenv func(string) string) (options, error) {
 			return o, fmt.Errorf("%s is from 1 to %d, not %d", n.env, n.most, *n.value)
 		}
 	}
-	if mib < minMiB || mib > maxMiB {
-		return o, fmt.Errorf("-mib is from %d to %d, not %d", minMiB, maxMiB, mib)
+	if storeMiB == 0 {
+		var err error
+		text := envOr(getenv, "BENCH_STORE_MIB", "4096")
+		if storeMiB, err = strconv.ParseInt(text, 10, 64); err != nil {
+			return o, fmt.Errorf("BENCH_STORE_MIB is a whole number, not %q", text)
+		}
 	}
-	o.bytes = mib << 20
+	for name, n := range map[string]int64{"-mib": mib, "BENCH_STORE_MIB": storeMiB} {
+		if n < minMiB || n > maxMiB {
+			return o, fmt.Errorf("%s is from %d to %d, not %d", name, minMiB, maxMiB, n)
+		}
+	}
+	o.bytes, o.storeBytes = mib<<20, storeMiB<<20
 	if o.report == "-" {
 		o.report = ""
+	}
+	for t := range strings.SplitSeq(tables, ",") {
+		if t != tableTargets && t != tableStore {
+			return o, fmt.Errorf("unknown table %q: %s, %s", t, tableTargets, tableStore)
+		}
+		o.tables = append(o.tables, t)
 	}
 	for t := range strings.SplitSeq(targets, ",") {
 		if _, err := findVariant(t); err != nil {
@@ -183,10 +209,35 @@ type contender struct {
 	samples map[string][]sample
 }
 
-func run(ctx context.Context, o options) (err error) {
+func run(ctx context.Context, o options) error {
+	for _, t := range o.tables {
+		make := benchTargets
+		if t == tableStore {
+			make = benchStore
+		}
+		text, err := make(ctx, o)
+		if err != nil {
+			return err
+		}
+		fmt.Println(text)
+		if o.report == "" {
+			continue
+		}
+		if err := mdblock.Replace(o.report, blockNames[t], preamble, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// blockNames are the names of the tables' places in the report.
+var blockNames = map[string]string{tableTargets: "bench", tableStore: "store"}
+
+// benchTargets makes the first table.
+func benchTargets(ctx context.Context, o options) (text string, err error) {
 	chosen := chooseJobs(o.match)
 	if len(chosen) == 0 {
-		return fmt.Errorf("no job has %q in its name", o.match)
+		return "", fmt.Errorf("no job has %q in its name", o.match)
 	}
 	generator, target, err := halves()
 	if err != nil {
@@ -202,7 +253,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, name := range o.targets {
 		c, err := startContender(ctx, o, name)
 		if err != nil {
-			return fmt.Errorf("start %s: %w", name, err)
+			return "", fmt.Errorf("start %s: %w", name, err)
 		}
 		field = append(field, c)
 	}
@@ -213,7 +264,7 @@ func run(ctx context.Context, o options) (err error) {
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)
 		if err := fill(ctx, o, c.target); err != nil {
-			return fmt.Errorf("fill %s: %w", c.title, err)
+			return "", fmt.Errorf("fill %s: %w", c.title, err)
 		}
 	}
 	for r := range o.runs {
@@ -222,7 +273,7 @@ func run(ctx context.Context, o options) (err error) {
 				c := field[(i+r)%len(field)]
 				s, err := measure(ctx, o, c.target, j)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", j.name, c.title, err)
+					return "", fmt.Errorf("%s, %s: %w", j.name, c.title, err)
 				}
 				c.samples[j.name] = append(c.samples[j.name], s)
 				fmt.Fprintf(os.Stderr, "run %d/%d  %-26s %-36s %9.0f IOPS %8.1f MB/s  p50 %7.0f µs  p99 %7.0f µs  cpu %6.2f s/100k\n",
@@ -230,12 +281,7 @@ func run(ctx context.Context, o options) (err error) {
 			}
 		}
 	}
-	text := table(o, chosen, field, describeMachine(ctx, o))
-	fmt.Println(text)
-	if o.report == "" {
-		return nil
-	}
-	return mdblock.Replace(o.report, "bench", preamble, text)
+	return table(o, chosen, field, describeMachine(ctx, o)), nil
 }
 
 // startContender starts one variant with folders of its own, which are gone again after an error.

@@ -82,8 +82,16 @@ func (p *Power) Spent() int64 {
 
 const pageSize = 4096
 
-type pages map[int64]*[pageSize]byte
+// pages is the contents of a device. What has the length of a page and was written whole is kept as it came, and copies share
+// what they have in common: thousands of crashes of the same few megabytes would otherwise be spent on copying them.
+type pages map[int64]page
 
+type page struct {
+	data []byte // pageSize bytes
+	own  bool   // nobody else has data: it may be changed
+}
+
+// pending is a write that was not synced. data is never changed.
 type pending struct {
 	off  int64
 	data []byte
@@ -210,13 +218,13 @@ func (d *Dev) Discard(off, n int64) error {
 	if err != nil && !first {
 		return err
 	}
-	noise := make([]byte, 0, n+7)
-	for int64(len(noise)) < n {
-		noise = binary.LittleEndian.AppendUint64(noise, d.rnd.Uint64())
+	for n > 0 {
+		part := noise()[d.rnd.IntN(noiseBytes):]
+		part = part[:min(n, int64(len(part)))]
+		d.pending = append(d.pending, pending{off: off, data: part})
+		d.current.write(part, off)
+		off, n = off+int64(len(part)), n-int64(len(part))
 	}
-	noise = noise[:n]
-	d.pending = append(d.pending, pending{off: off, data: noise})
-	d.current.write(noise, off)
 	return err
 }
 
@@ -302,6 +310,7 @@ func (d *Dev) Clone(power *Power) *Dev {
 	return c
 }
 
+// tear writes some sectors. They are copied: w.data need not stay as it is.
 func (d *Dev) tear(w pending, to pages) {
 	for at := int64(0); at < int64(len(w.data)); {
 		next := min((w.off+at)/vfs.SectorSize*vfs.SectorSize+vfs.SectorSize-w.off, int64(len(w.data)))
@@ -312,21 +321,23 @@ func (d *Dev) tear(w pending, to pages) {
 	}
 }
 
+// clone returns the same contents; neither changes with the other from then on.
 func (p pages) clone() pages {
-	c := maps.Clone(p)
-	for at, page := range c {
-		copied := *page
-		c[at] = &copied
+	for at, page := range p {
+		if page.own {
+			page.own = false
+			p[at] = page
+		}
 	}
-	return c
+	return maps.Clone(p)
 }
 
 func (p pages) read(dst []byte, off int64) {
 	for len(dst) > 0 {
 		within := off % pageSize
 		n := min(int64(len(dst)), pageSize-within)
-		if page := p[off/pageSize]; page != nil {
-			copy(dst[:n], page[within:])
+		if page, ok := p[off/pageSize]; ok {
+			copy(dst[:n], page.data[within:])
 		} else {
 			clear(dst[:n])
 		}
@@ -334,15 +345,34 @@ func (p pages) read(dst []byte, off int64) {
 	}
 }
 
+// write changes the contents. src is never changed afterwards, by anybody.
 func (p pages) write(src []byte, off int64) {
 	for len(src) > 0 {
-		within := off % pageSize
-		page := p[off/pageSize]
-		if page == nil {
-			page = new([pageSize]byte)
-			p[off/pageSize] = page
+		at, within := off/pageSize, off%pageSize
+		if within == 0 && len(src) >= pageSize {
+			p[at] = page{data: src[:pageSize:pageSize]}
+			src, off = src[pageSize:], off+pageSize
+			continue
 		}
-		n := copy(page[within:], src)
+		was := p[at]
+		if !was.own {
+			fresh := make([]byte, pageSize)
+			copy(fresh, was.data)
+			was = page{data: fresh, own: true}
+			p[at] = was
+		}
+		n := copy(was.data[within:], src)
 		src, off = src[n:], off+int64(n)
 	}
 }
+
+// noise is what Discard leaves behind.
+var noise = sync.OnceValue(func() []byte {
+	b := make([]byte, 0, 2*noiseBytes)
+	for rnd := rand.New(rand.NewPCG(3, 5)); len(b) < cap(b); {
+		b = binary.LittleEndian.AppendUint64(b, rnd.Uint64())
+	}
+	return b
+})
+
+const noiseBytes = 256 << 10

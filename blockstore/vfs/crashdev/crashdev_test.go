@@ -127,3 +127,48 @@ func TestFlipBitIsLasting(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// TestCopiesGoTheirOwnWays changes a device and copies of it, whole pages and parts, each in its own way.
+func TestCopiesGoTheirOwnWays(t *testing.T) {
+	fill := func(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n) }
+	d := New(1<<20, NewPower(-1))
+	for _, off := range []int64{0, 3 * pageSize} {
+		if err := errors.Join(d.WriteAt(fill(1, 2*pageSize), off), d.Sync()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.WriteAt(fill(1, 10), 200); err != nil { // of a page
+		t.Fatal(err)
+	}
+	all := map[byte]*Dev{10: d, 20: d.Clone(NewPower(-1)), 30: d.CloneForCrash(1, NewPower(-1))}
+	for round := range byte(3) {
+		for id, dev := range all {
+			own := id + round
+			if err := errors.Join(dev.WriteAt(fill(own, 100), 50), dev.WriteAt(fill(own, pageSize), pageSize), dev.WriteAt(fill(own, pageSize), 3*pageSize+100)); err != nil {
+				t.Fatal(err)
+			}
+			dev.FlipBit(int64(id), 0) // in the part of page 0 that is the same in all
+			if round == 1 {
+				if err := dev.Sync(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	for id, dev := range all {
+		own := id + 2
+		got := make([]byte, 5*pageSize)
+		if err := dev.ReadAt(got, 0); err != nil {
+			t.Fatal(err)
+		}
+		want := fill(1, 5*pageSize)
+		clear(want[2*pageSize : 3*pageSize])
+		want[id] ^= 1 // three times
+		copy(want[50:150], fill(own, 100))
+		copy(want[pageSize:], fill(own, pageSize))
+		copy(want[3*pageSize+100:], fill(own, pageSize))
+		if !bytes.Equal(got, want) {
+			t.Errorf("device %d is not what was made of it", id)
+		}
+	}
+}

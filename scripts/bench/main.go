@@ -241,7 +241,7 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 	}
 	generator, target, err := halves()
 	if err != nil {
-		return err
+		return "", err
 	}
 	o.cores = target
 	var field []*contender
@@ -259,7 +259,7 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 	}
 	// Not before the targets have started: they look how many cores there are.
 	if err := pin(os.Getpid(), generator); err != nil { // and with it the fio that it starts
-		return err
+		return "", err
 	}
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)

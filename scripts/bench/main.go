@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -261,6 +262,7 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 	if err := pin(os.Getpid(), generator); err != nil { // and with it the fio that it starts
 		return "", err
 	}
+	defer func() { err = errors.Join(err, pin(os.Getpid(), slices.Concat(generator, target))) }()
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)
 		if err := fill(ctx, o, c.target); err != nil {

@@ -51,6 +51,8 @@ type cluster struct {
 	api     *client.Client
 	spawn   chan func() // runs on the thread all children are tied to
 
+	disks map[string]*disk // of each node, if they can lose their power
+
 	mu    sync.Mutex // guards procs
 	procs map[string]*process
 }
@@ -67,6 +69,7 @@ type clusterSpec struct {
 	media     string
 	sizeBytes int64
 	keepBytes int64 // of journal; 0 is the product's default
+	power     bool  // the nodes' disks lose what was not synced when they are cut
 }
 
 // startCluster brings a healthy LUN up. Everything is gone when the test ends, unless it failed: then the directory stays.
@@ -92,6 +95,9 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	}()
 	t.Cleanup(c.close)
 	c.configure(s)
+	if s.power {
+		c.mountDisks()
+	}
 	for _, n := range allNodes {
 		c.start(n)
 	}
@@ -481,6 +487,7 @@ func (c *cluster) close() {
 	}
 	close(c.spawn)
 	c.api.Close()
+	c.unmountDisks()
 	if c.t.Failed() {
 		c.t.Logf("state and logs of the nodes stay in %s", c.dir)
 		return

@@ -16,7 +16,7 @@ import (
 // load reads the maps of all volumes. Damage to what belongs to one volume is that volume's alone: without its root it cannot be
 // opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost).
 func (p *Pool) load() error {
-	payload, pages, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
+	payload, pages, _, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (p *Pool) markPages(pages []uint32) error {
 // loadVolume reads a volume as of its last checkpoint.
 func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, error) {
 	root := p.catalogue.entries[number].root
-	payload, pages, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
+	payload, pages, both, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +108,7 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 	v.inconsistent.Store(r.inconsistent)
 	v.state.Store(&r.state)
 	v.deleted = r.deleted
+	v.dirty = !both       // the next checkpoint writes two again
 	v.reclaimDone = false // it is not remembered how far that was
 	if r.originVolume != 0 {
 		o := others[r.originVolume]
@@ -369,8 +370,7 @@ func (p *Pool) deleteBroken(id string) error {
 func (v *Volume) Lost() (lost []block.Range) {
 	chunks := v.m.chunks.Load()
 	for chunk := uint32(0); chunk < chunks; {
-		l, _ := v.m.find(chunk)
-		if l == nil {
+		if !v.ground.Load().mayLack(chunk) {
 			chunk = (chunk/leafChunks + 1) * leafChunks
 			continue
 		}

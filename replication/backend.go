@@ -52,7 +52,7 @@ func (g *Group) Grow(ctx context.Context, capacity block.Count) error {
 // owned returns the current tenure, or the error that says why there is none.
 func (g *Group) owned() (*tenure, error) {
 	if err := g.Err(); err != nil {
-		return nil, err
+		return nil, outNow(err)
 	}
 	if t := g.tenure.Load(); t != nil {
 		return t, nil

@@ -416,25 +416,3 @@ func (g *Group) running() *instance {
 	defer g.mu.Unlock()
 	return g.inst
 }
-
-// fail takes this replica out for good: its medium or its journal cannot be trusted any more. A replica that lies is worse
-// than one that is gone; the others go on without it.
-func (g *Group) fail(err error) {
-	if !g.failed.CompareAndSwap(nil, &err) {
-		return
-	}
-	g.log.Error("replica is out: its storage failed. The LUN goes on from its other replicas; replace the disk and restart this node", "error", err)
-	g.endTenure()
-	g.goFunc(func() { // the caller may be Raft's own goroutine
-		g.halt()
-		g.cfg.OnChange()
-	})
-}
-
-// Err returns what took this replica out, or nil.
-func (g *Group) Err() error {
-	if p := g.failed.Load(); p != nil {
-		return *p
-	}
-	return nil
-}

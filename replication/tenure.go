@@ -158,6 +158,12 @@ func (g *Group) tick() {
 }
 
 func (g *Group) tickOnce(now time.Time) {
+	if g.cfg.Store != nil {
+		if err := g.cfg.Store.Failed(); err != nil { // whoever met it: another LUN in this pool, perhaps
+			g.fail(err)
+			return
+		}
+	}
 	inst := g.running()
 	if inst == nil {
 		return

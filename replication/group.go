@@ -52,6 +52,7 @@ type Group struct {
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
 	repairs  repairs
+	room     room
 	scrub    scrub
 	activity atomic.Uint64 // reads and applied entries, for whoever waits for a quiet moment
 
@@ -407,6 +408,9 @@ func (g *Group) Close() error {
 	g.wg.Wait()
 	g.halt() // a rebuild may have ended meanwhile
 	g.writes.close()
+	if g.cfg.Store != nil {
+		g.room.drop(g, time.Now().Add(time.Hour))
+	}
 	return g.cfg.Journal.Close()
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -101,7 +102,11 @@ func TestErrorOfTheDiskTakesOneReplicaOutAndNothingElse(t *testing.T) {
 			})
 			devs[node].next.Store(&tc.kind)
 			tc.meet(c, node)
+			met := time.Now()
 			eventually(t, "the replica is out", func() bool { return c.group(node).Err() != nil })
+			if took := time.Since(met); took > 10*time.Second {
+				t.Errorf("it was out after %v: whatever comes by in time, such as a checkpoint, has found out", took)
+			}
 			if err := c.group(node).Err(); !errors.Is(err, syscall.EIO) || c.group(node).Status().Health != HealthFailed {
 				t.Errorf("out for %v, %+v", err, c.group(node).Status())
 			}

@@ -1,6 +1,9 @@
 package replication
 
 import (
+	"context"
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,4 +58,40 @@ func TestRoomOfAPoolIsGivenOnce(t *testing.T) {
 	if free := a.cfg.Store.FreeBytes(); free != chunks*block.ChunkSize {
 		t.Errorf("%d chunks are free when nothing is set aside", free/block.ChunkSize)
 	}
+}
+
+// A copy that is slow to apply what it has been sent is not a full one: the write waits for it.
+func TestSlowCopyIsNotTakenForAFullOne(t *testing.T) {
+	held := map[string]*heldStore{}
+	var mu sync.Mutex
+	c := &cluster{}
+	c.wrapStore = func(node string, v Store) Store {
+		mu.Lock()
+		defer mu.Unlock()
+		held[node] = &heldStore{Store: v}
+		return held[node]
+	}
+	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	owner := c.owner()
+	g := c.group(owner)
+	eventually(t, "both copies in sync", func() bool { return g.Status().Health == HealthHealthy })
+	c.mustWrite(0, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second)
+	defer cancel()
+	peer := held[other(owner)]
+	peer.gate.Lock()
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		time.Sleep(3 * maintainEvery)
+		peer.gate.Unlock()
+	}()
+	for n := range 3 * leastRoom / block.ChunkSize {
+		if err := g.Write(ctx, g.Fence(), blockRange(n*chunkBlocks), tagged(n*chunkBlocks, 2)); errors.Is(err, block.ErrNoSpace) {
+			t.Fatalf("write %d, with nearly nothing in the pools: %v", n, err)
+		} else if err != nil && !retryable(err) {
+			t.Fatal(err)
+		}
+	}
+	<-released
 }

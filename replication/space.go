@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -54,9 +55,25 @@ func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), e
 	if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) { // somebody else has asked meanwhile
 		return release, err
 	}
-	g.askRoomLocked(ctx, need)
-	return g.promiseRoom(need)
+	for {
+		silent := g.askRoomLocked(ctx, need)
+		if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) || silent == nil {
+			return release, err
+		}
+		// A copy that is slow is no full one: the write waits, until the copy answers or is given up.
+		if g.tenure.Load() == nil {
+			return nil, block.ErrNotOwner
+		}
+		select {
+		case <-time.After(askAgain):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
+
+// askAgain is the pause before a copy that has not answered is asked again for a write that waits.
+const askAgain = 20 * time.Millisecond
 
 func (g *Group) promiseRoom(need int64) (release func(), err error) {
 	s := &g.space
@@ -109,14 +126,18 @@ func (g *Group) Available() int64 {
 	return max(free, 0)
 }
 
-// askRoom asks the replicas in sync for room, in time. One that has never answered is left out: it will be found lost by other means.
+// askRoom asks the replicas in sync for room, in time, unless a write is asking.
 func (g *Group) askRoom(ctx context.Context) {
-	g.space.asking.Lock()
+	if !g.space.asking.TryLock() {
+		return
+	}
 	defer g.space.asking.Unlock()
-	g.askRoomLocked(ctx, 0)
+	_ = g.askRoomLocked(ctx, 0) // the next time, then
 }
 
-func (g *Group) askRoomLocked(ctx context.Context, need int64) {
+// askRoomLocked returns an error if one did not answer: it keeps what it has set aside. One that has never answered is left out: it will
+// be found lost by other means.
+func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
 	s := &g.space
 	rooms := map[raft.ServerID]peerRoom{}
 	for _, p := range g.Status().Peers {
@@ -135,6 +156,7 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) {
 		within, cancel := context.WithTimeout(ctx, maintainEvery)
 		answer, err := g.reserveAt(within, p.Node, q)
 		cancel()
+		silent = errors.Join(silent, err)
 		s.mu.Lock()
 		switch {
 		case err == nil:
@@ -152,6 +174,7 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) {
 	if need == 0 {
 		s.before = s.given
 	}
+	return silent
 }
 
 // littleRoom is where a replica that is asked for its room looks for freed chunks to give back.

@@ -296,18 +296,17 @@ func decodeLeaf(b []byte) (*leaf, bool) {
 }
 
 // lostLeaf stands for one that could not be read: its blocks are neither zeros nor anything else. index is at or after whatever
-// changed it last.
-func lostLeaf(index uint64) *leaf {
+// changed it last, blocks how many the volume has from its first one on: what a volume may grow by is not lost.
+func lostLeaf(index uint64, blocks int) *leaf {
 	l := new(leaf)
 	list := make([]layer, 0, leafChunks)
-	for at := range leafChunks {
-		list = append(list, layer{bits: ^uint64(0), slot: lostSlot, chunk: uint8(at)})
+	for at := 0; at < leafChunks && blocks > 0; at, blocks = at+1, blocks-block.BlocksPerChunk {
+		list = append(list, layer{bits: blockMask(0, min(blocks, block.BlocksPerChunk)), slot: lostSlot, chunk: uint8(at)})
 		l.index[at] = index
+		word := &l.more[at/64]
+		word.Store(word.Load() | 1<<(at%64))
 	}
 	l.extra.Store(&list)
-	for i := range l.more {
-		l.more[i].Store(^uint64(0))
-	}
 	return l
 }
 

@@ -69,7 +69,8 @@
 //     anything that only it has freed is overwritten.
 //
 // A bit that flips in a page of the map is noticed by the page's checksum; what the page spoke of is then lost (Volume.Lost), to be
-// repaired from a peer like any other corrupt block. A bit that flips in a page of checksums makes its block look corrupt.
+// repaired from a peer like any other corrupt block (lost.go). A bit that flips in a page of checksums makes its block look corrupt. What
+// flips on the medium while memory has it is written anew (mapcheck.go).
 //
 // How this is tested: on vfs/crashdev, which drops, tears and reorders unsynced writes, with the power cut at every write, sync and
 // discard of scripted runs, and in thousands of random ones, several volumes on a pool that is nearly full; and against a plain

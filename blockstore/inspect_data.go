@@ -271,7 +271,7 @@ func (in *inspection) rootsOf(images *superblockImages) (map[uint32]twins, bool)
 		return nil, false
 	}
 	l := newLayout(s.regions)
-	payload, _, err := newPageStore(in.dev, &l).getTwins(s.catalogue, object{kind: kindCatalogue})
+	payload, _, _, err := newPageStore(in.dev, &l).getTwins(s.catalogue, object{kind: kindCatalogue})
 	if err != nil {
 		return nil, false
 	}

@@ -134,7 +134,7 @@ func (w *walk) known(volume uint32, it leafAt) (*leaf, []uint32) {
 func (w *walk) takeStock(v *Volume, name string) {
 	var list []layer
 	var own []uint32
-	allocated, lostBefore := int64(0), 0
+	allocated := int64(0)
 	chunks, l := v.m.chunks.Load(), v.lineage.Load()
 	for n := range *v.m.leaves.Load() {
 		lf, _ := v.m.find(uint32(n) * leafChunks)
@@ -161,9 +161,6 @@ func (w *walk) takeStock(v *Volume, name string) {
 				if y.epoch > l.epoch {
 					flawed(at, "a layer of epoch %d, the newest is %d", y.epoch, l.epoch)
 				}
-				if y.slot == lostSlot {
-					lostBefore += bits.OnesCount64(y.bits)
-				}
 				for _, other := range list[:i] {
 					if y.slot != noSlot && y.slot != lostSlot && y.slot == other.slot && y.bits&other.bits != 0 {
 						flawed(at, "epochs %d and %d have blocks in the same place of slot %d", other.epoch, y.epoch, y.slot)
@@ -185,12 +182,30 @@ func (w *walk) takeStock(v *Volume, name string) {
 		}
 	}
 	v.allocatedChunks.Store(allocated)
-	if lostBefore > 0 {
+	if lostBefore := v.lostBefore(); lostBefore > 0 {
 		w.find(block.Finding{
 			Kind: "lost", Offset: -1, Volume: name, What: fmt.Sprintf("%d blocks are marked as lost: pages of the map that spoke of them were found damaged at an earlier start", lostBefore),
 			Data: "Reading them is an error until they are written, or repaired from another copy. " + whereLost(v), Next: nextRepair,
 		})
 	}
+}
+
+// lostBefore counts the blocks that some state has lost by a mark in the volume's own map: not by a page that is found damaged now, nor by
+// what a clone's origin has lost.
+func (v *Volume) lostBefore() (n int) {
+	lost := v.LostChunks(1 << 20)
+	for i := 0; i < len(lost); {
+		chunk, blocks := lost[i].Chunk, uint64(0)
+		for ; i < len(lost) && lost[i].Chunk == chunk; i++ {
+			blocks |= lost[i].Blocks
+		}
+		l, at := v.m.find(chunk)
+		marked := l != nil && slices.ContainsFunc(l.extras(at), func(y layer) bool { return y.slot == lostSlot })
+		if v.onMedium.leaves[chunk/leafChunks].page != 0 && marked {
+			n += bits.OnesCount64(blocks)
+		}
+	}
+	return n
 }
 
 // whereLost lists what of the live volume is lost, up to a length that can be read.

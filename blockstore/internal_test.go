@@ -215,6 +215,7 @@ func TestMediaOfOthersAreRefusedAndRottenHeadersAreNot(t *testing.T) {
 	}{
 		"one superblock rotten": {damage: func(b []byte) { b[superblockOffsets[1][0]+30] ^= 1 }},
 		"header rotten":         {damage: func(b []byte) { b[20] ^= 1 }},
+		"magic rotten":          {damage: func(b []byte) { b[0] ^= 1 }},
 		"header zeroed":         {damage: func(b []byte) { clear(b[:512]) }},
 		"all superblocks rotten": {
 			damage: func(b []byte) { superblocks(b, func(s []byte) { s[40] ^= 1 }) }, want: "superblocks",

@@ -16,7 +16,7 @@ import (
 // load reads the maps of all volumes. Damage to what belongs to one volume is that volume's alone: without its root it cannot be
 // opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost).
 func (p *Pool) load() error {
-	payload, pages, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
+	payload, pages, _, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (p *Pool) markPages(pages []uint32) error {
 // loadVolume reads a volume as of its last checkpoint.
 func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, error) {
 	root := p.catalogue.entries[number].root
-	payload, pages, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
+	payload, pages, both, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +105,7 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 	if err != nil {
 		return nil, err
 	}
+	v.dirty = !both // the next checkpoint writes two again
 	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
 	if err := p.markPages(pages); err != nil {
 		return nil, err
@@ -180,7 +181,9 @@ func (v *Volume) loadMap() error {
 
 // lose puts a lost leaf in the place of one that could not be read.
 func (v *Volume) lose(place *atomic.Pointer[leaf], number uint32) {
-	l := lostLeaf(v.applied.Load())
+	first := int64(number) * leafChunks * block.BlocksPerChunk
+	blocks := (v.capacityNow() + block.SectorsPerBlock - 1) / block.SectorsPerBlock
+	l := lostLeaf(v.applied.Load(), int(min(int64(blocks)-first, leafChunks*block.BlocksPerChunk)))
 	place.Store(l)
 	v.resize(l)
 	v.markDirty(l, number*leafChunks)
@@ -398,8 +401,7 @@ func (p *Pool) deleteBroken(id string) error {
 func (v *Volume) Lost() (lost []block.Range) {
 	chunks := v.m.chunks.Load()
 	for chunk := uint32(0); chunk < chunks; {
-		l, _ := v.m.find(chunk)
-		if l == nil {
+		if !v.ground.Load().mayLack(chunk) {
 			chunk = (chunk/leafChunks + 1) * leafChunks
 			continue
 		}

@@ -113,6 +113,7 @@ type simulated struct {
 	dev           *crashdev.Dev
 	hook          func(k crashdev.Kind, off, n int64) error // for every device it opens
 	unsound       error                                     // what Inspect had against the last crash image
+	rotten        bool                                      // bits were flipped on purpose: an inspection would find them
 }
 
 // newSimulated returns a machine whose power fails during the event after the given number; negative: never.
@@ -133,10 +134,13 @@ func (m *simulated) Open() (*blockstore.Pool, error) {
 func (m *simulated) Crash(seed uint64) {
 	m.power, m.hook = crashdev.NewPower(-1), nil
 	m.dev = m.dev.CloneForCrash(seed, m.power)
-	m.unsound = inspectCrash(m.dev) // whatever was cut off is no damage
+	if !m.rotten {
+		m.unsound = inspectCrash(m.dev) // whatever was cut off is no damage
+	}
 }
 
 func (m *simulated) FlipBit(off int64) error {
 	m.dev.FlipBit(off, 2)
+	m.rotten = true
 	return nil
 }

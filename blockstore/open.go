@@ -218,16 +218,27 @@ func (p *Pool) start(cfg PoolConfig) error {
 	if err := p.load(); err != nil {
 		return err
 	}
-	if grew {
-		return p.publish(p.pages.newWriter(p.nextGeneration()), func(*catalogueState) error { return nil })
+	var c MapCheck
+	if err := p.checkRoots(&c); err != nil {
+		return err
 	}
-	return nil
+	if !grew && c.Damaged == 0 {
+		return nil
+	}
+	err = p.publish(p.pages.newWriter(p.nextGeneration()), func(*catalogueState) error { return nil })
+	if !grew && errors.Is(err, block.ErrNoSpace) {
+		return nil // what is left is enough; the next commit makes two of it
+	}
+	return err
 }
 
 // ramMediumBytes is the size of memory for a RAM pool: it has no metadata.
 func ramMediumBytes(capacityBytes int64) int64 {
 	return capacityBytes / block.ChunkSize * block.ChunkSize
 }
+
+// rottenHeaderBytes is how many bytes of a header have to differ for it to count as that of something else.
+const rottenHeaderBytes = 5
 
 // readSuperblock returns the newest superblock of a medium. found is false if there is no pool on it, nor anything else.
 func readSuperblock(dev vfs.Dev) (best superblock, found bool, err error) {
@@ -261,7 +272,13 @@ func readSuperblock(dev vfs.Dev) (best superblock, found bool, err error) {
 // judgeMedium says whether there is a pool on a medium, by its header, the newest superblock, if any was found, and ErrVersion if there is one
 // of a newer version.
 func judgeMedium(header []byte, best superblock, found bool, newer error) (bool, error) {
-	ours := found && bytes.Equal(header, encodeMediumHeader(best.uuid))
+	different := 0
+	for i, want := range encodeMediumHeader(best.uuid) {
+		if header[i] != want {
+			different++
+		}
+	}
+	ours := found && different == 0
 	blank := bytes.Count(header, []byte{0}) == len(header)
 	switch {
 	case newer != nil:
@@ -269,7 +286,7 @@ func judgeMedium(header []byte, best superblock, found bool, newer error) (bool,
 	case ours:
 		return true, nil
 	case found && !blank:
-		if string(header[:8]) == mediumMagic {
+		if string(header[:8]) == mediumMagic || different < rottenHeaderBytes {
 			return true, nil // the header has rotted; the superblocks, which are checked, say the same
 		}
 		return false, errors.New("the medium has the superblocks of a pool and the header of something else: it has been overwritten. Its replicas must be rebuilt from their peers on a new pool")

@@ -327,21 +327,22 @@ func (s *pageStore) get(ptr pagePtr, o object) (payload []byte, pages []uint32, 
 }
 
 // getTwins reads what is kept twice: the first of the two that is whole. pages are those of both as far as they can be read; what
-// is left out may be used again, and then shows nobody anything else, since the pointers' checksums do not match.
-func (s *pageStore) getTwins(t twins, o object) (payload []byte, pages []uint32, err error) {
+// is left out may be used again, and then shows nobody anything else, since the pointers' checksums do not match. both says that both
+// are whole.
+func (s *pageStore) getTwins(t twins, o object) (payload []byte, pages []uint32, both bool, err error) {
 	first, pages, err := s.get(t[0], o)
 	if corrupt := (*block.CorruptError)(nil); err != nil && !errors.As(err, &corrupt) {
-		return nil, nil, err
+		return nil, nil, false, err
 	}
 	second, more, otherErr := s.get(t[1], o)
 	if corrupt := (*block.CorruptError)(nil); otherErr != nil && !errors.As(otherErr, &corrupt) {
-		return nil, nil, otherErr
+		return nil, nil, false, otherErr
 	}
 	switch {
 	case err == nil:
-		return first, append(pages, more...), nil
+		return first, append(pages, more...), otherErr == nil, nil
 	case otherErr == nil:
-		return second, append(pages, more...), nil
+		return second, append(pages, more...), false, nil
 	}
-	return nil, nil, err
+	return nil, nil, false, err
 }

@@ -23,11 +23,15 @@ type rotten struct {
 
 func newRotten(t *testing.T) *rotten {
 	t.Helper()
-	s := script{chunks: 30, steps: []action{
+	return newRottenOf(t, script{chunks: 30, steps: []action{
 		write(0, 0, 130), write(1, 5, 60), snapshot(0), write(0, 30, 70), checkpoint(0), clone(0, 0), write(2, 3, 3), snapshot(2),
 		zero(0, 128, 2), checkpoint(1), write(0, 64, 64), snapshot(0), write(0, 1, 1), unsnap(0, 0), reclaim(0), checkpoint(0), write(0, 2, 2),
 		state(0), state(1), write(2, 70, 9), reopenPool(),
-	}}
+	}})
+}
+
+func newRottenOf(t *testing.T, s script) *rotten {
+	t.Helper()
 	r := &rotten{machine: newSimulated(s.chunks*chunk, -1)}
 	var err error
 	r.world, err = runScript(r.machine, s)

@@ -115,6 +115,9 @@ func (v *Volume) Durable() uint64 {
 	return v.durable.Load()
 }
 
+// Failed returns nil, or the error that has ended the volume's pool; errors.Is(err, block.ErrFailed).
+func (v *Volume) Failed() error { return v.pool.Failed() }
+
 // Inconsistent says that an import has begun and not ended, in this process or before it.
 func (v *Volume) Inconsistent() bool { return v.inconsistent.Load() }
 

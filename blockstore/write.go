@@ -134,7 +134,7 @@ func (v *Volume) store(index uint64, s span, data []byte, sums []uint32) error {
 	return nil
 }
 
-// addBits adds blocks to the layer of an epoch and a slot, which it makes if need be. epoch is the newest of all.
+// addBits adds blocks to the layer of an epoch and a slot, which it makes if need be, behind those of the same epoch.
 func addBits(list []layer, epoch, slot uint32, bitmap uint64) []layer {
 	n := 0
 	for n < len(list) && list[n].epoch >= epoch {

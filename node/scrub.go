@@ -40,7 +40,7 @@ func scrubView(all []replication.ScrubStatus) (out []api.ReplicaScrub) {
 		v := api.ReplicaScrub{
 			Replica: s.Replica, Enabled: s.Enabled, Paused: s.Paused, Running: s.Running, Percent: s.Percent, Bytes: s.Bytes,
 			Started: at(s.Started), Completed: at(s.Completed),
-			Bad: s.Repair.Bad, Repaired: s.Repair.Repaired, Unrepaired: s.Repair.Unrepaired, LastBad: at(s.Repair.Last),
+			Bad: s.Repair.Bad, Repaired: s.Repair.Repaired, Unrepaired: s.Repair.Unrepaired, Pages: s.Repair.Pages, LastBad: at(s.Repair.Last),
 			Compared: s.Compared, Diverged: s.Diverged, Mended: s.Mended, Waits: s.Waits,
 		}
 		for _, d := range s.Findings {

@@ -52,7 +52,7 @@ func (g *Group) Grow(ctx context.Context, capacity block.Count) error {
 // owned returns the current tenure, or the error that says why there is none.
 func (g *Group) owned() (*tenure, error) {
 	if err := g.Err(); err != nil {
-		return nil, err
+		return nil, outNow(err)
 	}
 	if t := g.tenure.Load(); t != nil {
 		return t, nil
@@ -189,7 +189,7 @@ func (g *Group) Write(ctx context.Context, f block.Fence, r block.Range, src []b
 
 // change proposes operations whose ranges the caller has locked.
 func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op) error {
-	release, err := g.takeRoom(ops)
+	release, err := g.takeRoom(ctx, ops)
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,7 @@ func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Rang
 	if size := command.Size(ops); size > command.MaxEntryBytes {
 		return 0, fmt.Errorf("compare and write of %d bytes exceeds one log entry of %d", size, command.MaxEntryBytes)
 	}
-	release, err := g.takeRoom(ops)
+	release, err := g.takeRoom(ctx, ops)
 	if err != nil {
 		return 0, err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/transport"
 )
@@ -37,6 +38,7 @@ type cluster struct {
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub
 
+	wrapDev   func(node string, d vfs.Dev) vfs.Dev                              // nil: as it is
 	wrapStore func(node string, s Store) Store                                  // nil: as it is
 	create    func(node string, p *blockstore.Pool) (*blockstore.Volume, error) // makes the volume; nil: an empty one
 }
@@ -165,6 +167,16 @@ func (c *cluster) tryStart(node string, first bool) error {
 		}
 		if c.media != blockstore.MediaRAM {
 			pc.Dir = filepath.Join(dir, "pool")
+		}
+		if c.wrapDev != nil {
+			if err := os.MkdirAll(pc.Dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			d, err := vfs.OpenFile(vfs.FileConfig{Path: filepath.Join(pc.Dir, "data"), SizeBytes: blockstore.MediumBytes(pc.CapacityBytes)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pc.Device = c.wrapDev(node, d)
 		}
 		if n.pool, err = blockstore.OpenPool(pc); err != nil {
 			t.Fatal(err)
@@ -309,7 +321,7 @@ func untag(n int, b []byte) (uint64, error) {
 	return version, nil
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(45 * time.Second)
 	for !cond() {

@@ -30,6 +30,7 @@ type Store interface {
 	// Allocated says whether the first sector of r is stored, and for how many sectors from there on that goes.
 	Allocated(r block.Range) (allocated bool, n block.Count, err error)
 	State() block.State
+	Failed() error // of the medium: final, for every volume on it
 	Checkpoint(ctx context.Context) (applied uint64, err error)
 	// Needs returns at most what applying ops would allocate, in bytes of the pool; Promise sets as much aside, or returns
 	// block.ErrNoSpace, and takes it back when called with the negative; FreeBytes is what is not promised.

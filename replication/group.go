@@ -52,6 +52,7 @@ type Group struct {
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
 	repairs  repairs
+	room     room
 	scrub    scrub
 	activity atomic.Uint64 // reads and applied entries, for whoever waits for a quiet moment
 
@@ -416,6 +417,9 @@ func (g *Group) Close() error {
 	g.wg.Wait()
 	g.halt() // a rebuild may have ended meanwhile
 	g.writes.close()
+	if g.cfg.Store != nil {
+		g.room.drop(g, time.Now().Add(time.Hour))
+	}
 	return g.cfg.Journal.Close()
 }
 
@@ -424,26 +428,4 @@ func (g *Group) running() *instance {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.inst
-}
-
-// fail takes this replica out for good: its medium or its journal cannot be trusted any more. A replica that lies is worse
-// than one that is gone; the others go on without it.
-func (g *Group) fail(err error) {
-	if !g.failed.CompareAndSwap(nil, &err) {
-		return
-	}
-	g.log.Error("replica is out: its storage failed. The LUN goes on from its other replicas; replace the disk and restart this node", "error", err)
-	g.endTenure()
-	g.goFunc(func() { // the caller may be Raft's own goroutine
-		g.halt()
-		g.cfg.OnChange()
-	})
-}
-
-// Err returns what took this replica out, or nil.
-func (g *Group) Err() error {
-	if p := g.failed.Load(); p != nil {
-		return *p
-	}
-	return nil
 }

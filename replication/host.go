@@ -24,6 +24,7 @@ type Host struct {
 const (
 	methodTerm        = "replication.term"         // LUN → the Raft term of the replica there
 	methodRoom        = "replication.room"         // LUN → bytes its pool there can allocate
+	methodReserve     = "replication.reserve"      // owner → replica: set room aside in your pool
 	methodState       = "replication.state"        // LUN, version → once the replica there has applied that version of the state
 	methodRebuild     = "replication.rebuild"      // owner → learner: rebuild yourself from me
 	methodRebuildInfo = "replication.rebuild-info" // learner → owner: what has changed
@@ -48,6 +49,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
+		methodReserve:     h.serveReserve,
 		methodState:       h.serveState,
 		methodRebuild:     h.serveRebuild,
 		methodRebuildInfo: h.serveRebuildInfo,

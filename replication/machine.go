@@ -75,9 +75,14 @@ func (m *machine) apply(l *raft.Log) error {
 	reshapes := m.g.noteReshape(l.Index, e)
 	ops, compare := withoutCompare(e.Ops)
 	replayed := store.Applied() >= l.Index
+	needs := int64(0)
+	if m.g.tenure.Load() == nil && !replayed {
+		needs = store.Needs(ops)
+	}
 	if err := m.applyWithRoom(l.Index, ops); err != nil || m.stopped {
 		return err
 	}
+	m.g.room.use(m.g, needs)
 	m.g.activity.Add(1)
 	if !replayed { // else the volume is ahead of this entry
 		m.g.capture(l.Index, compare)

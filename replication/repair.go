@@ -41,6 +41,9 @@ type Mendable interface {
 	Snapshots() []block.Snapshot
 	View(id block.SnapshotID) (*blockstore.View, error)
 	Repair(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) error
+	// CheckMap writes anew what is damaged of the map on the medium; LostChunks says what was lost of it at the start.
+	CheckMap(chunk uint32) (blockstore.MapCheck, error)
+	LostChunks(limit int) []blockstore.LostChunk
 	MediumSums(snapshot block.SnapshotID, chunk uint32, blocks uint64) ([block.BlocksPerChunk]uint32, error)
 }
 
@@ -112,7 +115,7 @@ func (g *Group) readAt(ctx context.Context, t *tenure, held, r block.Range, dst 
 		}
 		corrupt := (*block.CorruptError)(nil)
 		if !errors.As(err, &corrupt) || corrupt.Range.Count == 0 || left == 0 {
-			return err
+			return g.outIfFailed(err)
 		}
 		if merr := g.mendRead(ctx, t, held, corrupt.Range); merr != nil {
 			return fmt.Errorf("%w; not repaired: %w", err, merr)
@@ -142,7 +145,7 @@ func (g *Group) readSnapshot(ctx context.Context, id block.SnapshotID, r block.R
 		err = view.ReadAt(r, dst)
 		corrupt := (*block.CorruptError)(nil)
 		if !errors.As(err, &corrupt) || corrupt.Range.Count == 0 || left == 0 {
-			return err
+			return g.outIfFailed(err)
 		}
 		key := chunkKey{snapshot: id, chunk: uint32(corrupt.Range.Offset() / block.ChunkSize)}
 		within, cancel := context.WithTimeout(ctx, repairWithin)

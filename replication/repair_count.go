@@ -1,7 +1,10 @@
 package replication
 
 import (
+	"bytes"
+	"cmp"
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,7 +24,8 @@ type RepairStatus struct {
 	Bad        uint64    `json:"bad"`        // did not match their checksum, or the record of it was bad
 	Repaired   uint64    `json:"repaired"`   // of those, written again from another copy
 	Unrepaired uint64    `json:"unrepaired"` // bad now: no other copy could be read
-	Last       time.Time `json:"last"`       // when one was found; zero: never
+	Pages      uint64    `json:"pages"`      // of metadata and checksums: damaged on the medium, and written again from memory
+	Last       time.Time `json:"last"`       // when a block or page was found; zero: never
 }
 
 // found notes bad blocks and says whether some of them were not known.
@@ -41,6 +45,14 @@ func (r *repairs) found(key chunkKey, bad uint64) bool {
 		r.left[key] |= bad
 	}
 	return true
+}
+
+// pages notes damaged pages that have been written again.
+func (r *repairs) pages(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.n.Pages += uint64(n)
+	r.n.Last = time.Now()
 }
 
 func (r *repairs) repaired(key chunkKey, blocks uint64) {
@@ -65,7 +77,7 @@ func (r *repairs) keepLocked(key chunkKey, bad uint64) {
 	r.left[key] = bad
 }
 
-// chunks returns where something is left to repair.
+// chunks returns where something is left to repair, the live contents first: a snapshot's lost block may have to wait for them.
 func (r *repairs) chunks() []chunkKey {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -73,6 +85,9 @@ func (r *repairs) chunks() []chunkKey {
 	for k := range r.left {
 		out = append(out, k)
 	}
+	slices.SortFunc(out, func(a, b chunkKey) int {
+		return cmp.Or(bytes.Compare(a.snapshot[:], b.snapshot[:]), cmp.Compare(a.chunk, b.chunk)) // the zero ID is the live state's
+	})
 	return out
 }
 

@@ -60,8 +60,11 @@ func TestStrippedEntryHaltsADataReplica(t *testing.T) {
 	if got := c.nodes["a"].vol.Applied(); got != applied {
 		t.Fatalf("applied went from %d to %d", applied, got)
 	}
-	if err := g.Read(context.Background(), blockRange(1), make([]byte, block.Size)); !errors.Is(err, command.ErrFormat) {
+	if err := g.Read(context.Background(), blockRange(1), make([]byte, block.Size)); !errors.Is(err, block.ErrNotOwner) {
 		t.Fatalf("a halted replica answers %v", err)
+	}
+	if err := g.Err(); !errors.Is(err, command.ErrFormat) {
+		t.Fatalf("it is out for %v", err)
 	}
 }
 

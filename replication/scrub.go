@@ -90,6 +90,7 @@ func (p *pacer) take(now time.Time, n, perSecond int64) time.Duration {
 func (g *Group) scrubLoop() {
 	g.loadCursor()
 	defer g.saveCursor(true)
+	g.noteLost()
 	loop := scrubber{g: g, retried: time.Now()}
 	for {
 		select {
@@ -109,8 +110,11 @@ type scrubber struct {
 	looked   time.Time // when activity was looked at
 	activity uint64
 	busy     bool
-	compared uint32 // chunks before it have been compared in this pass, or are in missed
-	missed   []span // what could not be compared, for a copy was out of sync or did not answer
+	lost     bool      // what was lost at the start is noted, and this replica may repair it
+	pass     time.Time // when the pass began that the following are about
+	mapped   uint32    // chunks before it have had their part of the map checked in this pass
+	compared uint32    // chunks before it have been compared in this pass, or are in missed
+	missed   []span    // what could not be compared, for a copy was out of sync or did not answer
 }
 
 // span is n chunks.
@@ -130,7 +134,7 @@ func (s *scrubber) once(ctx context.Context) time.Duration {
 	if retry == 0 {
 		retry = defaultRetry
 	}
-	if now.Sub(s.retried) >= retry {
+	if now.Sub(s.retried) >= retry || s.mayFetch(ctx) {
 		s.retried = now
 		g.mendLeft(ctx)
 		g.compareAgain(ctx)
@@ -175,8 +179,8 @@ func (s *scrubber) look(now time.Time) {
 func (s *scrubber) step(ctx context.Context) int64 {
 	g := s.g
 	at, from := g.position()
-	if at.Chunk == 0 && at.live() {
-		s.compared = 0
+	if !at.Started.Equal(s.pass) {
+		s.pass, s.compared, s.mapped = at.Started, 0, 0
 	}
 	key := chunkKey{snapshot: from, chunk: at.Chunk}
 	r, err := g.stateOf(from)
@@ -191,6 +195,9 @@ func (s *scrubber) step(ctx context.Context) int64 {
 	}
 	span := unstored(r, at.Chunk, chunks)
 	if key.live() {
+		if at.Chunk >= s.mapped {
+			return s.checkMap()
+		}
 		s.compare(ctx, at.Chunk, max(span, min(scrubFineChunks, chunks-at.Chunk)))
 	}
 	if span > 0 {

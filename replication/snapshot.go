@@ -41,7 +41,8 @@ func (g *Group) Snapshots() []block.Snapshot {
 	return g.cfg.Store.Snapshots()
 }
 
-// View returns a snapshot as this replica has it, to read from. block.ErrNoSnapshot: it has none of that ID (yet).
+// View returns a snapshot as this replica has it, to look at: what does not match its checksum is an error. What is served of a snapshot is
+// read by readSnapshot, which repairs. block.ErrNoSnapshot: it has none of that ID (yet).
 func (g *Group) View(id block.SnapshotID) (*blockstore.View, error) {
 	if g.cfg.Store == nil {
 		return nil, errNoReplica

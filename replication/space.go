@@ -3,8 +3,10 @@ package replication
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -15,43 +17,99 @@ import (
 // proposed (block.ErrNoSpace, which pauses a guest) and not met by a replica that cannot apply it. Overwrites, UNMAP and
 // everything else that allocates nothing pass whatever the pools say.
 //
-// The owner's own pool is looked at for every allocating write. The other replicas are asked every maintainEvery; what has
-// been promised since is taken off. Their pools may still be filled by other LUNs in between: see machine.applyWithRoom.
+// The owner's own pool is looked at for every allocating write. In the pools of the other copies, which other LUNs fill as well, room is set
+// aside for this LUN (room.go): in advance, every maintainEvery, as much as is used, so that a write need not wait; and if that does
+// not do, it is asked for the write, a round trip, and that answer counts.
 type space struct {
-	mu    sync.Mutex
-	taken int64                   // promised to writes of this LUN that have not ended, in bytes
-	peers map[raft.ServerID]int64 // what was free when asked, less what was promised then and since
+	asking sync.Mutex // one question at a time; taken before mu
+
+	mu     sync.Mutex
+	taken  int64 // promised to writes of this LUN that have not ended, in bytes
+	given  int64 // promised to all writes ever
+	before int64 // given, when last asked in time
+	peers  map[raft.ServerID]peerRoom
 }
+
+// peerRoom is what a copy has said.
+type peerRoom struct {
+	left int64 // set aside there for this LUN, and not promised to a write
+	free int64 // what the LUN could have there, in all
+}
+
+// errPeerRoom: a peer has to be asked for more.
+var errPeerRoom = fmt.Errorf("%w of another copy", block.ErrNoSpace)
 
 // takeRoom promises what ops may allocate, or returns block.ErrNoSpace. release must be called when they have been applied
 // or never will be.
-func (g *Group) takeRoom(ops []block.Op) (release func(), err error) {
+func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), err error) {
 	need := g.cfg.Store.Needs(ops)
 	if need == 0 {
 		return func() {}, nil
 	}
+	if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) {
+		return release, err
+	}
+	s := &g.space
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) { // somebody else has asked meanwhile
+		return release, err
+	}
+	for {
+		silent := g.askRoomLocked(ctx, need)
+		if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) || silent == nil {
+			return release, err
+		}
+		// A copy that is slow is no full one: the write waits, until the copy answers or is given up.
+		if g.tenure.Load() == nil {
+			return nil, block.ErrNotOwner
+		}
+		select {
+		case <-time.After(askAgain):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// askAgain is the pause before a copy that has not answered is asked again for a write that waits.
+const askAgain = 20 * time.Millisecond
+
+func (g *Group) promiseRoom(need int64) (release func(), err error) {
 	s := &g.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, free := range s.peers {
-		if need > free {
-			return nil, fmt.Errorf("%w of replica %s", block.ErrNoSpace, id)
+	if s.peers == nil {
+		return nil, errPeerRoom // nobody has been asked yet
+	}
+	for id, p := range s.peers {
+		if need > p.left {
+			return nil, fmt.Errorf("replica %s: %w", id, errPeerRoom)
 		}
 	}
 	if err := g.cfg.Store.Promise(need); err != nil {
 		g.dueCheckpoint() // it gives back what has been freed
 		return nil, err
 	}
-	for id := range s.peers {
-		s.peers[id] -= need
+	for id, p := range s.peers {
+		p.left -= need
+		s.peers[id] = p
 	}
 	s.taken += need
+	s.given += need
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.taken -= need
 		_ = g.cfg.Store.Promise(-need) // giving back is not refused
 	}, nil
+}
+
+// forget is called when a tenure begins: what peers have said was in another one.
+func (s *space) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.peers = nil
 }
 
 // Available returns how much can still be allocated for the LUN, in bytes: the least over the replicas in sync as the owner
@@ -61,41 +119,68 @@ func (g *Group) Available() int64 {
 	if g.tenure.Load() != nil {
 		g.space.mu.Lock()
 		defer g.space.mu.Unlock()
-		for _, f := range g.space.peers {
-			free = min(free, f)
+		for _, p := range g.space.peers {
+			free = min(free, p.free)
 		}
 	}
 	return max(free, 0)
 }
 
-// askRoom asks the replicas in sync how much room they have. One that does not answer is left out: it will be found lost
-// by other means.
+// askRoom asks the replicas in sync for room, in time, unless a write is asking.
 func (g *Group) askRoom(ctx context.Context) {
-	rooms := map[raft.ServerID]int64{}
+	if !g.space.asking.TryLock() {
+		return
+	}
+	defer g.space.asking.Unlock()
+	_ = g.askRoomLocked(ctx, 0) // the next time, then
+}
+
+// askRoomLocked returns an error if one did not answer: it keeps what it has set aside. One that has never answered is left out: it will
+// be found lost by other means.
+func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
+	s := &g.space
+	rooms := map[raft.ServerID]peerRoom{}
 	for _, p := range g.Status().Peers {
 		if p.Self || p.Witness || !p.InSync {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, maintainEvery)
-		answer, err := g.host.mux.Call(ctx, p.Node, methodRoom, []byte(g.cfg.LUN))
-		cancel()
-		if err == nil && len(answer) == 8 {
-			rooms[p.ID] = int64(binary.LittleEndian.Uint64(answer))
+		s.mu.Lock()
+		q := roomRequest{Version: 1, LUN: g.cfg.LUN, InFlight: s.taken, Need: need}
+		if used := s.given - s.before; used > 0 || need > 0 {
+			q.Extra = max(leastRoom, 2*used)
 		}
+		promised, was, known := s.given, peerRoom{}, false
+		was, known = s.peers[p.ID]
+		s.mu.Unlock()
+		q.AtLeast = g.cfg.Store.Applied() // after taken: what has ended by then has been applied
+		within, cancel := context.WithTimeout(ctx, maintainEvery)
+		answer, err := g.reserveAt(within, p.Node, q)
+		cancel()
+		silent = errors.Join(silent, err)
+		s.mu.Lock()
+		switch {
+		case err == nil:
+			// What was in flight may have ended meanwhile without having been applied there: it still counts.
+			rooms[p.ID] = peerRoom{left: answer.Granted - q.InFlight - (s.given - promised), free: answer.Free - q.InFlight}
+		case known:
+			was.left = s.peers[p.ID].left
+			rooms[p.ID] = was
+		}
+		s.mu.Unlock()
 	}
-	s := &g.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range rooms {
-		rooms[id] -= s.taken
-	}
 	s.peers = rooms
+	if need == 0 {
+		s.before = s.given
+	}
+	return silent
 }
 
 // littleRoom is where a replica that is asked for its room looks for freed chunks to give back.
 const littleRoom = 16 << 20
 
-// serveRoom answers with the free bytes of the pool the LUN's replica is in; none while it waits for room.
+// serveRoom answers owners of an older program with the free bytes of the pool the LUN's replica is in; none while it waits for room.
 func (h *Host) serveRoom(_ context.Context, _ string, req []byte) ([]byte, error) {
 	g, err := h.group(string(req))
 	if err != nil {

@@ -151,8 +151,8 @@ func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 		s := &c.group(owner).space
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		free, ok := s.peers[c.member(other).ID]
-		return ok && free < block.ChunkSize
+		p, ok := s.peers[c.member(other).ID]
+		return ok && p.left < block.ChunkSize && p.free < block.ChunkSize
 	})
 	if err := c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
 		t.Fatalf("a write the peer has no room for: %v", err)

@@ -81,6 +81,8 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		g.mu.Lock()
 		current := g.inst == inst && g.gateTerm == term && g.gate != nil
 		if current {
+			g.room.drop(g, time.Now()) // what it was set aside for has been applied
+			g.space.forget()
 			g.tenure.Store(&tenure{term: term, before: before, since: time.Now(), handed: g.offered.Load() == term-1, ended: make(chan struct{})})
 		}
 		g.mu.Unlock()
@@ -158,6 +160,15 @@ func (g *Group) tick() {
 }
 
 func (g *Group) tickOnce(now time.Time) {
+	if g.cfg.Store != nil {
+		if err := g.cfg.Store.Failed(); err != nil { // whoever met it: another LUN in this pool, perhaps
+			g.fail(err)
+			return
+		}
+	}
+	if g.cfg.Store != nil {
+		g.room.drop(g, now.Add(-roomKept))
+	}
 	inst := g.running()
 	if inst == nil {
 		return

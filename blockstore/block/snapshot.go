@@ -11,7 +11,7 @@ import (
 
 // Limits of snapshots.
 const (
-	// MaxSnapshots bounds the snapshots of one volume, with those that are kept only because clones need them.
+	// MaxSnapshots bounds the snapshots of one volume. Those that were deleted and are kept for clones do not count: they are not the same on every copy.
 	MaxSnapshots = 512
 	// MaxSnapshotNameBytes bounds a snapshot's name.
 	MaxSnapshotNameBytes = 64

@@ -18,7 +18,7 @@ func (c *cli) lunScrub() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "scrub NAME", Short: "Show, start, pause or resume the scrub of a LUN", Args: oneName("the name or ID of the LUN"),
 		Long: `The scrub reads every stored block of every copy, snapshots included, once a week, while nothing else needs the disks.
-A block that does not match its checksum is repaired from another copy. The owner also has all copies compared with one another.
+A block that does not match its checksum is repaired from another copy; metadata that is damaged on the disk is written again from memory. The owner also has all copies compared with one another.
 
 Without a flag it shows how far the scrub of each copy is and what it has found. --start begins a pass on every copy now.
 
@@ -77,6 +77,9 @@ func printScrub(w io.Writer, scrubs []api.ReplicaScrub) {
 		if s.Compared > 0 {
 			line(w, "%s, the owner, has compared %s of all copies: %d blocks differed, %d of them are the same again.",
 				s.Replica, formatSize(int64(s.Compared)*chunkBytes), s.Diverged, s.Mended)
+		}
+		if s.Pages > 0 {
+			line(w, "%s: %d pages of metadata were damaged on the disk, and have been written again from memory.", s.Replica, s.Pages)
 		}
 		if s.Waits != "" {
 			line(w, "%s: %s", s.Replica, s.Waits)

@@ -23,7 +23,8 @@ type ReplicaScrub struct {
 	Bad        uint64       `json:"bad" doc:"Blocks of 4 KiB that did not match their checksum, found by the scrub or by a command"`
 	Repaired   uint64       `json:"repaired" doc:"Of those, written again from another copy"`
 	Unrepaired uint64       `json:"unrepaired" doc:"Bad now: no other copy of them could be read yet"`
-	LastBad    *time.Time   `json:"last_bad,omitempty" doc:"When the last one was found"`
+	Pages      uint64       `json:"pages" doc:"Pages of metadata and checksums that were damaged on the disk and written again from memory"`
+	LastBad    *time.Time   `json:"last_bad,omitempty" doc:"When the last bad block or page was found"`
 	Compared   uint64       `json:"compared" doc:"Owner: chunks of 256 KiB it has had all copies compared of"`
 	Diverged   uint64       `json:"diverged" doc:"Owner: blocks that differed between copies although each matched its checksum"`
 	Mended     uint64       `json:"mended" doc:"Owner: of those, the ones that are the same again"`
@@ -105,7 +106,8 @@ func scrubAlerts(l LUN, now time.Time) (out []Alert) {
 		} else if c.LastBad != nil && now.Sub(*c.LastBad) < 24*time.Hour {
 			out = append(out, Alert{
 				Severity: SeverityWarning, Subject: "lun/" + l.Name,
-				What: fmt.Sprintf("%d blocks of replica %s of LUN %s did not match their checksums and were repaired", c.Repaired, c.Replica, l.Name),
+				What: fmt.Sprintf("%d blocks of replica %s of LUN %s did not match their checksums and were repaired, and %d damaged pages of its metadata were written again",
+					c.Repaired, c.Replica, l.Name, c.Pages),
 				Data: "Nothing is lost, and nothing wrong was returned.", Next: "Check the disk of that node: one that returns something else than was written will do it again.",
 			})
 		}

@@ -66,7 +66,9 @@ func (c *copyUnit) extentCDB(opcode byte, part block.Range) (cdb [16]byte) {
 	return cdb
 }
 
-func (c *copyUnit) perBlock() block.Count { return block.Count(c.geo.LogicalBlockBytes / block.SectorSize) }
+func (c *copyUnit) perBlock() block.Count {
+	return block.Count(c.geo.LogicalBlockBytes / block.SectorSize)
+}
 
 // read fills dst, of at most copyPiece bytes.
 func (c *copyUnit) read(r *request, part block.Range, dst []byte) error {

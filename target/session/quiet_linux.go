@@ -24,7 +24,7 @@ type quietConn struct {
 	*net.TCPConn
 	raw syscall.RawConn
 
-	in quietCall
+	in   quietCall
 	read func(fd uintptr) bool // reads once; false if there is nothing yet
 
 	out    quietCall

@@ -133,6 +133,7 @@ func (n *node) Mkdir(ctx context.Context, name string, _ uint32, out *fuse.Entry
 func (n *node) Unlink(ctx context.Context, name string) syscall.Errno {
 	return n.remove(ctx, name, false)
 }
+
 func (n *node) Rmdir(ctx context.Context, name string) syscall.Errno {
 	return n.remove(ctx, name, true)
 }

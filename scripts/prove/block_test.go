@@ -21,6 +21,10 @@ type value uint64
 //	24      8      sector within the block, 0 to 7
 //	32      476    a pattern that follows from the above
 //	508     4      CRC32C of all before it
+//
+// What ends in its own CRC32C leaves the same CRC32C, whatever it is: so all tagged blocks, and any mixture of their sectors, have one and
+// the same checksum for the product. That is on purpose. It does not notice here that a block is torn or of another time, and cannot make
+// good for it from another copy: such a block must not come about.
 const (
 	tagMagic = "SANPROVE"
 	tagCRC   = block.SectorSize - 4

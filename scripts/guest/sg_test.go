@@ -302,7 +302,8 @@ func TestSgResetTellsEveryPath(t *testing.T) {
 	l.vm.sh(t, "sg_reset --target %s; dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", a, d.dev)
 }
 
-// TestSgCopiesBetweenLUNs: a host's own target presents its LUNs under their numbers, and EXTENDED COPY works between them.
+// TestSgCopiesBetweenLUNs: a host's own target presents its LUNs under their numbers, and EXTENDED COPY works between them, whichever
+// nodes own them.
 func TestSgCopiesBetweenLUNs(t *testing.T) {
 	l := useLab(t)
 	h := l.host(t, "copier", api.HostSpec{Initiators: []string{initiatorName + "-copier"}})
@@ -310,14 +311,19 @@ func TestSgCopiesBetweenLUNs(t *testing.T) {
 	h.login(t)
 	h.sg(t, one)
 	h.sg(t, two)
-	// One node copies what it owns. A LUN that holds nothing yet may still go to the node it was meant for.
+	// A LUN that holds nothing yet may still go to the node it was meant for.
 	l.vm.sh(t, "for dev in %s %s; do dd if=/dev/urandom of=$dev bs=64k count=1 oflag=direct status=none; done", one.dev(), two.dev())
 	owner := l.lun(t, one.lun.Name).Owner
-	l.move(t, two.lun.Name, owner)
 	from, to := h.path(t, one, owner).sg, h.path(t, two, owner).sg
 	l.vm.sh(t, `dd if=/dev/urandom of=/tmp/data bs=512 count=4096 status=none
-dd if=/tmp/data of=%s bs=64k oflag=direct conv=fsync status=none
-sg_turs %[2]s >/dev/null || true; sg_turs %[3]s >/dev/null || true # what the move has left to tell
-sg_xcopy if=%[2]s of=%[3]s bs=512 count=4096 skip=0 seek=8192
-dd if=%[4]s bs=512 skip=8192 count=4096 iflag=direct status=none | cmp - /tmp/data`, one.dev(), from, to, two.dev())
+dd if=/tmp/data of=%s bs=64k oflag=direct conv=fsync status=none`, one.dev())
+	// The command goes to the first LUN's owner. Where the second LUN is owned elsewhere, its path there is standby, and its owner is asked.
+	for i, node := range []string{owner, other(owner)} {
+		l.move(t, two.lun.Name, node)
+		l.vm.sh(t, `for n in 1 2 3; do sg_turs %[1]s >/dev/null || true; sg_turs %[2]s >/dev/null || true; done # what the move has left to tell
+sg_xcopy --on_src if=%[1]s of=%[2]s bs=512 count=4096 skip=0 seek=%[3]d
+dd if=%[4]s bs=512 skip=%[3]d count=4096 iflag=direct status=none | cmp - /tmp/data
+sg_xcopy --on_dst if=%[2]s of=%[1]s bs=512 count=4096 skip=%[3]d seek=%[5]d
+dd if=%[6]s bs=512 skip=%[5]d count=4096 iflag=direct status=none | cmp - /tmp/data`, from, to, 8192*(i+1), two.dev(), 32768*(i+1), one.dev())
+	}
 }

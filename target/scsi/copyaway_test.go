@@ -235,3 +235,26 @@ func TestCopyBetweenOwnersIsRefused(t *testing.T) {
 		time.Sleep(time.Second) // what has gone astray arrives
 	})
 }
+
+// A LUN that has been owned by another node between two pieces is not written any more, even if its owner has it back.
+func TestCopyToAnotherOwnerDoesNotFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newTwoOwners(t)
+		p.put(p.cluster, 0, pattern(awayBlocks*512, 1))
+		writes, moved := 0, false
+		p.other.Applied = func(block.Range, []byte, block.State) { writes++ }
+		p.cluster.Slow = func() time.Duration { // the source is looked at, and no piece is on its way
+			if writes == 2 && !moved {
+				moved = true
+				p.other.Move(0)
+				p.other.Move(1)
+			}
+			return 0
+		}
+		list, _ := p.lists(awayBlocks)
+		p.want(p.copy(list), "0A/0D/01")
+		if !moved || writes != 2 {
+			t.Errorf("%d pieces were written", writes)
+		}
+	})
+}

@@ -105,8 +105,7 @@ func parseTransportID(b []byte) (Port, int, error) {
 	if end < 0 || len(bytes.Trim(name[end:], "\x00")) > 0 {
 		return Port{}, 0, errInvalidList
 	}
-	// From the end: the name's own text may hold the separator.
-	at := strings.LastIndex(strings.ToLower(string(name[:end])), portSeparator)
+	at := lastSeparator(name[:end])
 	if at < 1 || at > MaxNameBytes {
 		return Port{}, 0, errInvalidList
 	}
@@ -126,6 +125,17 @@ func parseTransportID(b []byte) (Port, int, error) {
 	}
 	copy(p.ISID[:], isid)
 	return p, transportHeader + length, nil
+}
+
+// lastSeparator returns where the initiator's name ends: from the end, for its own text may hold the separator. It looks at the bytes as
+// they are: names outside of ASCII have other lengths in lower case.
+func lastSeparator(name []byte) int {
+	for at := len(name) - len(portSeparator); at >= 0; at-- {
+		if strings.EqualFold(string(name[at:at+len(portSeparator)]), portSeparator) {
+			return at
+		}
+	}
+	return -1
 }
 
 // printable refuses control characters and spaces; names outside of ASCII are UTF-8 and let through.

@@ -1,117 +1,136 @@
-// Package journal stores one Raft group's log, its term and vote, and its snapshot metadata.
+// Package journal keeps the logs, terms and votes of all Raft groups of a disk in one journal: one file is written to at a time, and one
+// fdatasync serves everything that any group waits for.
 //
-// Invariant: StoreLogs returns only when every entry is durable (rule G: an AppendEntries success, and the owner's own
-// count towards a commit, follow it). An entry that does not match its checksum is an error, never an absence: Raft must
-// not take it for one it may refetch and count twice. Once a write or a sync has failed the journal is failed for good:
-// the page cache may have dropped what the next sync would call durable (ATC'20, "Can applications recover from fsync
-// failures?").
+// Invariants. A log's StoreLogs, and its stable store's Set, return when what they were given is durable; Append returns before, and
+// AwaitDurable then (rule G: replication lets no success pass that is not true on disk). What was durable is there after any crash, or is known to be damaged: a torn
+// end of the journal, which nobody was told of, is told apart from damage to what was durable, because a batch is only written when
+// the one before it is durable, and so whatever lies before a frame of a later batch is damage ("corrupt is not missing"). A damaged entry is an error, never an absence. Terms
+// and votes are written twice, in two batches, so that damage in one place does not make a replica vote twice. Once a write or a sync has
+// failed, the journal has failed for good: the page cache may have dropped what the next sync would call durable (ATC'20, "Can
+// applications recover from fsync failures?").
 //
-// Open keeps the log in files (hashicorp/raft-wal below, a seal of our own on every entry, and a cache of the newest entries
-// bounded in bytes); NewMemory keeps it in RAM, for replicas whose data is in RAM too. It does not decide when to
-// truncate: replication does, after a checkpoint.
+// Files: frame.go and segment.go have the format; index.go what is known of it in memory; commit.go how it is written; recover.go how it is
+// read at a start; janitor.go how room comes free; log.go what one group sees. NewMemory is a log in RAM, for replicas whose data is in RAM too.
+//
+// It does not decide when a log is cut off at the front (replication does, after a checkpoint), and does not fetch what is damaged (replication does, from a peer).
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
-
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 )
 
-// Journal is a Raft group's log and stable state. Concurrent-safe.
-type Journal interface {
-	raft.LogStore
-	raft.StableStore
-	// Snapshots returns the store of snapshot metadata that belongs to this log.
-	Snapshots() *Snapshots
-	// Reset drops the whole log, so that the next entry may have any index. Term and vote stay.
-	Reset() error
-	// Bytes returns what the log occupies now, in bytes of its medium.
-	Bytes() int64
-	// Stalled returns for how long the write under way has been waiting for the disk, 0 if there is none.
-	Stalled() time.Duration
-	// Failed returns the error that made the journal unusable, or nil.
-	Failed() error
-	io.Closer
-}
-
-// Options tune Open. The zero value of a field means its default.
+// Options tune a journal. The zero value of a field means its default.
 type Options struct {
-	SegmentBytes int          // preallocated size of a segment file; default 64 MiB, a witness needs 1 MiB
-	CacheBytes   int64        // payload kept in memory for peers in step; default 16 MiB
-	Logger       hclog.Logger // default: discard
+	SegmentBytes int64 // length of a segment file, at least 1 MiB; default 128 MiB. A node that only witnesses needs 1 MiB
+	CacheBytes   int64 // payload of all groups kept in memory for peers in step; default 64 MiB
+	// IdleAfter is the pause after which the last batch is followed by an empty one, which makes damage to it tellable from a torn
+	// end; default 1 s.
+	IdleAfter time.Duration
+	Logger    *slog.Logger // default: discard
 }
 
-func (o Options) withDefaults() Options {
+const minSegmentBytes = 1 << 20
+
+func (o Options) withDefaults() (Options, error) {
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = 64 << 20
+		o.SegmentBytes = 128 << 20
 	}
 	if o.CacheBytes == 0 {
-		o.CacheBytes = 16 << 20
+		o.CacheBytes = 64 << 20
+	}
+	if o.IdleAfter == 0 {
+		o.IdleAfter = time.Second
 	}
 	if o.Logger == nil {
-		o.Logger = hclog.NewNullLogger()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return o
+	if o.SegmentBytes < minSegmentBytes || o.SegmentBytes > segmentLimit {
+		return o, fmt.Errorf("journal: segments of %d bytes: at least %d, at most %d", o.SegmentBytes, minSegmentBytes, int64(segmentLimit))
+	}
+	o.SegmentBytes = roundUp(o.SegmentBytes)
+	return o, nil
 }
 
-// What lies in a journal's directory.
-const (
-	walFolder    = "wal"
-	stableFile   = "stable.db"
-	snapshotName = "snapshot.json"
-)
+// Journal is the journal of one disk. Concurrent-safe.
+type Journal struct {
+	folder vfs.Folder
+	opts   Options
+	id     uint64
+	opened time.Time
+	cache  budget
 
-type fileJournal struct {
-	*Stable
-	walDir    string
-	log       *wal.WAL
-	snapshots *Snapshots
-	recent    recent
-	failed    atomic.Pointer[error]
-	writing   atomic.Int64 // when the write under way began, ns since the journal was opened; 0: none
-	opened    time.Time
+	failed  atomic.Pointer[error]
+	writing atomic.Int64 // when the write under way began, ns since the journal was opened; 0: none
+
+	// mu guards what follows and the fields of every log. Never held across I/O.
+	mu      sync.Mutex
+	index   *index
+	logs    map[string]*groupLog
+	queue   []*request
+	leading bool // somebody writes
+	closed  bool
+	dead    []*segment       // nothing in them counts, durably; the janitor's
+	suspect map[string]error // groups of which something is lost that is not known
+	spare   *segment         // made ready by the janitor: the next one
+
+	// making is held by whoever makes the next segment, or takes it. It is taken before mu.
+	making sync.Mutex
+
+	head   head         // of whoever leads
+	marked atomic.Bool  // the last batch was an empty one
+	wrote  atomic.Int64 // when the last batch was durable, ns since the journal was opened
+
+	wake chan struct{} // for the janitor: there is something to do
+	lead chan struct{} // for the writer: nobody else leads
+	stop context.CancelFunc
+	wg   sync.WaitGroup
 }
 
-// Open opens the journal in dir, which it creates if missing. Only one process may have it open.
-func Open(dir string, opts Options) (Journal, error) {
-	opts = opts.withDefaults()
-	walDir := filepath.Join(dir, walFolder)
-	if err := os.MkdirAll(walDir, 0o700); err != nil {
-		return nil, err
-	}
-	stable, err := OpenStable(filepath.Join(dir, stableFile))
-	if err != nil {
-		return nil, err
-	}
-	snapshots, err := OpenSnapshots(filepath.Join(dir, snapshotName))
-	if err != nil {
-		return nil, errors.Join(err, stable.Close())
-	}
-	table := &metadb.BoltMetaDB{}
-	var log *wal.WAL
-	if err = mend(walDir, table); err == nil {
-		log, err = wal.Open(walDir, wal.WithSegmentSize(opts.SegmentBytes), wal.WithLogger(opts.Logger), wal.WithMetaStore(table))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open journal %s: %w", walDir, err), table.Close(), stable.Close())
-	}
-	return &fileJournal{Stable: stable, opened: time.Now(), walDir: walDir, log: log, snapshots: snapshots, recent: recent{limit: opts.CacheBytes}}, nil
+// head is where the journal ends. It belongs to whoever leads (Journal.leading).
+type head struct {
+	at       int64 // where the next frame begins, in the last segment
+	batch    uint64
+	chain    uint32
+	before   int64 // where the last frame begins, 0 if none in this segment
+	beforeIn uint64
+	previous []record
+	footer   []byte // directories of the segment so far
+	records  int
+	buf      []byte
+	moved    []record // in the batch that is being written
 }
 
-func (j *fileJournal) Snapshots() *Snapshots { return j.snapshots }
+// Stats is what an operator may want to know.
+type Stats struct {
+	Segments int   // files in use
+	Bytes    int64 // of them
+	Live     int64 // bytes of entries that count
+	Groups   int
+}
 
-func (j *fileJournal) Failed() error {
+// Stats returns them.
+func (j *Journal) Stats() Stats {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s := Stats{Segments: len(j.index.segments), Groups: len(j.index.groups)}
+	for _, seg := range j.index.segments {
+		s.Bytes += seg.bytes
+		s.Live += seg.liveSize
+	}
+	return s
+}
+
+// Failed returns the error that made the journal unusable, or nil.
+func (j *Journal) Failed() error {
 	if p := j.failed.Load(); p != nil {
 		return *p
 	}
@@ -119,13 +138,14 @@ func (j *fileJournal) Failed() error {
 }
 
 // fail makes the failure final and returns it.
-func (j *fileJournal) fail(err error) error {
+func (j *Journal) fail(err error) error {
 	err = fmt.Errorf("journal: %w: %w", block.ErrFailed, err)
 	j.failed.CompareAndSwap(nil, &err)
-	return err
+	return j.Failed()
 }
 
-func (j *fileJournal) Stalled() time.Duration {
+// Stalled returns for how long the write under way has been waiting for the disk, 0 if there is none.
+func (j *Journal) Stalled() time.Duration {
 	since := j.writing.Load()
 	if since == 0 {
 		return 0
@@ -133,144 +153,97 @@ func (j *fileJournal) Stalled() time.Duration {
 	return time.Since(j.opened) - time.Duration(since)
 }
 
-func (j *fileJournal) FirstIndex() (uint64, error) { return j.log.FirstIndex() }
-func (j *fileJournal) LastIndex() (uint64, error)  { return j.log.LastIndex() }
+// Groups returns the names of all groups.
+func (j *Journal) Groups() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	names := make([]string, 0, len(j.index.names))
+	for name := range j.index.names {
+		names = append(names, name)
+	}
+	return names
+}
 
-func (j *fileJournal) GetLog(index uint64, out *raft.Log) error {
-	if j.recent.get(index, out) {
-		return nil
+// Has says whether there is a group of that name: whether anything was ever stored in it.
+func (j *Journal) Has(name string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.index.names[name] != nil
+}
+
+// ErrDamaged: of this group something is lost, and what it was is not known: it may be a vote, or the newest entries. A replica must not go on from that
+// under its old identity.
+var ErrDamaged = errors.New("the journal is damaged, and what was lost of this log is not known")
+
+// ErrInUse: the log is open already.
+var ErrInUse = errors.New("the log is open already")
+
+// Log opens the log of a group, which comes to be when something is stored in it. The name is at most 255 bytes.
+func (j *Journal) Log(name string) (Log, error) {
+	if name == "" || len(name) > 255 {
+		return nil, fmt.Errorf("journal: a group's name has 1 to 255 bytes, not %d", len(name))
 	}
-	err := j.log.GetLog(index, out)
-	if err == nil {
-		err = unseal(out)
+	if err := j.Failed(); err != nil {
+		return nil, err
 	}
-	if err == nil && out.Index != index {
-		err = &block.CorruptError{Where: "journal entry"}
-	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, raft.ErrLogNotFound), errors.Is(err, wal.ErrNotFound):
-		return raft.ErrLogNotFound
-	default:
-		return j.fail(fmt.Errorf("read entry %d: %w", index, err))
+	case j.closed:
+		return nil, block.ErrClosed
+	case j.logs[name] != nil:
+		return nil, fmt.Errorf("%s: %w", name, ErrInUse)
+	case j.suspect[name] != nil:
+		return nil, fmt.Errorf("%s: %w", name, j.suspect[name])
 	}
+	l, err := newGroupLog(j, name)
+	if err != nil {
+		return nil, err
+	}
+	j.logs[name] = l
+	return l, nil
 }
 
-func (j *fileJournal) StoreLog(l *raft.Log) error { return j.StoreLogs([]*raft.Log{l}) }
-
-func (j *fileJournal) StoreLogs(logs []*raft.Log) error {
-	if err := j.Failed(); err != nil {
-		return err
+// Remove forgets a group, with its log, term and vote. It must not be open.
+func (j *Journal) Remove(name string) error {
+	j.mu.Lock()
+	if j.logs[name] != nil {
+		j.mu.Unlock()
+		return fmt.Errorf("%s: %w", name, ErrInUse)
 	}
-	if len(logs) == 0 {
+	g := j.index.names[name]
+	if g == nil {
+		j.mu.Unlock()
 		return nil
 	}
-	last, err := j.log.LastIndex()
-	if err != nil {
-		return j.fail(err)
+	delete(j.suspect, name)
+	delete(j.index.names, name) // a new group of that name is another one
+	r := &request{records: []record{{group: g.number, kind: kindForget}}, done: make(chan error, 1)}
+	return j.submit(r)
+}
+
+// Close writes the journal's end and closes it. Logs of it that are open fail from then on.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	if j.closed {
+		j.mu.Unlock()
+		return nil
 	}
-	// After a snapshot was installed (witness) or a rebuild, the log goes on behind a gap: what is before it is obsolete.
-	if last != 0 && logs[0].Index > last+1 {
-		if err := j.Reset(); err != nil {
-			return err
+	j.closed = true
+	var err error
+	if j.Failed() == nil {
+		err = j.submit(&request{marker: true, done: make(chan error, 1)})
+	} else {
+		j.mu.Unlock()
+	}
+	j.stop()
+	j.wg.Wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, s := range append(append(j.index.segments, j.dead...), j.spare) {
+		if s != nil && s.dev != nil {
+			err = errors.Join(err, s.dev.Close())
 		}
 	}
-	sealed := make([]*raft.Log, len(logs))
-	for i, l := range logs {
-		sealed[i] = seal(l)
-	}
-	j.writing.Store(int64(time.Since(j.opened)) | 1)
-	err = j.log.StoreLogs(sealed)
-	j.writing.Store(0)
-	if err != nil {
-		return j.fail(err)
-	}
-	j.recent.add(logs)
-	return nil
+	return err
 }
-
-func (j *fileJournal) DeleteRange(lo, hi uint64) error {
-	if err := j.Failed(); err != nil {
-		return err
-	}
-	j.recent.deleteRange(lo, hi)
-	if err := j.log.DeleteRange(lo, hi); err != nil {
-		return j.fail(err)
-	}
-	return nil
-}
-
-func (j *fileJournal) Reset() error {
-	first, err := j.log.FirstIndex()
-	if err != nil {
-		return err
-	}
-	last, err := j.log.LastIndex()
-	if err != nil || last == 0 {
-		return err
-	}
-	return j.DeleteRange(first, last)
-}
-
-func (j *fileJournal) Bytes() int64 {
-	var n int64
-	files, err := os.ReadDir(j.walDir)
-	if err != nil {
-		return 0 // an estimate is all that is asked for; a directory that cannot be read shows at the next write
-	}
-	for _, f := range files {
-		if info, err := f.Info(); err == nil {
-			n += info.Size()
-		}
-	}
-	return n
-}
-
-func (j *fileJournal) Close() error { return errors.Join(j.log.Close(), j.Stable.Close()) }
-
-// memoryJournal keeps everything in RAM: it ends with the process, as its replica's data does.
-type memoryJournal struct {
-	*memoryStable
-	snapshots *Snapshots
-	recent    recent
-}
-
-// NewMemory returns an empty journal in memory. It holds what Raft has not truncated.
-func NewMemory() Journal {
-	return &memoryJournal{memoryStable: newMemoryStable(), snapshots: NewMemorySnapshots(), recent: recent{limit: -1}}
-}
-
-func (j *memoryJournal) Snapshots() *Snapshots  { return j.snapshots }
-func (j *memoryJournal) Failed() error          { return nil }
-func (j *memoryJournal) Stalled() time.Duration { return 0 }
-func (j *memoryJournal) FirstIndex() (uint64, error) {
-	first, _ := j.recent.bounds()
-	return first, nil
-}
-
-func (j *memoryJournal) LastIndex() (uint64, error) { _, last := j.recent.bounds(); return last, nil }
-func (j *memoryJournal) StoreLog(l *raft.Log) error { return j.StoreLogs([]*raft.Log{l}) }
-func (j *memoryJournal) Bytes() int64               { return j.recent.held() }
-func (j *memoryJournal) Close() error               { return nil }
-
-func (j *memoryJournal) GetLog(index uint64, out *raft.Log) error {
-	if j.recent.get(index, out) {
-		return nil
-	}
-	return raft.ErrLogNotFound
-}
-
-func (j *memoryJournal) StoreLogs(logs []*raft.Log) error {
-	if len(logs) == 0 {
-		return nil
-	}
-	if _, last := j.recent.bounds(); last != 0 && logs[0].Index > last+1 {
-		j.recent.reset()
-	}
-	j.recent.add(logs)
-	return nil
-}
-
-func (j *memoryJournal) DeleteRange(lo, hi uint64) error { j.recent.deleteRange(lo, hi); return nil }
-func (j *memoryJournal) Reset() error                    { j.recent.reset(); return nil }

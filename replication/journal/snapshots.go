@@ -6,34 +6,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 
 	"github.com/hashicorp/raft"
-
-	"sanctuary/blockstore/block"
-	"sanctuary/blockstore/vfs"
 )
 
 // MaxSnapshotBytes bounds a snapshot's body. Block data is never in one (a snapshot is the index up to which the
 // volume is durable, and a few words about the LUN).
 const MaxSnapshotBytes = 64 << 10
 
-// Snapshots keeps the newest snapshot's metadata and its small body: in one file, replaced whole, or in memory.
-// It implements raft.SnapshotStore.
+// Snapshots keeps the newest snapshot's metadata and its small body, as one value of the log's stable store. It implements
+// raft.SnapshotStore.
 type Snapshots struct {
-	path string // "" = memory
+	save func(raw []byte) error
 
 	mu      sync.Mutex
-	current *snapshotFile
+	current *snapshotValue
 }
 
-// snapshotFile is the file's content: JSON, so that an operator can read it, with a checksum over Meta and Body.
-type snapshotFile struct {
+// snapshotValue is that value, as JSON.
+type snapshotValue struct {
 	Version int               `json:"version"`
 	Meta    raft.SnapshotMeta `json:"meta"`
 	Body    []byte            `json:"body"`
-	CRC32C  uint32            `json:"crc32c"`
 }
 
 const snapshotVersion = 1
@@ -41,40 +36,29 @@ const snapshotVersion = 1
 // ErrVersion: it was written by a newer version of the software.
 var ErrVersion = errors.New("unknown version")
 
-func (f *snapshotFile) sum() (uint32, error) {
-	meta, err := json.Marshal(f.Meta)
-	if err != nil {
-		return 0, err
-	}
-	return block.Sum(append(meta, f.Body...)), nil
-}
-
-// NewMemorySnapshots returns a store that ends with the process.
-func NewMemorySnapshots() *Snapshots { return &Snapshots{} }
-
-// OpenSnapshots reads the store at path; a missing file is an empty store, a damaged one an error: without it the log
-// could be taken to begin elsewhere than it does.
-func OpenSnapshots(path string) (*Snapshots, error) {
-	s := &Snapshots{path: path}
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
+// openSnapshots decodes the value; none is an empty store.
+func openSnapshots(raw []byte, save func([]byte) error) (*Snapshots, error) {
+	s := &Snapshots{save: save}
+	if len(raw) == 0 {
 		return s, nil
 	}
+	v, err := decodeSnapshot(raw)
 	if err != nil {
 		return nil, err
 	}
-	var f snapshotFile
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, fmt.Errorf("snapshot metadata %s: %w", path, err)
-	}
-	if f.Version != snapshotVersion {
-		return nil, fmt.Errorf("snapshot metadata %s has %w %d, this program reads version %d", path, ErrVersion, f.Version, snapshotVersion)
-	}
-	if sum, err := f.sum(); err != nil || sum != f.CRC32C {
-		return nil, errors.Join(fmt.Errorf("snapshot metadata %s does not match its checksum", path), err)
-	}
-	s.current = &f
+	s.current = v
 	return s, nil
+}
+
+func decodeSnapshot(raw []byte) (*snapshotValue, error) {
+	v := &snapshotValue{}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return nil, fmt.Errorf("snapshot metadata: %w", err)
+	}
+	if v.Version != snapshotVersion {
+		return nil, fmt.Errorf("snapshot metadata has %w %d, this program reads version %d", ErrVersion, v.Version, snapshotVersion)
+	}
+	return v, nil
 }
 
 // List implements raft.SnapshotStore: the newest snapshot or none.
@@ -119,24 +103,18 @@ func (s *Snapshots) Newest() (meta raft.SnapshotMeta, body []byte, ok bool) {
 	return s.current.Meta, s.current.Body, true
 }
 
-func (s *Snapshots) put(meta raft.SnapshotMeta, body []byte) error {
-	f := &snapshotFile{Version: snapshotVersion, Meta: meta, Body: body}
-	sum, err := f.sum()
+// Put makes a snapshot the newest one.
+func (s *Snapshots) Put(meta raft.SnapshotMeta, body []byte) error {
+	v := &snapshotValue{Version: snapshotVersion, Meta: meta, Body: body}
+	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	f.CRC32C = sum
-	if s.path != "" {
-		raw, err := json.Marshal(f)
-		if err != nil {
-			return err
-		}
-		if err := vfs.ReplaceFile(s.path, raw); err != nil {
-			return err
-		}
+	if err := s.save(raw); err != nil {
+		return err
 	}
 	s.mu.Lock()
-	s.current = f
+	s.current = v
 	s.mu.Unlock()
 	return nil
 }
@@ -163,7 +141,7 @@ func (k *sink) Close() error {
 	}
 	k.done = true
 	k.meta.Size = int64(k.body.Len())
-	return k.store.put(k.meta, k.body.Bytes())
+	return k.store.Put(k.meta, k.body.Bytes())
 }
 
 func (k *sink) Cancel() error { k.done = true; return nil }

@@ -109,6 +109,7 @@ type Dev struct {
 	hook    func(k Kind, off, n int64) error
 	rnd     *rand.Rand
 	closed  bool
+	opened  bool // by Folder.Open
 }
 
 var (

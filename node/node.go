@@ -29,6 +29,7 @@ import (
 	"sanctuary/node/pools"
 	"sanctuary/node/reconcile"
 	"sanctuary/replication"
+	"sanctuary/replication/journal"
 	"sanctuary/replication/transport"
 	"sanctuary/target"
 )
@@ -41,6 +42,7 @@ type Node struct {
 	id      identity
 
 	pools       *pools.Set
+	journal     *journal.Journal // of all LUNs whose replicas here last
 	mux         *transport.Mux
 	host        *replication.Host
 	catalog     *catalog.Catalog
@@ -99,6 +101,10 @@ func runWith(ctx context.Context, cfg config.Config, version string, log *slog.L
 		return err
 	}
 	down = append(down, n.pools.Close)
+	if n.journal, err = n.openJournal(); err != nil {
+		return err
+	}
+	down = append(down, n.journal.Close)
 
 	peerListener, err := net.Listen("tcp", cfg.Listen.Peer)
 	if err != nil {

@@ -56,7 +56,7 @@ type running struct {
 
 type memoryReplica struct {
 	lun, id string
-	journal journal.Journal
+	journal journal.Log
 	pool    *pools.Pool
 	volume  *blockstore.Volume
 	started bool // see replicaFile.Started; guarded by replicas.mu

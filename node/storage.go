@@ -110,8 +110,8 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
 				return err
-			case r.Started && missing(filepath.Join(path, "journal")):
-				s.n.log.Error("the journal of a replica is gone, and with it what the replica has voted for and acknowledged: it comes back as a new one",
+			case r.Started && !s.hasLog(path, r):
+				s.n.log.Error("the log of a replica is gone from the journal, or so damaged that it is not known what the replica has voted for and acknowledged: it comes back as a new one",
 					"lun", r.LUN, "replica", r.Replica)
 			default:
 				f(path, r)
@@ -119,6 +119,55 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 		}
 	}
 	return nil
+}
+
+// journalDir is where in the data directory the journal is.
+const journalDir = "journal"
+
+// openJournal opens the journal of this node.
+func (n *Node) openJournal() (*journal.Journal, error) {
+	dir := filepath.Join(n.cfg.DataDir, journalDir)
+	folder, err := vfs.OpenDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	j, err := journal.Open(folder, journal.Options{SegmentBytes: int64(n.cfg.Journal.SegmentBytes), Logger: n.log.With("component", "journal")})
+	if errors.Is(err, journal.ErrDamaged) {
+		return nil, fmt.Errorf("%w. Is part of %s missing that can be brought back? If not, move that directory away: the replicas on this node then come back as new ones, and are rebuilt from the others", err, dir)
+	}
+	return j, err
+}
+
+// hasLog says whether a replica has a log that it can go on from.
+func (s *replicas) hasLog(path string, r replicaFile) bool {
+	return s.n.journal.Usable(volumeID(r.LUN, r.Replica)) || !missing(filepath.Join(path, oldJournal))
+}
+
+// oldJournal is where version 1 kept the log of a replica, in its own directory; importedJournal what it is called until it is deleted.
+const (
+	oldJournal      = "journal"
+	importedJournal = "journal.imported"
+)
+
+// openLog opens a replica's log. One that an older program has left is moved into the node's journal first.
+func (s *replicas) openLog(path, name string) (journal.Log, error) {
+	old, imported := filepath.Join(path, oldJournal), filepath.Join(path, importedJournal)
+	if !missing(old) {
+		s.n.log.Info("moving the log of a replica into the node's journal", "from", old)
+		if err := s.n.journal.Import(name, old); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(old, imported); err != nil {
+			return nil, err
+		}
+		if err := vfs.SyncDir(path); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.RemoveAll(imported); err != nil {
+		return nil, err
+	}
+	return s.n.journal.Log(name)
 }
 
 func readReplicaFile(path string) (f replicaFile, err error) {
@@ -239,10 +288,7 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 		return nil, err
 	}
 	cfg.First = !file.Started
-	options := journal.Options{}
-	if run.replica.Witness {
-		options.SegmentBytes, options.CacheBytes = witnessSegmentBytes, witnessCacheBytes
-	} else {
+	if !run.replica.Witness {
 		var store *blockstore.Pool
 		if run.pool, store, err = s.pool(file.pool()); err != nil {
 			return nil, err
@@ -251,7 +297,7 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 			return nil, err
 		}
 	}
-	if cfg.Journal, err = journal.Open(filepath.Join(path, "journal"), options); err != nil {
+	if cfg.Journal, err = s.openLog(path, volumeID(run.lun.ID, run.replica.ID)); err != nil {
 		if run.volume != nil {
 			err = errors.Join(err, run.volume.Close())
 		}
@@ -261,16 +307,14 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 		if file.Started {
 			return nil
 		}
+		// From now on a log that is not there is a loss: so it is there, even of a replica that has yet to hear anything.
+		if err := cfg.Journal.SetUint64([]byte("started"), 1); err != nil {
+			return err
+		}
 		file.Started = true
 		return writeJSON(marker, file)
 	}, nil
 }
-
-// A witness's entries are a few bytes each.
-const (
-	witnessSegmentBytes = 1 << 20
-	witnessCacheBytes   = 1 << 20
-)
 
 // Delete implements reconcile.Runner.
 func (s *replicas) Delete(_ context.Context, lun, replica string) error {
@@ -306,13 +350,16 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 			return err
 		}
 	}
+	if err := s.n.journal.Remove(volumeID(lun, replica)); err != nil {
+		return err
+	}
 	return s.forget(path)
 }
 
 // forget deletes what a replica has besides its volume.
 func (s *replicas) forget(path string) error {
 	// replica.json goes last: what is left after a crash is still listed, and deleted again.
-	if err := os.RemoveAll(filepath.Join(path, "journal")); err != nil {
+	if err := os.RemoveAll(filepath.Join(path, oldJournal)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(path); err != nil {

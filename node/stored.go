@@ -18,6 +18,7 @@ import (
 type Stored struct {
 	Cluster, Node string
 	Catalog       string // its directory
+	Journal       string // likewise; "": there is none yet
 	Pools         []StoredPool
 	Replicas      []StoredReplica // those whose storage is complete
 	Notes         []string
@@ -34,8 +35,9 @@ type StoredPool struct {
 type StoredReplica struct {
 	LUN, Replica string
 	Volume       string // name of its volume; "" of a witness
+	Log          string // name of its log in the journal
 	Pool         string // name of the pool that holds it
-	Journal      string // directory; "" if it has never been started
+	Started      bool   // its log must be in the journal
 }
 
 // ErrNoDataDir: the directory is not that of a node.
@@ -44,7 +46,7 @@ var ErrNoDataDir = errors.New("this is no data directory of a node: it has no no
 // ReadStored reads what lies in a data directory. The directory of a pool of the configuration is found if it is the default; where else it may be, only
 // the configuration says.
 func ReadStored(dir string) (*Stored, error) {
-	s := &Stored{Catalog: filepath.Join(dir, "catalog")}
+	s := &Stored{Catalog: filepath.Join(dir, "catalog"), Journal: filepath.Join(dir, journalDir)}
 	find := func(kind, path, what, next string) {
 		s.Findings = append(s.Findings, block.Finding{
 			Kind: kind, Path: path, Offset: -1, What: what, Data: "The node, or this replica, does not start. The data are where they were, and the other copies are not touched by that.", Next: next,
@@ -108,15 +110,14 @@ func (s *Stored) readReplicas(dir string, find func(kind, path, what, next strin
 			find("replica", marker, err.Error(), "Restore it, or delete the directory: then the replica is replaced by a new one.")
 			continue
 		}
-		r := StoredReplica{LUN: f.LUN, Replica: f.Replica, Pool: f.pool()}
+		r := StoredReplica{LUN: f.LUN, Replica: f.Replica, Pool: f.pool(), Log: volumeID(f.LUN, f.Replica)}
 		if !f.Witness {
 			r.Volume = volumeID(f.LUN, f.Replica)
 		}
-		switch journal := filepath.Join(path, "journal"); {
-		case !missing(journal):
-			r.Journal = journal
-		case f.Started:
-			find("replica", path, "the journal is missing, and with it what the replica has voted for and acknowledged", "Start the node: the replica is replaced by a new one, and rebuilt from the others.")
+		r.Started = f.Started
+		if !missing(filepath.Join(path, oldJournal)) {
+			s.Notes = append(s.Notes, fmt.Sprintf("the log of replica %s is still where version 1 of the journal kept it; it is moved into the node's journal when the node starts, and not looked at before", f.Replica))
+			r.Started = false
 		}
 		s.Replicas = append(s.Replicas, r)
 	}

@@ -78,7 +78,7 @@ func (g *Group) Fence() block.Fence {
 		return block.Fence{}
 	}
 	var l raft.Log
-	if g.cfg.Journal.GetLog(inst.raft.LastIndex(), &l) != nil {
+	if g.cfg.Journal.Head(inst.raft.LastIndex(), &l) != nil {
 		return block.Fence{}
 	}
 	return block.Fence{Term: l.Term, Index: l.Index}

@@ -34,7 +34,7 @@ type cluster struct {
 	limits   Limits
 	pool     int64 // bytes each node can hold; 0: 128 MiB
 	joining  string
-	wrap     func(node string, j journal.Journal) journal.Journal // nil: as it is
+	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub
 
@@ -44,12 +44,13 @@ type cluster struct {
 }
 
 type testNode struct {
-	mux   *transport.Mux
-	host  *Host
-	pool  *blockstore.Pool
-	vol   *blockstore.Volume
-	group *Group
-	done  chan struct{}
+	journal *journal.Journal // nil: in memory
+	mux     *transport.Mux
+	host    *Host
+	pool    *blockstore.Pool
+	vol     *blockstore.Volume
+	group   *Group
+	done    chan struct{}
 
 	rollbacks atomic.Int64 // calls of OnRollback
 }
@@ -151,7 +152,14 @@ func (c *cluster) tryStart(node string, first bool) error {
 	}
 	dir := filepath.Join(c.dir, node)
 	if self.Witness || c.media != blockstore.MediaRAM {
-		if cfg.Journal, err = journal.Open(filepath.Join(dir, "journal"), journal.Options{SegmentBytes: 512 << 10}); err != nil {
+		folder, err := vfs.OpenDir(filepath.Join(dir, "journal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n.journal, err = journal.Open(folder, journal.Options{SegmentBytes: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if cfg.Journal, err = n.journal.Log("replica"); err != nil {
 			t.Fatal(err)
 		}
 	} else {
@@ -204,6 +212,9 @@ func (c *cluster) tryStart(node string, first bool) error {
 		if n.pool != nil {
 			n.pool.Close()
 		}
+		if n.journal != nil {
+			n.journal.Close()
+		}
 		return err
 	}
 	c.nodes[node] = n
@@ -225,6 +236,11 @@ func (c *cluster) stop(node string) {
 	if n.pool != nil {
 		n.vol.Close()
 		n.pool.Close()
+	}
+	if n.journal != nil {
+		if err := n.journal.Close(); err != nil {
+			c.t.Errorf("close the journal of %s: %v", node, err)
+		}
 	}
 }
 

@@ -113,9 +113,9 @@ type Config struct {
 	Bootstrap []Member
 	// First says that this replica has never been started: an empty log is no loss.
 	First    bool
-	Geometry block.Geometry  // what the LUN was made with, or has grown to
-	Store    Store           // nil for a witness; stays the caller's
-	Journal  journal.Journal // becomes the Group's
+	Geometry block.Geometry // what the LUN was made with, or has grown to
+	Store    Store          // nil for a witness; stays the caller's
+	Journal  journal.Log    // becomes the Group's
 	Timing   Timing
 	Limits   Limits
 	Scrub    ScrubConfig

@@ -79,7 +79,7 @@ func TestThreeCopies(t *testing.T) {
 
 // hangingJournal says that its disk has not answered for a long time.
 type hangingJournal struct {
-	journal.Journal
+	journal.Log
 	hangs atomic.Bool
 }
 
@@ -87,14 +87,14 @@ func (j *hangingJournal) Stalled() time.Duration {
 	if j.hangs.Load() {
 		return time.Hour
 	}
-	return j.Journal.Stalled()
+	return j.Log.Stalled()
 }
 
 // An owner whose disk hangs would keep the LUN and serve nothing: its heartbeats go on.
 func TestDiskThatHangsGivesTheLUNAway(t *testing.T) {
 	journals := map[string]*hangingJournal{}
-	c := &cluster{wrap: func(node string, j journal.Journal) journal.Journal {
-		journals[node] = &hangingJournal{Journal: j}
+	c := &cluster{wrap: func(node string, j journal.Log) journal.Log {
+		journals[node] = &hangingJournal{Log: j}
 		return journals[node]
 	}}
 	c = newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
@@ -119,13 +119,13 @@ func TestDiskThatHangsGivesTheLUNAway(t *testing.T) {
 
 // slowJournal takes its time for every write.
 type slowJournal struct {
-	journal.Journal
+	journal.Log
 	each atomic.Int64 // nanoseconds
 }
 
 func (j *slowJournal) StoreLogs(logs []*raft.Log) error {
 	time.Sleep(time.Duration(j.each.Load())) // a slow disk, not a wait for something
-	return j.Journal.StoreLogs(logs)
+	return j.Log.StoreLogs(logs)
 }
 
 // A copy with a slower disk comes back under a load that never pauses: the writers are slowed until it has caught up.
@@ -133,9 +133,9 @@ func TestSlowCopyCatchesUpUnderALoadThatNeverPauses(t *testing.T) {
 	slow := &slowJournal{}
 	c := &cluster{
 		limits: Limits{JournalKeepBytes: 1 << 30},
-		wrap: func(node string, j journal.Journal) journal.Journal {
+		wrap: func(node string, j journal.Log) journal.Log {
 			if node == "b" {
-				slow.Journal = j
+				slow.Log = j
 				return slow
 			}
 			return j

@@ -5,7 +5,7 @@
 // returns the newest acknowledged value or later; neither is ever answered by a node that another has succeeded. Four
 // rules carry this, each argued where it is kept:
 //
-//	G  commit implies durable      journal.Journal: StoreLogs returns after fdatasync
+//	G  commit implies durable      journal.Log: StoreLogs returns after fdatasync
 //	W  the witness stays quiet     witness.Gate, applied in peers.go
 //	F  the fence                   machine.go: an entry of another term than it was accepted in changes nothing
 //	L  leases                      lease.go, checked after every read in backend.go
@@ -51,6 +51,7 @@ type Group struct {
 	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
+	mending  mending
 	repairs  repairs
 	room     room
 	scrub    scrub
@@ -149,6 +150,11 @@ func open(host *Host, cfg Config) (*Group, error) {
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.writes = newProposer(g, cfg.Limits.InflightBytes)
+	g.mending.init()
+	if err := g.beginMending(); err != nil {
+		g.cancel()
+		return nil, err
+	}
 	if err := g.checkStore(); err != nil {
 		g.cancel()
 		return nil, err
@@ -176,6 +182,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.goFunc(func() { g.rebuildFrom(g.nextSource("")) })
 	}
 	g.goFunc(g.tick)
+	g.goFunc(g.mendLog)
 	g.goFunc(g.maintain)
 	g.goFunc(g.checkpoints)
 	if cfg.Store != nil {
@@ -356,8 +363,9 @@ func (g *Group) newRaft(inst *instance) (err error) {
 			err = fmt.Errorf("the log cannot be read: %v", r)
 		}
 	}()
-	j := g.cfg.Journal
+	j := &raftLog{Log: g.cfg.Journal, g: g, inst: inst}
 	inst.raft, err = raft.NewRaft(g.raftConfig(inst.notify), &machine{g: g, ctx: inst.ctx}, j, j, j.Snapshots(), inst.peers)
+	j.running.Store(true)
 	return err
 }
 

@@ -34,6 +34,7 @@ const (
 	methodRepairRead  = "replication.repair-read"  // replica → replica: blocks of a chunk, as of when
 	methodRepairOrder = "replication.repair-order" // owner → replica: your blocks are wrong, take another's
 	methodScrub       = "replication.scrub"        // LUN → how the scrub there is getting on; begins one if asked to
+	methodEntry       = "replication.entry"        // replica → replica: an entry of your log, of this index and term
 	methodCompare     = "replication.compare"      // owner → replica: what you had at an index
 
 	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
@@ -60,6 +61,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodRepairOrder: h.serveRepairOrder,
 		methodScrub:       h.serveScrub,
 		methodCompare:     h.serveCompare,
+		methodEntry:       h.serveEntry,
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,

@@ -20,6 +20,19 @@ import (
 
 // serveTerm answers a readIndex of the owner.
 func (h *Host) serveTerm(_ context.Context, _ string, req []byte) ([]byte, error) {
+	g, err := h.namedGroup(req)
+	if err != nil {
+		return nil, err
+	}
+	inst := g.running()
+	if inst == nil {
+		return nil, errNoReplica
+	}
+	return binary.LittleEndian.AppendUint64(nil, inst.raft.CurrentTerm()), nil
+}
+
+// namedGroup returns the group of a request that says LUN "\n" replica: another incarnation on the same node does not answer for it.
+func (h *Host) namedGroup(req []byte) (*Group, error) {
 	lun, id, ok := bytes.Cut(req, []byte("\n"))
 	if !ok {
 		return nil, errors.New("malformed request")
@@ -28,11 +41,10 @@ func (h *Host) serveTerm(_ context.Context, _ string, req []byte) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	inst := g.running()
-	if inst == nil || string(id) != string(g.cfg.Self.ID) {
+	if string(id) != string(g.cfg.Self.ID) {
 		return nil, errNoReplica
 	}
-	return binary.LittleEndian.AppendUint64(nil, inst.raft.CurrentTerm()), nil
+	return g, nil
 }
 
 // Desired is one member the catalog asks for.

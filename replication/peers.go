@@ -158,7 +158,7 @@ func (p *peers) mayStand(transfer bool) error {
 	case !transfer && p.g.promise.forbids(p.g.cfg.Self.ID, time.Now()):
 		return errPromised
 	}
-	return nil
+	return p.g.abstains()
 }
 
 // InstallSnapshot implements raft.Transport. Only a witness takes one: its snapshots are a few words. A data replica is
@@ -200,6 +200,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if fromWitness {
 			return nil, errWitnessSilent, true
 		}
+		if g.mending.damaged.Load() && !isHeartbeat(c) {
+			return nil, errDamagedLog, true
+		}
 		// Before Raft sees it, so that a vote already on its way to Raft finds the promise made (see raftAnswered).
 		if c.Term >= inst.raft.CurrentTerm() {
 			g.promise.give(from, time.Now())
@@ -208,12 +211,18 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if fromWitness {
 			return nil, errWitnessSilent, true
 		}
+		if err := g.abstains(); err != nil {
+			return nil, err, true
+		}
 		if !c.LeadershipTransfer && g.promise.forbids(from, time.Now()) {
 			return &raft.RequestVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
 	case *raft.RequestPreVoteRequest:
 		if fromWitness {
 			return nil, errWitnessSilent, true
+		}
+		if err := g.abstains(); err != nil {
+			return nil, err, true
 		}
 		if g.promise.forbids(from, time.Now()) {
 			return &raft.RequestPreVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true

@@ -94,7 +94,7 @@ func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte,
 		pin.Index, pin.Term = meta.Index, meta.Term
 	} else {
 		var l raft.Log
-		if err := g.cfg.Journal.GetLog(pin.Index, &l); err != nil {
+		if err := g.cfg.Journal.Head(pin.Index, &l); err != nil {
 			return nil, fmt.Errorf("entry %d: %w", pin.Index, err)
 		}
 		pin.Term = l.Term
@@ -116,7 +116,7 @@ func (g *Group) lastCommand(index uint64) (uint64, error) {
 	}
 	for i := index; i >= first && i > 0; i-- {
 		var l raft.Log
-		if err := g.cfg.Journal.GetLog(i, &l); err != nil {
+		if err := g.cfg.Journal.Head(i, &l); err != nil {
 			return 0, fmt.Errorf("entry %d: %w", i, err)
 		}
 		if l.Type == raft.LogCommand {

@@ -98,7 +98,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 func (g *Group) inherited(inst *instance, term uint64) block.Fence {
 	for i := inst.raft.LastIndex(); i > 0; i-- {
 		var l raft.Log
-		if g.cfg.Journal.GetLog(i, &l) != nil {
+		if g.cfg.Journal.Head(i, &l) != nil {
 			return block.Fence{Term: term - 1, Index: i}
 		}
 		if l.Term < term {
@@ -182,6 +182,7 @@ func (g *Group) tickOnce(now time.Time) {
 		g.fail(fmt.Errorf("%w: the journal's disk has not answered for %v", block.ErrFailed, stall.Round(time.Second)))
 		return
 	}
+	g.reached(inst.raft.LastIndex())
 	g.mu.Lock()
 	changed := false
 	if g.gate != nil {
@@ -263,7 +264,7 @@ func (g *Group) levelsLocked() string {
 func (g *Group) settleOpen(inst *instance) {
 	var l raft.Log
 	commit := inst.raft.CommitIndex()
-	if commit == 0 || g.cfg.Journal.GetLog(commit, &l) != nil {
+	if commit == 0 || g.cfg.Journal.Head(commit, &l) != nil {
 		return
 	}
 	// The state machine does not see no-ops: look at the last command it must have applied by then.

@@ -125,23 +125,10 @@ func volumeState(unreadable bool, damage int, rebuilding bool, lostBytes int64, 
 }
 
 func printInspectedJournal(w io.Writer, j inspect.JournalReport, f inspectFlags) {
-	whose := ""
-	if j.LUN != "" {
-		whose = fmt.Sprintf(" of replica %s of LUN %s", j.Replica, j.LUN)
+	line(w, "Journal %s: %d logs in %d segments.", j.Path, len(j.Groups), len(j.Segments))
+	for _, g := range j.Groups {
+		printInspectedLog(w, j.Replicas[g.Name], g)
 	}
-	log := "the log is empty"
-	if j.Last > 0 {
-		log = fmt.Sprintf("entries %d to %d, of terms %d to %d", j.First, j.Last, j.FirstTerm, j.LastTerm)
-	}
-	vote := "it has never voted"
-	if j.VoteTerm > 0 {
-		vote = fmt.Sprintf("voted for %s in term %d", j.VotedFor, j.VoteTerm)
-	}
-	snapshot := "no snapshot"
-	if j.Snapshot > 0 {
-		snapshot = fmt.Sprintf("snapshot at entry %d", j.Snapshot)
-	}
-	line(w, "Journal %s%s: %s; term %d, %s; %s.", j.Path, whose, log, j.CurrentTerm, vote, snapshot)
 	for _, s := range j.Segments {
 		if !f.verbose {
 			break
@@ -150,11 +137,28 @@ func printInspectedJournal(w io.Writer, j inspect.JournalReport, f inspectFlags)
 		if s.Sealed {
 			closed = "closed"
 		}
-		line(w, "  %s: entries %d to %d in %d writes, %d of %d bytes, %s", s.File, s.Min, s.Max, s.Writes, s.Written, s.Bytes, closed)
+		line(w, "  %s: %d entries that count, %d bytes, %s", s.File, s.Live, s.Bytes, closed)
 	}
-	for _, n := range j.Notes {
-		line(w, "  Note: %s.", n)
+}
+
+func printInspectedLog(w io.Writer, replica string, g inspect.Log) {
+	name := g.Name
+	if replica != "" {
+		name += " (replica " + replica + ")"
 	}
+	log := "the log is empty"
+	if g.Last > 0 {
+		log = fmt.Sprintf("entries %d to %d, of terms %d to %d", g.First, g.Last, g.FirstTerm, g.LastTerm)
+	}
+	vote := "it has never voted"
+	if g.VoteTerm > 0 {
+		vote = fmt.Sprintf("voted for %s in term %d", g.VotedFor, g.VoteTerm)
+	}
+	snapshot := "no snapshot"
+	if g.Snapshot > 0 {
+		snapshot = fmt.Sprintf("snapshot at entry %d", g.Snapshot)
+	}
+	line(w, "  %s: %s; term %d, %s; %s.", name, log, g.CurrentTerm, vote, snapshot)
 }
 
 // printChunk prints one line for each layer of a chunk.

@@ -132,11 +132,14 @@ type Timing struct {
 	Probe Duration `toml:"probe" json:"probe"`
 }
 
-// Journal bounds the logs of the LUNs.
+// Journal is where the logs of the LUNs are: in data_dir.
 type Journal struct {
 	// KeepBytes is how much log a LUN keeps behind its checkpoint, for copies that were away: a copy that missed
 	// more is rebuilt instead. 16MiB to 1TiB. Default 1GiB.
 	KeepBytes Size `toml:"keep_bytes" json:"keep_bytes"`
+	// SegmentBytes is the length of the files that the logs of all LUNs are written to. 1MiB to 2GiB. Default 128MiB, of a
+	// witness 4MiB.
+	SegmentBytes Size `toml:"segment_bytes" json:"segment_bytes"`
 }
 
 // Log says what the node writes to standard error.
@@ -168,7 +171,7 @@ func Default() Config {
 			Heartbeat: Duration(time.Second), Election: Duration(time.Second),
 			Lease: Duration(400 * time.Millisecond), OutOfSync: Duration(time.Second), Probe: Duration(300 * time.Millisecond),
 		},
-		Journal: Journal{KeepBytes: 1 << 30},
+		Journal: Journal{KeepBytes: 1 << 30, SegmentBytes: 128 << 20},
 		Log:     Log{Level: "info", Format: "text"},
 	}
 }
@@ -177,6 +180,7 @@ func Default() Config {
 func DefaultWitness() Config {
 	c := Default()
 	c.Kind = KindWitness
+	c.Journal.SegmentBytes = 4 << 20
 	c.Listen.ISCSI = nil
 	c.Pools = Pools{}
 	return c

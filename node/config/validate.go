@@ -18,6 +18,8 @@ const (
 	minPool     = 64 << 20
 	minJournal  = 16 << 20
 	maxJournal  = 1 << 40
+	minSegment  = 1 << 20
+	maxSegment  = 2 << 30
 	maxMembers  = 7
 	nameRule    = "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end"
 	addressRule = "write host:port, such as 10.0.0.1:7440 or [fd00::1]:7440"
@@ -46,6 +48,9 @@ func (c Config) Validate() error {
 	c.Timing.check(&p)
 	if k := c.Journal.KeepBytes; k < minJournal || k > maxJournal {
 		p.add("journal.keep_bytes", "%s: use 16MiB to 1TiB", k)
+	}
+	if b := c.Journal.SegmentBytes; b < minSegment || b > maxSegment {
+		p.add("journal.segment_bytes", "%s: use 1MiB to 2GiB", b)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		p.add("log.level", "%q: use debug, info, warn or error", c.Log.Level)

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -49,10 +50,11 @@ type Config struct {
 	Volume string
 }
 
-// Chunk is an entry of a volume's map, Entry one of a replica's log.
+// Chunk is an entry of a volume's map, Entry one of a replica's log, Log such a log.
 type (
 	Chunk = blockstore.InspectedChunk
 	Entry = journal.InspectedEntry
+	Log   = journal.InspectedGroup
 )
 
 // Report is what was found.
@@ -73,12 +75,20 @@ type PoolReport struct {
 	*blockstore.Inspected
 }
 
-// JournalReport is the journal of a replica.
+// JournalReport is the journal of a disk.
 type JournalReport struct {
-	Path    string `json:"path"`
-	LUN     string `json:"lun,omitempty"` // if it lies in a data directory
-	Replica string `json:"replica,omitempty"`
+	Path string `json:"path"`
+	// Replicas are the IDs of the replicas whose logs are in it, by the names of these, if it lies in a data directory.
+	Replicas map[string]string `json:"replicas,omitempty"`
 	*journal.Inspected
+}
+
+func replicaNames(replicas []node.StoredReplica) map[string]string {
+	out := map[string]string{}
+	for _, r := range replicas {
+		out[r.Log] = r.Replica
+	}
+	return out
 }
 
 // CatalogReport is the catalog of a node.
@@ -127,12 +137,10 @@ func Detect(path string) (Kind, error) {
 		return DataDir, nil
 	case has("data"):
 		return Pool, nil
-	case has("stable.db"), has("wal"):
-		return Journal, nil
-	case has("journal"), has("replica.json"): // the directory of a replica
+	case journal.HasJournal(path):
 		return Journal, nil
 	}
-	return Auto, fmt.Errorf("%s holds no pool (it would have a file \"data\"), no journal (\"stable.db\", \"wal\") and no data directory of a node (\"node.json\")", path)
+	return Auto, fmt.Errorf("%s holds no pool (it would have a file \"data\"), no journal (files *.journal) and no data directory of a node (\"node.json\")", path)
 }
 
 // run is one call of Run.
@@ -160,9 +168,6 @@ func (r *run) all(ctx context.Context) error {
 		case Pool:
 			r.pools = append(r.pools, node.StoredPool{Path: path})
 		case Journal:
-			if _, err := os.Stat(filepath.Join(path, "journal")); err == nil {
-				path = filepath.Join(path, "journal")
-			}
 			single = append(single, path)
 		default:
 			if err := r.dataDir(ctx, path); err != nil {
@@ -229,14 +234,25 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 			pools[x.Pool] = true
 			r.report.Notes = append(r.report.Notes, fmt.Sprintf("where pool %s lies, which replica %s is in, is not known from %s alone: give its directory (pools.file.dir in the configuration) as a second path", x.Pool, x.Replica, dir))
 		}
-		if x.Journal == "" {
-			continue
-		}
 		if x.Volume != "" {
-			r.journals[x.Volume] = x.Journal
+			r.journals[x.Volume] = s.Journal
 		}
-		if err := r.journal(ctx, JournalReport{Path: x.Journal, LUN: x.LUN, Replica: x.Replica}); err != nil && !gone(err) {
-			return err
+	}
+	logs := map[string]bool{}
+	switch err := r.journal(ctx, JournalReport{Path: s.Journal, Replicas: replicaNames(s.Replicas)}); {
+	case err == nil:
+		for _, g := range r.report.Journals[len(r.report.Journals)-1].Groups {
+			logs[g.Name] = true
+		}
+	case !gone(err):
+		return err
+	}
+	for _, x := range s.Replicas {
+		if x.Started && !logs[x.Log] {
+			r.report.Findings = append(r.report.Findings, block.Finding{
+				Kind: "replica", Path: s.Journal, Offset: -1, Volume: x.Log, What: fmt.Sprintf("the log of replica %s is missing, and with it what the replica has voted for and acknowledged", x.Replica),
+				Data: "This replica cannot go on. The other copies are not touched by that.", Next: "Start the node: the replica is replaced by a new one, and rebuilt from the others.",
+			})
 		}
 	}
 	for _, p := range s.Pools {
@@ -270,8 +286,13 @@ func gone(err error) bool {
 func (r *run) journal(ctx context.Context, j JournalReport) error {
 	r.tell("journal " + j.Path)
 	cfg := journal.InspectConfig{Dir: j.Path}
-	if r.cfg.Volume == "" || r.cfg.Volume == j.Replica || r.cfg.Volume == j.LUN || r.journals[r.cfg.Volume] == j.Path {
-		cfg.Entry = r.cfg.Entry
+	if visit := r.cfg.Entry; visit != nil {
+		cfg.Entry = func(e journal.InspectedEntry) {
+			lun, _, _ := strings.Cut(e.Group, ".")
+			if v := r.cfg.Volume; v == "" || v == e.Group || v == lun || v == j.Replicas[e.Group] {
+				visit(e)
+			}
+		}
 	}
 	var err error
 	if j.Inspected, err = journal.Inspect(ctx, cfg); err != nil {
@@ -325,30 +346,34 @@ func (r *run) compare() {
 			}
 		}
 	}
-	byPath := map[string]*journal.Inspected{}
-	for _, j := range r.report.Journals {
-		byPath[j.Path] = j.Inspected
+	for _, report := range r.report.Journals {
+		for i := range report.Groups {
+			r.compareOne(applied, report.Path, &report.Groups[i])
+		}
 	}
-	for volume, path := range r.journals {
-		v, j := applied[volume], byPath[path]
-		if v == nil || j == nil || v.Rebuilding || j.Snapshot == 0 {
-			continue
-		}
-		marked, err := replication.MarkedIndex(j.SnapshotBody)
-		if err != nil {
-			r.report.Findings = append(r.report.Findings, block.Finding{
-				Kind: "snapshot", Path: path, Offset: -1, Volume: volume, What: err.Error(), Data: "The replica does not start. The other copies are not touched by that.",
-				Next: "Use the software that wrote it, or let the replica be rebuilt from another copy.",
-			})
-			continue
-		}
-		if v.Applied >= marked {
-			continue
-		}
+}
+
+// compareOne compares the log of a replica with its volume.
+func (r *run) compareOne(applied map[string]*blockstore.InspectedVolume, path string, j *journal.InspectedGroup) {
+	volume := j.Name
+	v := applied[volume]
+	if v == nil || v.Rebuilding || j.Snapshot == 0 {
+		return
+	}
+	marked, err := replication.MarkedIndex(j.SnapshotBody)
+	if err != nil {
 		r.report.Findings = append(r.report.Findings, block.Finding{
-			Kind: "replica", Path: path, Offset: -1, Volume: volume, What: fmt.Sprintf("the volume has applied entry %d, and the journal says that it was durable up to %d", v.Applied, marked),
-			Data: "The volume is an older copy than its journal: what was acknowledged in between is missing here. The other copies have it.",
-			Next: "Was the pool restored from a copy, or a disk swapped? Start the node: it refuses the volume, and the replica is to be rebuilt from another copy.",
+			Kind: "snapshot", Path: path, Offset: -1, Volume: volume, What: err.Error(), Data: "The replica does not start. The other copies are not touched by that.",
+			Next: "Use the software that wrote it, or let the replica be rebuilt from another copy.",
 		})
+		return
 	}
+	if v.Applied >= marked {
+		return
+	}
+	r.report.Findings = append(r.report.Findings, block.Finding{
+		Kind: "replica", Path: path, Offset: -1, Volume: volume, What: fmt.Sprintf("the volume has applied entry %d, and the journal says that it was durable up to %d", v.Applied, marked),
+		Data: "The volume is an older copy than its journal: what was acknowledged in between is missing here. The other copies have it.",
+		Next: "Was the pool restored from a copy, or a disk swapped? Start the node: it refuses the volume, and the replica is to be rebuilt from another copy.",
+	})
 }

@@ -30,7 +30,7 @@ func (l *logs) rewritten(volume string, after uint64, blocks block.Range) bool {
 		l.volume, l.chunks, l.long = volume, map[uint32]uint64{}, nil
 		_, err := journal.Inspect(l.ctx, journal.InspectConfig{Dir: path, Entry: func(e journal.InspectedEntry) {
 			// An entry that was accepted in another term than it was committed in changes nothing.
-			if e.Index <= after || e.Command == nil || e.Command.Fence != e.Term {
+			if e.Group != volume || e.Index <= after || e.Command == nil || e.Command.Fence != e.Term {
 				return
 			}
 			for _, op := range e.Command.Ops {

@@ -220,6 +220,9 @@ func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool)
 				}
 				j.queue = j.queue[n:]
 				j.marked.Store(false)
+				if !j.ahead.Swap(true) {
+					j.poke()
+				}
 				return frames, done, false
 			}
 			if len(records) == maxFrameRecords || size+more > frameBytes && len(records) > 0 {
@@ -242,6 +245,9 @@ func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool)
 			return nil, nil, true
 		}
 		flush()
+	}
+	if h.at > s.bytes/2 && !j.ahead.Swap(true) {
+		j.poke()
 	}
 	j.marked.Store(len(frames) == 1 && len(frames[0].records) == 0)
 	return frames, done, false
@@ -329,6 +335,7 @@ func (j *Journal) seal(s *segment) error {
 // begin makes a segment the one that is written to. Its header and table become durable with the first batch.
 func (j *Journal) begin(s *segment) error {
 	h := &j.head
+	j.ahead.Store(false)
 	label := header{sequence: s.sequence, journal: j.id, batch: h.batch, bytes: s.bytes, chain: h.chain}
 	if err := s.dev.WriteAt(label.encode(), 0); err != nil {
 		return err

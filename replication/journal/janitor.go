@@ -76,7 +76,7 @@ func (j *Journal) prepare() (more bool, err error) {
 	defer j.making.Unlock()
 	j.mu.Lock()
 	next := j.index.segments[len(j.index.segments)-1].sequence + 1
-	wanted := j.spare == nil || j.spare.sequence != next
+	wanted := j.ahead.Load() && (j.spare == nil || j.spare.sequence != next)
 	j.mu.Unlock()
 	if wanted {
 		s, err := j.obtain(next)

@@ -86,6 +86,7 @@ type Journal struct {
 	making sync.Mutex
 
 	head   head         // of whoever leads
+	ahead  atomic.Bool  // the last segment is half full: the next one is to be made ready
 	marked atomic.Bool  // the last batch was an empty one
 	wrote  atomic.Int64 // when the last batch was durable, ns since the journal was opened
 
@@ -169,6 +170,13 @@ func (j *Journal) Has(name string) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.index.names[name] != nil
+}
+
+// Usable says whether there is a group of that name, and whether a replica may go on from it: not if something of it is lost, and it is not known what.
+func (j *Journal) Usable(name string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.index.names[name] != nil && j.suspect[name] == nil
 }
 
 // ErrDamaged: of this group something is lost, and what it was is not known: it may be a vote, or the newest entries. A replica must not go on from that

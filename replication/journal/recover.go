@@ -58,6 +58,9 @@ func Open(folder vfs.Folder, opts Options) (_ *Journal, err error) {
 		return nil, err
 	}
 	j.index.done()
+	if err := j.clean(); err != nil {
+		return nil, err
+	}
 	j.id, j.spare = r.id, r.spare
 	j.head = r.head
 	for name, err := range r.suspects() {
@@ -72,6 +75,22 @@ func Open(folder vfs.Folder, opts Options) (_ *Journal, err error) {
 	j.wg.Go(func() { j.janitor(ctx) })
 	j.poke()
 	return j, nil
+}
+
+// clean deletes what an attempt to make a segment has left that was cut off.
+func (j *Journal) clean() error {
+	names, err := j.folder.List()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, segmentSuffix+".new") {
+			if err := j.folder.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // resume makes the journal one that can be written to.
@@ -198,6 +217,7 @@ func (r *recovery) run() error {
 			return err
 		}
 		r.sealed = ok
+		f.sealed = ok
 		if ok {
 			continue
 		}
@@ -227,11 +247,6 @@ func (r *recovery) files() (files []labels, err error) {
 	for _, name := range names {
 		sequence, ok := segmentSequence(name)
 		if !ok {
-			if strings.HasSuffix(name, segmentSuffix+".new") { // of an attempt that was cut off
-				if err := r.folder.Remove(name); err != nil {
-					return nil, err
-				}
-			}
 			continue
 		}
 		dev, err := r.folder.Open(name)
@@ -367,8 +382,6 @@ func (r *recovery) apply(s *segment, rec *record, damaged bool) {
 		return
 	case rec.kind == kindGroup:
 		delete(r.names, rec.group)
-	case rec.kind == kindEntry && damaged:
-		r.find(s, int64(rec.offset), "entry %d cannot be read", rec.index)
 	}
 	if err := r.index.apply(s, rec, damaged); err != nil && !r.names[rec.group] {
 		r.find(s, int64(rec.offset), "%v", err)

@@ -1,4 +1,4 @@
-package journal
+package walv1
 
 import (
 	"encoding/binary"
@@ -35,16 +35,6 @@ func sealSum(l *raft.Log, extensions []byte) uint32 {
 	return crc32.Update(sum, castagnoli, extensions)
 }
 
-// seal returns a copy of the entry with its seal; the data is shared.
-func seal(l *raft.Log) *raft.Log {
-	ext := make([]byte, sealBytes, sealBytes+len(l.Extensions))
-	binary.LittleEndian.PutUint32(ext, sealSum(l, l.Extensions))
-	ext[4] = sealVersion
-	sealed := *l
-	sealed.Extensions = append(ext, l.Extensions...)
-	return &sealed
-}
-
 // unseal verifies an entry read back and takes its seal off.
 func unseal(l *raft.Log) error {
 	if len(l.Extensions) < sealBytes {
@@ -55,7 +45,7 @@ func unseal(l *raft.Log) error {
 		return &block.CorruptError{Where: "journal entry"}
 	}
 	if head[4] != sealVersion {
-		return fmt.Errorf("entry sealed by %w %d, this program reads version %d", ErrVersion, head[4], sealVersion)
+		return fmt.Errorf("entry sealed by version %d, this program reads version %d", head[4], sealVersion)
 	}
 	l.Extensions = nil
 	if len(ext) > 0 {

@@ -19,6 +19,7 @@ import (
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 	"sanctuary/blockstore/vfs"
+	"sanctuary/blockstore/vfs/crashdev"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/transport"
 )
@@ -34,6 +35,7 @@ type cluster struct {
 	limits   Limits
 	pool     int64 // bytes each node can hold; 0: 128 MiB
 	joining  string
+	folders  map[string]*crashdev.Folder                      // of the journals; nil: directories
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub
@@ -104,6 +106,18 @@ func (c *cluster) start(node string, first bool) {
 	}
 }
 
+func (c *cluster) journalFolder(node string) vfs.Folder {
+	c.t.Helper()
+	if f := c.folders[node]; f != nil {
+		return f
+	}
+	folder, err := vfs.OpenDir(filepath.Join(c.dir, node, "journal"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return folder
+}
+
 // startJoining starts a node's new incarnation, which has nothing.
 func (c *cluster) startJoining(node string) error {
 	c.joining = node
@@ -152,11 +166,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 	}
 	dir := filepath.Join(c.dir, node)
 	if self.Witness || c.media != blockstore.MediaRAM {
-		folder, err := vfs.OpenDir(filepath.Join(dir, "journal"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n.journal, err = journal.Open(folder, journal.Options{SegmentBytes: 1 << 20}); err != nil {
+		if n.journal, err = journal.Open(c.journalFolder(node), journal.Options{SegmentBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		if cfg.Journal, err = n.journal.Log("replica"); err != nil {

@@ -134,7 +134,7 @@ func (h *Host) forget(g *Group) {
 func (h *Host) openTransport(g *Group) (Transport, error) {
 	return h.mux.Group(transport.GroupConfig{
 		Group: g.cfg.LUN, Epoch: g.cfg.Epoch, Self: g.cfg.Self.ID,
-		Incoming: g.incoming, Answered: g.raftAnswered, Replied: g.answered,
+		Incoming: g.incoming, Answered: g.raftAnswered, Replied: g.replied,
 		AllowSnapshot: true, // data replicas refuse in incoming
 	})
 }

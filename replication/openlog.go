@@ -13,6 +13,20 @@ import (
 
 // raftLog is the log as the Raft library sees it.
 //
+// Rule G, commit implies durable. An owner's log is made durable while its entries are on their way to the peers (Raft thesis §10.2.1), so that
+// a write takes the longer of the two, not both: StoreLogs of an owner that needs a peer's answer to commit anything only
+// queues. The library then counts the entries as stored here, which they are not yet; so the group holds the peers' answers back (hold): a success to
+// entries up to i is told to the library when this log is durable up to i. To commit i takes the answer of at least one peer, which is given when it is durable there; so
+// what is committed is durable here and there. Where that argument does not hold, StoreLogs waits:
+//
+//   - an owner that needs nobody: the only voter;
+//   - an entry that changes the members, since it counts from when it is stored on, and may make this the only voter: everything before it is durable by then;
+//   - a follower: its answer is what others count.
+//
+// An owner that is deposed before its log is durable is a follower with entries that a crash may take back. Nobody was told that they are here: what it answers as a
+// follower is held back in the same way (raftAnswered). As a candidate it may be elected for them, and they are then durable before anything of its own term is
+// committed, in the same log behind them.
+//
 // When the library starts it reads the whole log, for the configurations in it: what an entry of ours carries is left out then, so that a start does
 // not take as long as reading all data that is kept. Later, an entry that cannot be read would make it panic, and end the process with every other LUN
 // it serves. So the goroutine that asks waits until the entry has been fetched from another copy (mend.go), which is as good as the
@@ -22,6 +36,59 @@ type raftLog struct {
 	g       *Group
 	inst    *instance
 	running atomic.Bool // the library has started
+}
+
+// StoreLogs implements raft.LogStore.
+func (l *raftLog) StoreLogs(logs []*raft.Log) error {
+	if l.overlaps(logs) {
+		return l.Log.Append(logs)
+	}
+	return l.Log.StoreLogs(logs)
+}
+
+// StoreLog implements raft.LogStore.
+func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+// overlaps says whether entries may be made durable while they are sent. Only Raft's own goroutine stores entries, so nothing changes meanwhile.
+func (l *raftLog) overlaps(logs []*raft.Log) bool {
+	if !l.running.Load() || l.inst.raft.State() != raft.Leader {
+		return false
+	}
+	for _, e := range logs {
+		if e.Type == raft.LogConfiguration {
+			return false
+		}
+	}
+	f := l.inst.raft.GetConfiguration()
+	if f.Error() != nil {
+		return false
+	}
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage == raft.Voter && s.ID != l.g.cfg.Self.ID {
+			return true
+		}
+	}
+	return false
+}
+
+// hold waits until this replica's log is durable as far as the success of an AppendEntries reaches, and says whether it is: if not, the success
+// must be told to nobody.
+func (g *Group) hold(req *raft.AppendEntriesRequest) bool {
+	inst := g.running()
+	if inst == nil {
+		return false
+	}
+	index := req.PrevLogEntry
+	if n := len(req.Entries); n > 0 {
+		index = req.Entries[n-1].Index
+	}
+	if index <= g.cfg.Journal.Durable() {
+		return true
+	}
+	if last, err := g.cfg.Journal.LastIndex(); err == nil && last == 0 {
+		return true // the log begins behind a snapshot, and that is durable
+	}
+	return g.cfg.Journal.AwaitDurable(index, inst.ctx.Done()) == nil
 }
 
 // GetLog implements raft.LogStore.

@@ -89,7 +89,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 	}
 	err := p.inner.AppendEntries(id, target, out, resp)
 	req.Entries = req.Entries[:len(out.Entries)] // the transport, too, may have shortened it
-	p.g.answered(id, req, resp, err)
+	p.g.replied(id, req, resp, err)
 	return err
 }
 
@@ -130,7 +130,7 @@ func (p *peers) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 	if p.g.cfg.Self.Witness || p.g.member(id).Witness {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
-	return p.inner.AppendEntriesPipeline(id, target) // its answers come to answered as transport.GroupConfig.Replied
+	return p.inner.AppendEntriesPipeline(id, target) // its answers come to replied as transport.GroupConfig.Replied
 }
 
 // RequestVote implements raft.Transport.
@@ -254,7 +254,11 @@ func (g *Group) raftAnswered(from raft.ServerID, cmd, resp any, err error) {
 	}
 	switch req := cmd.(type) {
 	case *raft.AppendEntriesRequest:
-		if r, ok := resp.(*raft.AppendEntriesResponse); ok && r.Success && r.Term == req.Term {
+		r, ok := resp.(*raft.AppendEntriesResponse)
+		if ok && r.Success && !isHeartbeat(req) && !g.hold(req) {
+			r.Success = false
+		}
+		if ok && r.Success && r.Term == req.Term {
 			g.promise.give(from, time.Now())
 		}
 	case *raft.RequestVoteRequest:
@@ -304,6 +308,14 @@ func (g *Group) releaseParked() {
 		g.mu.Unlock()
 		g.writes.settled(p.proposal, nil)
 	}
+}
+
+// replied sees an answer before Raft does: it holds a success back until it may be counted (rule G, openlog.go).
+func (g *Group) replied(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
+	if err == nil && resp.Success && !g.hold(req) {
+		resp.Success = false
+	}
+	g.answered(id, req, resp, err)
 }
 
 // answered notes a replica's answer to entries this owner sent.

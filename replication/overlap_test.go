@@ -61,7 +61,10 @@ func TestNothingIsCommittedBeforeTheOwnersDiskHasAnswered(t *testing.T) {
 	go func() { done <- g.Write(ctx, g.Fence(), blockRange(1), tagged(1, 1)) }()
 	sent := g.cfg.Journal
 	eventually(t, "the owner's disk is asked", func() bool { return slow.waiting.Load() > 0 })
-	eventually(t, "the peer has it durably", func() bool { last, _ := sent.LastIndex(); return c.group(other).cfg.Journal.Durable() >= last && last > before })
+	eventually(t, "the peer has it durably", func() bool {
+		last, _ := sent.LastIndex()
+		return c.group(other).cfg.Journal.Durable() >= last && last > before
+	})
 	// Its answer has been on its way for as long as other answers take many times over.
 	for range 20 {
 		if g.host.askTerm(ctx, g, c.member(other)) == 0 {

@@ -67,7 +67,9 @@ func inspectOnce(ctx context.Context, cfg InspectConfig, before map[foundAt]bool
 	for _, s := range r.index.segments {
 		r.report.Segments = append(r.report.Segments, InspectedSegment{File: s.name, Sealed: s.sealed, Bytes: s.bytes, Live: s.live})
 	}
-	slices.SortStableFunc(r.places, func(a, b block.Finding) int { return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Offset, b.Offset)) })
+	slices.SortStableFunc(r.places, func(a, b block.Finding) int {
+		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Offset, b.Offset))
+	})
 	names := slices.Sorted(maps.Keys(r.index.names))
 	if cfg.Group != "" {
 		names = slices.DeleteFunc(names, func(name string) bool { return name != cfg.Group })

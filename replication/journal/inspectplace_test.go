@@ -74,7 +74,9 @@ func TestInspectFindsDamageByItsPlace(t *testing.T) {
 		data  string
 	}
 	named := func(r record) bool { return r.kind == kindGroup && string(r.data) == "a" }
-	ninth := func(r record) bool { return r.kind == kindStable && bytes.Equal(r.data, []byte{0, 0, 0, 0, 0, 0, 0, 9}) }
+	ninth := func(r record) bool {
+		return r.kind == kindStable && bytes.Equal(r.data, []byte{0, 0, 0, 0, 0, 0, 0, 9})
+	}
 	first := func(which func(r record) bool) func(r record) bool {
 		done := false
 		return func(r record) bool {
@@ -111,8 +113,11 @@ func TestInspectFindsDamageByItsPlace(t *testing.T) {
 				w.flipAll(name(i+1), named)
 			}
 		}, []found{
-			{"journal", "1", "the name", dataNames}, {"journal", "2", "the name", dataNames}, {"journal", "2", "the name", dataNames},
-			{"journal", "3", "the name", dataNames}, {"journal", "3", "the name", dataNames},
+			{"journal", "1", "the name", dataNames},
+			{"journal", "2", "the name", dataNames},
+			{"journal", "2", "the name", dataNames},
+			{"journal", "3", "the name", dataNames},
+			{"journal", "3", "the name", dataNames},
 		}},
 		{"term, in one place", func(w *written, _ uint64) {
 			w.set("CurrentTerm", 9)

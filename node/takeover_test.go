@@ -2,17 +2,22 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/vfs"
+	"sanctuary/node/api"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/journal/walv1/walv1test"
 )
@@ -164,5 +169,105 @@ func TestDamagedLogOfAnOlderProgramIsNotTakenOver(t *testing.T) {
 	}
 	if missing(filepath.Join(o.dir, oldJournal)) {
 		t.Fatal("the old log is gone")
+	}
+}
+
+// makeOlder turns a node's data directory into what an older program would have left.
+func makeOlder(t *testing.T, dir string) (logs []string) {
+	t.Helper()
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := ReadStored(dir)
+	check(err)
+	folder, err := vfs.OpenDir(s.Journal)
+	check(err)
+	j, err := journal.Open(folder, journal.Options{})
+	check(err)
+	for _, r := range s.Replicas {
+		l, err := j.Log(r.Log)
+		check(err)
+		old := walv1test.Log{Values: map[string][]byte{}}
+		first, err1 := l.FirstIndex()
+		last, err2 := l.LastIndex()
+		check(errors.Join(err1, err2))
+		for i := first; i <= last && last > 0; i++ {
+			e := &raft.Log{}
+			check(l.GetLog(i, e))
+			old.Entries = append(old.Entries, e)
+		}
+		for _, key := range []string{"CurrentTerm", "LastVoteTerm", "LastVoteCand"} {
+			v, err := l.Get([]byte(key))
+			if check(err); len(v) > 0 {
+				old.Values[key] = v
+			}
+		}
+		old.Snapshot, old.Body, _ = l.Snapshots().Newest()
+		name, incarnation, _ := strings.Cut(r.Log, ".")
+		path := filepath.Join(dir, "luns", name, incarnation, oldJournal)
+		check(walv1test.Write(path, old))
+		logs = append(logs, path)
+	}
+	check(j.Close())
+	check(os.RemoveAll(s.Journal))
+	return logs
+}
+
+// TestClusterOfAnOlderProgramGoesOn: all nodes at once, with the same replicas, and what was written.
+func TestClusterOfAnOlderProgramGoesOn(t *testing.T) {
+	c := newCluster(t)
+	c.start("alpha", "beta", "witness")
+	cl := c.client()
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: "file", Open: true}, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	healthy := func(l api.LUN) bool { return l.Health == api.HealthHealthy && len(l.Portals) == 2 }
+	before := c.lun(cl, "vm1", healthy)
+	d := openDisk(t, before)
+	block := func(n int) []byte { return bytes.Repeat(fmt.Appendf(nil, "%015d\n", n), 256) }
+	for n := range 50 {
+		if _, err := d.WriteAt(ctx, block(n), int64(n)*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.Close()
+	var logs []string
+	for name, cfg := range c.cfgs {
+		c.stop(name)
+		old := makeOlder(t, cfg.DataDir)
+		if len(old) != 1 {
+			t.Fatalf("%s has the logs %v", name, old)
+		}
+		logs = append(logs, old...)
+	}
+	c.start("witness", "beta", "alpha")
+	after := c.lun(c.client(), "vm1", healthy)
+	ids := func(l api.LUN) (ids []string) {
+		for _, r := range l.Replicas {
+			ids = append(ids, r.ID)
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	if !slices.Equal(ids(before), ids(after)) {
+		t.Errorf("the replicas were %v, and are %v", ids(before), ids(after))
+	}
+	d = openDisk(t, after)
+	defer d.Close()
+	for n := range 50 {
+		got := make([]byte, 4096)
+		if _, err := d.ReadAt(ctx, got, int64(n)*4096); err != nil || !bytes.Equal(got, block(n)) {
+			t.Fatalf("block %d: %q, %v", n, got[:16], err)
+		}
+	}
+	for _, path := range logs {
+		if !missing(path) {
+			t.Errorf("%s is still there", path)
+		}
 	}
 }

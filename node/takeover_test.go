@@ -127,7 +127,9 @@ func TestLogOfAnOlderProgramIsTakenOver(t *testing.T) {
 		{"killed while it was imported", func(o *takeover) {
 			l, err := o.journal.Log(takenOver)
 			o.check(errors.Join(err, l.SetUint64([]byte("CurrentTerm"), 9)))
-			o.check(l.StoreLogs([]*raft.Log{{Index: 26, Term: 1, Data: []byte("the first one, and no more")}}))
+			for i := uint64(20); i <= 30; i++ { // the older program was gone back to, and has cut its log off meanwhile
+				o.check(l.StoreLogs([]*raft.Log{{Index: i, Term: 1, Data: []byte("from an earlier attempt")}}))
+			}
 		}},
 		{"killed before it was renamed", func(o *takeover) { o.check(o.journal.Import(takenOver, filepath.Join(o.dir, oldJournal))) }},
 		{"killed before it was deleted", func(o *takeover) {

@@ -38,6 +38,7 @@ type StoredReplica struct {
 	Log          string // name of its log in the journal
 	Pool         string // name of the pool that holds it
 	Started      bool   // its log must be in the journal
+	OldLog       bool   // its log is where version 1 of the journal kept it
 }
 
 // ErrNoDataDir: the directory is not that of a node.
@@ -114,10 +115,10 @@ func (s *Stored) readReplicas(dir string, find func(kind, path, what, next strin
 		if !f.Witness {
 			r.Volume = volumeID(f.LUN, f.Replica)
 		}
-		r.Started = f.Started
-		if !missing(filepath.Join(path, oldJournal)) {
-			s.Notes = append(s.Notes, fmt.Sprintf("the log of replica %s is still where version 1 of the journal kept it; it is moved into the node's journal when the node starts, and not looked at before", f.Replica))
-			r.Started = false
+		r.OldLog = !missing(filepath.Join(path, oldJournal))
+		r.Started = f.Started && !r.OldLog
+		if r.OldLog {
+			s.Notes = append(s.Notes, fmt.Sprintf("the log of replica %s is still where version 1 of the journal kept it, in %s: it is moved into the node's journal when the node starts, and was not looked at", f.Replica, filepath.Join(path, oldJournal)))
 		}
 		s.Replicas = append(s.Replicas, r)
 	}

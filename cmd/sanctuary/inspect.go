@@ -23,15 +23,15 @@ func (e *notSound) Error() string {
 }
 
 const inspectLong = `Inspect reads what a node has on its disks, checks every structure of it, and prints what it finds. It writes nothing and locks nothing.
-PATH is a node's data directory, a pool (its directory, its file "data", a block device or an image of one) or the journal of a replica.
+PATH is a node's data directory, a pool (its directory, its file "data", a block device or an image of one) or a node's journal.
 It finds out which; "inspect pool" and "inspect journal" say so. Several paths are looked at together.
 
 The node may be running: what changes meanwhile is read again, and is no damage. Then --data takes longer where blocks are being written.
 
   pool            header, superblocks, catalogue, the map of every volume with its snapshots and clones, which slot is whose;
                   with --data every stored block against its checksum
-  journal         every entry, its place in the log, term and vote, the mark of the last snapshot
-  data directory  the node's identity and catalog, every journal, and the pools that are in it or were added. Blocks that the log writes again when the
+  journal         every segment; of every log each entry, term and vote, and the mark of the last snapshot
+  data directory  the node's identity and catalog, its journal, and the pools that are in it or were added. Blocks that the log writes again when the
                   node starts are no damage. A pool of the configuration that lies elsewhere (pools.file.dir) is given as a second path
 
 Without --data the blocks themselves are not read, only what says where they are.
@@ -50,9 +50,9 @@ type inspectFlags struct {
 func (c *cli) inspectCommand() *cobra.Command {
 	cmd := c.inspectFor("inspect PATH...", "Check pools, journals and data directories on this machine's disks", inspect.Auto)
 	cmd.Long = inspectLong
-	cmd.Example = "  sanctuary inspect /var/lib/sanctuary\n  sanctuary inspect /dev/disk/by-id/nvme-X --data --rate 100MiB\n  sanctuary inspect journal luns/LUN/5/journal --verbose"
+	cmd.Example = "  sanctuary inspect /var/lib/sanctuary\n  sanctuary inspect /dev/disk/by-id/nvme-X --data --rate 100MiB\n  sanctuary inspect journal /var/lib/sanctuary/journal --verbose --volume LUN.5"
 	pool := c.inspectFor("pool PATH...", "Check a pool: its directory, its file or its device", inspect.Pool)
-	journal := c.inspectFor("journal PATH...", "Check the journal of a replica: its directory", inspect.Journal)
+	journal := c.inspectFor("journal PATH...", "Check the journal of a node: its directory", inspect.Journal)
 	for _, sub := range []*cobra.Command{pool, journal} {
 		sub.Long = "See sanctuary inspect --help."
 	}
@@ -76,7 +76,7 @@ func (c *cli) inspectFor(use, short string, kind inspect.Kind) *cobra.Command {
 		cmd.Flags().BoolVar(&f.data, "data", false, "read every stored block and compare it with its checksum")
 		cmd.Flags().Var(&f.rate, "rate", "read at most so much of the data a second, for example 100MiB (default: as fast as it goes)")
 	}
-	cmd.Flags().StringVar(&f.volume, "volume", "", "list only this volume (LUN.INCARNATION), or the journal of this replica or LUN; checks everything all the same")
+	cmd.Flags().StringVar(&f.volume, "volume", "", "list only this volume or log (LUN.INCARNATION), or the logs of this replica or LUN; checks everything all the same")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "list chunks with their layers, places and pages, snapshots, segments and log entries (not with -o json)")
 	return cmd
 }

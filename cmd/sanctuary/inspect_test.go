@@ -14,6 +14,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/replication/command"
 	"sanctuary/replication/journal"
 )
@@ -37,7 +38,11 @@ func inspectable(t *testing.T, dir string) {
 	check(err)
 	v, err := pool.Create(lun+".1", block.Geometry{Capacity: block.CountOf(4 << 20), LogicalBlockBytes: 512})
 	check(err)
-	j, err := journal.Open(filepath.Join(replica, "journal"), journal.Options{SegmentBytes: 1 << 20})
+	folder, err := vfs.OpenDir(filepath.Join(dir, "journal"))
+	check(err)
+	disk, err := journal.Open(folder, journal.Options{SegmentBytes: 1 << 20})
+	check(err)
+	j, err := disk.Log(lun + ".1")
 	check(err)
 	check(j.SetUint64([]byte("CurrentTerm"), 4))
 	index := uint64(0)
@@ -64,7 +69,7 @@ func inspectable(t *testing.T, dir string) {
 	clone, err := pool.Clone("clone.2", lun+".1", id)
 	check(err)
 	check(clone.Apply(1, []block.Op{write(128, 3)}))
-	check(errors.Join(j.Close(), pool.Close()))
+	check(errors.Join(disk.Close(), pool.Close()))
 }
 
 // TestInspectCommandLines runs inspect on what lies on the disk, sound and not, and compares what it prints with a file.
@@ -83,7 +88,6 @@ func TestInspectCommandLines(t *testing.T) {
 			}
 		}
 	}
-	const replica = "luns/0cf473b1-8b42-44b4-9b4f-fc2dfcdbe5cc/1"
 	for _, c := range []struct {
 		name, line string
 		spoil      func(t *testing.T)
@@ -92,11 +96,17 @@ func TestInspectCommandLines(t *testing.T) {
 		{name: "sound", line: "inspect DIR --data"},
 		{name: "pool", line: "inspect pool DIR/pool"},
 		{name: "pool-file-verbose", line: "inspect DIR/pool/data --data --verbose --volume clone.2"},
-		{name: "journal-verbose", line: "inspect journal DIR/" + replica + " -v"},
+		{name: "journal-verbose", line: "inspect journal DIR/journal -v"},
 		{name: "json", line: "inspect DIR --data -o json"},
 		{name: "superblock", line: "inspect DIR", spoil: flip("pool/data", 32<<10)},
 		{name: "block", line: "inspect DIR --data --rate 1GiB", spoil: flip("pool/data", 1<<20+1<<19+1<<18+99)},
-		{name: "entry", line: "inspect DIR -o json", spoil: flip(replica+"/journal/wal/00000000000000000001-0000000000000000.wal", 5000)},
+		{name: "log-gone", line: "inspect DIR", spoil: func(t *testing.T) {
+			if err := os.RemoveAll(filepath.Join(dir, "journal")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "entry-text", line: "inspect DIR", spoil: flip("journal/0000000000000001.journal", 50_000)},
+		{name: "entry", line: "inspect DIR -o json", spoil: flip("journal/0000000000000001.journal", 50_000)},
 		{name: "not-there", line: "inspect DIR/nothing"},
 		{name: "nothing-known", line: "inspect DIR/luns"},
 		{name: "not-a-pool", line: "inspect pool DIR/node.json"},

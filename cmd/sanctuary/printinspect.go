@@ -125,7 +125,7 @@ func volumeState(unreadable bool, damage int, rebuilding bool, lostBytes int64, 
 }
 
 func printInspectedJournal(w io.Writer, j inspect.JournalReport, f inspectFlags) {
-	line(w, "Journal %s: %d logs in %d segments.", j.Path, len(j.Groups), len(j.Segments))
+	line(w, "Journal %s: logs: %d, segments: %d.", j.Path, len(j.Groups), len(j.Segments))
 	for _, g := range j.Groups {
 		printInspectedLog(w, j.Replicas[g.Name], g)
 	}
@@ -137,7 +137,7 @@ func printInspectedJournal(w io.Writer, j inspect.JournalReport, f inspectFlags)
 		if s.Sealed {
 			closed = "closed"
 		}
-		line(w, "  %s: %d entries that count, %d bytes, %s", s.File, s.Live, s.Bytes, closed)
+		line(w, "  %s: %d entries that count, %s, %s", s.File, s.Live, roughSize(s.Bytes), closed)
 	}
 }
 
@@ -192,7 +192,7 @@ func printEntry(w io.Writer, e inspect.Entry) {
 			what += fmt.Sprintf(" (accepted in term %d: changes nothing)", e.Command.Fence)
 		}
 	}
-	line(w, "entry %d term %d %s, %d bytes, %s byte %d: %s", e.Index, e.Term, e.Type, e.DataBytes, e.File, e.Offset, dash(what))
+	line(w, "%s: entry %d term %d %s, %d bytes, %s byte %d: %s", e.Group, e.Index, e.Term, e.Type, e.DataBytes, e.File, e.Offset, dash(what))
 }
 
 func opText(op block.Op) string {

@@ -1,6 +1,6 @@
 // Package inspect answers: is what lies on this disk sound?
 //
-// It finds out what a path is (a pool, the journal of a replica, a node's whole data directory), has each part looked at by the package that owns its format, and
+// It finds out what a path is (a pool, a journal, a node's whole data directory), has each part looked at by the package that owns its format, and
 // puts together what they say: a pool's blocks that the log writes again are no damage, and a volume must not be older than its journal.
 //
 // Invariant: nothing is written and nothing is locked, and a running node that is sound is never called damaged. It repairs nothing: a node that runs does, from
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"sanctuary/blockstore"
@@ -148,7 +149,7 @@ type run struct {
 	cfg    Config
 	report *Report
 	pools  []node.StoredPool
-	// journals by the name of the volume they belong to. logs says that they are all the journals there are: then a block that no log writes is damaged.
+	// journals by the name of the volume whose log is in them; "" if that was not looked at. logs says that they are all the journals there are: then a block that no log writes is damaged.
 	journals map[string]string
 	logs     bool
 }
@@ -234,7 +235,11 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 			pools[x.Pool] = true
 			r.report.Notes = append(r.report.Notes, fmt.Sprintf("where pool %s lies, which replica %s is in, is not known from %s alone: give its directory (pools.file.dir in the configuration) as a second path", x.Pool, x.Replica, dir))
 		}
-		if x.Volume != "" {
+		switch {
+		case x.Volume == "":
+		case x.OldLog:
+			r.journals[x.Volume] = ""
+		default:
 			r.journals[x.Volume] = s.Journal
 		}
 	}
@@ -248,7 +253,14 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 		return err
 	}
 	for _, x := range s.Replicas {
-		if x.Started && !logs[x.Log] {
+		if !x.Started || logs[x.Log] {
+			continue
+		}
+		lost, err := logIsMissing(ctx, dir, x)
+		if err != nil {
+			return err
+		}
+		if lost {
 			r.report.Findings = append(r.report.Findings, block.Finding{
 				Kind: "replica", Path: s.Journal, Offset: -1, Volume: x.Log, What: fmt.Sprintf("the log of replica %s is missing, and with it what the replica has voted for and acknowledged", x.Replica),
 				Data: "This replica cannot go on. The other copies are not touched by that.", Next: "Start the node: the replica is replaced by a new one, and rebuilt from the others.",
@@ -265,6 +277,19 @@ func (r *run) dataDir(ctx context.Context, dir string) error {
 	return nil
 }
 
+// logIsMissing looks again: a running node may just have been starting a replica, or deleting it.
+func logIsMissing(ctx context.Context, dir string, x node.StoredReplica) (bool, error) {
+	s, err := node.ReadStored(dir)
+	if err != nil || !slices.Contains(s.Replicas, x) {
+		return false, err
+	}
+	j, err := journal.Inspect(ctx, journal.InspectConfig{Dir: s.Journal, Group: x.Log})
+	if gone(err) {
+		return true, nil
+	}
+	return err == nil && len(j.Groups) == 0, err
+}
+
 // both returns the findings that are in both lists.
 func both(a, b []block.Finding) (out []block.Finding) {
 	for _, f := range b {
@@ -278,7 +303,7 @@ func both(a, b []block.Finding) (out []block.Finding) {
 	return out
 }
 
-// gone says whether a journal was not there any more: a running node has deleted the replica.
+// gone says that there is no journal.
 func gone(err error) bool {
 	return errors.Is(err, journal.ErrNoJournal) || errors.Is(err, os.ErrNotExist)
 }

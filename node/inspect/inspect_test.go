@@ -15,6 +15,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/replication/command"
 	"sanctuary/replication/journal"
 )
@@ -31,7 +32,8 @@ type dataDir struct {
 	path   string
 	pool   *blockstore.Pool
 	volume *blockstore.Volume
-	log    journal.Journal
+	disk   *journal.Journal
+	log    journal.Log
 }
 
 func (d *dataDir) check(err error) {
@@ -51,7 +53,19 @@ func (d *dataDir) json(name string, v any) {
 }
 
 func (d *dataDir) replicaDir() string { return filepath.Join("luns", lunID, "5") }
-func (d *dataDir) journal() string    { return filepath.Join(d.path, d.replicaDir(), "journal") }
+func (d *dataDir) journal() string    { return filepath.Join(d.path, "journal") }
+
+// openJournal opens the node's journal and the replica's log in it.
+func (d *dataDir) openJournal() {
+	d.t.Helper()
+	folder, err := vfs.OpenDir(d.journal())
+	d.check(err)
+	d.disk, err = journal.Open(folder, journal.Options{SegmentBytes: 1 << 20})
+	d.check(err)
+	d.log, err = d.disk.Log(volume)
+	d.check(err)
+	d.check(d.log.SetUint64([]byte("CurrentTerm"), 2))
+}
 
 func newDataDir(t *testing.T) *dataDir {
 	t.Helper()
@@ -64,11 +78,9 @@ func newDataDir(t *testing.T) *dataDir {
 	d.check(err)
 	d.volume, err = d.pool.Create(volume, block.Geometry{Capacity: block.CountOf(8 << 20), LogicalBlockBytes: 512})
 	d.check(err)
-	d.log, err = journal.Open(d.journal(), journal.Options{SegmentBytes: 1 << 20})
-	d.check(err)
-	d.check(d.log.SetUint64([]byte("CurrentTerm"), 2))
+	d.openJournal()
 	t.Cleanup(func() {
-		d.check(d.log.Close())
+		d.check(d.disk.Close())
 		d.check(d.pool.Close())
 	})
 	return d
@@ -130,7 +142,7 @@ func TestDataDirOfANodeThatRuns(t *testing.T) {
 	d.mark(1)
 	r := look(t, Config{Paths: []string{d.path}})
 	if !r.Sound || len(r.Pools) != 1 || len(r.Journals) != 1 || len(r.Catalogs) != 1 || r.Pools[0].InUse != os.Getpid() || r.Pools[0].Volumes[0].Name != volume ||
-		r.Journals[0].Replica != replica || r.Journals[0].Last != 1 || r.Pools[0].CheckedBytes != 64*block.Size {
+		r.Journals[0].Replicas[volume] != replica || len(r.Journals[0].Groups) != 1 || r.Journals[0].Groups[0].Last != 1 || r.Pools[0].CheckedBytes != 64*block.Size {
 		t.Errorf("%+v", r)
 	}
 }
@@ -170,13 +182,10 @@ func TestEntriesThatChangeNothingExcuseNothing(t *testing.T) {
 	at := look(t, Config{Paths: []string{pool}}).Findings[0].Offset
 	d2 := &dataDir{t: t, path: dir}
 	d2.check(os.RemoveAll(d2.journal()))
-	var err error
-	d2.log, err = journal.Open(d2.journal(), journal.Options{SegmentBytes: 1 << 20})
-	d2.check(err)
-	d2.check(d2.log.SetUint64([]byte("CurrentTerm"), 2))
+	d2.openJournal()
 	d2.write(60, 1, 9, 1)
 	d2.write(3, 1, 2, 1)
-	d2.check(d2.log.Close())
+	d2.check(d2.disk.Close())
 	if r := look(t, Config{Paths: []string{dir}}); len(r.Findings) != 1 || r.Findings[0].Kind != "block" || r.Findings[0].Offset != at {
 		t.Errorf("%+v", r.Findings)
 	}
@@ -194,7 +203,27 @@ func TestDataDirFindsWhatDoesNotFitTogether(t *testing.T) {
 			_, err = k.Write([]byte(`{"version":7}`))
 			d.check(errors.Join(err, k.Close()))
 		}},
-		{"journal gone", "replica", "the journal is missing", func(d *dataDir) { d.check(os.Rename(d.journal(), filepath.Join(d.t.TempDir(), "j"))) }},
+		{"journal gone", "replica", "the log of replica alpha/5 is missing", func(d *dataDir) { d.check(os.Rename(d.journal(), filepath.Join(d.t.TempDir(), "j"))) }},
+		{"log gone", "replica", "the log of replica alpha/5 is missing", func(d *dataDir) {
+			d.check(d.log.Close())
+			d.check(d.disk.Remove(volume))
+		}},
+		{"log damaged", "entry", "entry 2 cannot be read", func(d *dataDir) {
+			r, err := Run(d.t.Context(), Config{Paths: []string{d.journal()}, Entry: func(e Entry) {
+				if e.Index == 2 {
+					f, err := os.OpenFile(filepath.Join(d.journal(), e.File), os.O_RDWR, 0)
+					d.check(err)
+					_, err = f.WriteAt([]byte("rot"), e.Offset+99)
+					d.check(errors.Join(err, f.Close()))
+				}
+			}})
+			d.check(err)
+			if !r.Sound {
+				d.t.Fatalf("%+v", r)
+			}
+			d.write(7, 1, 3, 2) // and it goes on, so that it is no torn end
+			d.checkpoint()
+		}},
 		{"replica.json", "replica", "replica.json", func(d *dataDir) {
 			d.check(os.WriteFile(filepath.Join(d.path, d.replicaDir(), "replica.json"), []byte("{"), 0o600))
 		}},
@@ -237,10 +266,53 @@ func TestDataDirTellsWhatItDidNotLookAt(t *testing.T) {
 	}
 }
 
+// TestDataDirOfAnOlderProgram: logs that are to be moved yet are not looked at, and no damage; nor is what they may write again.
+func TestDataDirOfAnOlderProgram(t *testing.T) {
+	d := newDataDir(t)
+	d.write(0, 64, 1, 2)
+	d.checkpoint()
+	d.write(3, 2, 2, 2)
+	dir := d.killed()
+	d.check(os.RemoveAll(filepath.Join(dir, "journal")))
+	old := filepath.Join(dir, d.replicaDir(), "journal")
+	d.check(os.MkdirAll(filepath.Join(old, "wal"), 0o700))
+	if r := look(t, Config{Paths: []string{dir}}); !r.Sound || len(r.Journals) != 0 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "version 1 of the journal kept it, in "+old) {
+		t.Errorf("%+v", r)
+	}
+	d.check(os.RemoveAll(old))
+	if r := look(t, Config{Paths: []string{dir}}); r.Sound {
+		t.Errorf("no log at all: %+v", r)
+	}
+}
+
+// TestDataDirOfANodeThatDeletesAReplica: its log goes before replica.json does.
+func TestDataDirOfANodeThatDeletesAReplica(t *testing.T) {
+	d := newDataDir(t)
+	d.write(0, 64, 1, 2)
+	d.checkpoint()
+	d.check(d.log.Close())
+	d.check(d.disk.Remove(volume))
+	begun := false
+	r := look(t, Config{Paths: []string{d.path}, Progress: func(what string, _, _ int64) {
+		if strings.HasPrefix(what, "journal") && !begun {
+			begun = true
+			d.check(os.RemoveAll(filepath.Join(d.path, d.replicaDir())))
+		}
+	}})
+	for _, f := range r.Findings {
+		if f.Kind == "replica" {
+			t.Errorf("%+v", f)
+		}
+	}
+	if !begun {
+		t.Error("no journal was looked at")
+	}
+}
+
 func TestPathsAreFoundOut(t *testing.T) {
 	d := newDataDir(t)
 	for path, want := range map[string]Kind{
-		"": DataDir, "pool": Pool, "pool/data": Pool, d.replicaDir(): Journal, d.replicaDir() + "/journal": Journal,
+		"": DataDir, "pool": Pool, "pool/data": Pool, "journal": Journal,
 	} {
 		path = filepath.Join(d.path, path)
 		if got, err := Detect(path); got != want || err != nil {
@@ -253,6 +325,7 @@ func TestPathsAreFoundOut(t *testing.T) {
 	unreadable := (*UnreadableError)(nil)
 	for _, cfg := range []Config{
 		{Paths: []string{t.TempDir()}},
+		{Paths: []string{filepath.Join(d.path, d.replicaDir())}}, // the log is not there any more
 		{Paths: []string{filepath.Join(d.path, "nothing")}},
 		{Paths: []string{filepath.Join(d.path, "node.json")}}, // no pool
 		{Paths: []string{d.path}, Kind: Pool},

@@ -20,17 +20,17 @@ type logs struct {
 const longBytes = 16 << 20
 
 // rewritten says whether an entry after the given one writes all of some blocks of one chunk. It reads the journal of one volume at a time, since it is asked about one
-// after the other; what it cannot read does not count, and was found.
+// after the other; what it cannot read does not count, and was found. A log that was not looked at may write any block.
 func (l *logs) rewritten(volume string, after uint64, blocks block.Range) bool {
 	path, ok := l.journals[volume]
-	if !ok {
-		return false
+	if !ok || path == "" {
+		return ok
 	}
 	if l.volume != volume {
 		l.volume, l.chunks, l.long = volume, map[uint32]uint64{}, nil
-		_, err := journal.Inspect(l.ctx, journal.InspectConfig{Dir: path, Entry: func(e journal.InspectedEntry) {
+		_, err := journal.Inspect(l.ctx, journal.InspectConfig{Dir: path, Group: volume, Entry: func(e journal.InspectedEntry) {
 			// An entry that was accepted in another term than it was committed in changes nothing.
-			if e.Group != volume || e.Index <= after || e.Command == nil || e.Command.Fence != e.Term {
+			if e.Index <= after || e.Command == nil || e.Command.Fence != e.Term {
 				return
 			}
 			for _, op := range e.Command.Ops {

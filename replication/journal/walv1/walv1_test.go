@@ -2,66 +2,30 @@ package walv1
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"go.etcd.io/bbolt"
 
-	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal/walv1/walv1test"
 )
-
-// seal returns a copy of the entry with its seal; the data is shared.
-func seal(l *raft.Log) *raft.Log {
-	ext := make([]byte, sealBytes, sealBytes+len(l.Extensions))
-	binary.LittleEndian.PutUint32(ext, sealSum(l, l.Extensions))
-	ext[4] = sealVersion
-	sealed := *l
-	sealed.Extensions = append(ext, l.Extensions...)
-	return &sealed
-}
 
 // write makes a directory as the old program did: the entries from 1 to last, of which the first gone have been cut off.
 func write(t *testing.T, last, gone uint64) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	check := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	l := walv1test.Log{
+		Gone: gone, Values: map[string][]byte{"CurrentTerm": binary.BigEndian.AppendUint64(nil, 7)},
+		Snapshot: raft.SnapshotMeta{ID: "1-10", Index: 10, Term: 1}, Body: []byte("body"),
 	}
-	check(os.MkdirAll(filepath.Join(dir, walFolder), 0o700))
-	w, err := wal.Open(filepath.Join(dir, walFolder), wal.WithSegmentSize(64<<10))
-	check(err)
 	for i := uint64(1); i <= last; i++ {
-		check(w.StoreLogs([]*raft.Log{seal(&raft.Log{Index: i, Term: 1, Type: raft.LogCommand, Data: fmt.Appendf(make([]byte, 3000), "entry %d", i)})}))
+		l.Entries = append(l.Entries, &raft.Log{Index: i, Term: 1, Type: raft.LogCommand, Data: fmt.Appendf(make([]byte, 3000), "entry %d", i)})
 	}
-	if gone > 0 {
-		check(w.DeleteRange(1, gone))
+	if err := walv1test.Write(dir, l); err != nil {
+		t.Fatal(err)
 	}
-	check(w.Close())
-	db, err := bbolt.Open(filepath.Join(dir, stableFile), 0o600, nil)
-	check(err)
-	check(db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucket(stableBucket)
-		if err != nil {
-			return err
-		}
-		return b.Put([]byte("CurrentTerm"), binary.BigEndian.AppendUint64(nil, 7))
-	}))
-	check(db.Close())
-	s := Snapshot{Version: 1, Meta: raft.SnapshotMeta{ID: "1-10", Index: 10, Term: 1}, Body: []byte("body")}
-	meta, err := json.Marshal(s.Meta)
-	check(err)
-	s.CRC32C = block.Sum(append(meta, s.Body...))
-	raw, err := json.Marshal(s)
-	check(err)
-	check(os.WriteFile(filepath.Join(dir, snapshotName), raw, 0o600))
 	return dir
 }
 

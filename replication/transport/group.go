@@ -62,6 +62,16 @@ func (g *GroupTransport) Close() error {
 // Consumer gives the requests of peers, for Raft to answer.
 func (g *GroupTransport) Consumer() <-chan raft.RPC { return g.consumer }
 
+// Feed gives Raft a request that no peer has sent, if it is waiting for one at this moment; it does not wait.
+func (g *GroupTransport) Feed(rpc raft.RPC) bool {
+	select {
+	case g.consumer <- rpc:
+		return true
+	default:
+		return false
+	}
+}
+
 // LocalAddr is this node's name.
 func (g *GroupTransport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(g.mux.cfg.Node) }
 

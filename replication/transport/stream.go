@@ -321,6 +321,14 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 
 func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.stream.ready }
 
+// Answer gives Raft the answer to a request that was not sent, unless it is behind with reading real ones. It does not wait.
+func (p *pipeline) Answer(f raft.AppendFuture) {
+	select {
+	case p.stream.ready <- f:
+	default:
+	}
+}
+
 func (p *pipeline) Close() error {
 	p.stream.fail(fmt.Errorf("%w: %w", ErrClosed, raft.ErrPipelineShutdown))
 	return nil

@@ -182,7 +182,7 @@ func (g *GroupTransport) plainStream(to target) (*appendStream, error) {
 	if s != nil && s.failed() == nil {
 		return s, nil
 	}
-	fresh, err := g.openStream(to, 0)
+	fresh, err := g.openStream(to, false)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (g *GroupTransport) AppendEntriesPipeline(id raft.ServerID, node raft.Serve
 	if plain != nil {
 		plain.fail(ErrClosed) // Raft sends plain requests to this peer no more until the pipeline has ended
 	}
-	s, err := g.openStream(to, g.cfg.MaxInflightRequests)
+	s, err := g.openStream(to, true)
 	if err != nil {
 		return nil, err
 	}

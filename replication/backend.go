@@ -121,7 +121,7 @@ func (g *Group) confirm(ctx context.Context, t *tenure) error {
 	if inst == nil || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term {
 		return block.ErrNotOwner // it may have voted for another itself, whatever the others have promised
 	}
-	if g.lease.valid(t.term, time.Now()) {
+	if g.leased(t.term, time.Now()) {
 		return nil
 	}
 	return g.readIndex(ctx, t)

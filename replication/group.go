@@ -55,7 +55,12 @@ type Group struct {
 	repairs  repairs
 	room     room
 	scrub    scrub
-	activity atomic.Uint64 // reads and applied entries, for whoever waits for a quiet moment
+	quiet    atomic.Pointer[quiet]  // owner: nobody writes, and no heartbeats are sent
+	lull     atomic.Pointer[lull]   // owner: what would tell its members nothing is held
+	hushed   atomic.Pointer[hushed] // follower: the same
+	storing  atomic.Uint64          // calls of Raft that store entries: begun
+	stored   atomic.Uint64          // and ended
+	activity atomic.Uint64          // reads and applied entries, for whoever waits for a quiet moment
 
 	space  space
 	full   atomic.Bool // applying waits for room in the pool
@@ -65,20 +70,21 @@ type Group struct {
 	offered atomic.Uint64
 
 	// mu guards what follows; never held across disk or network.
-	mu       sync.Mutex
-	closing  bool      // nothing is started any more
-	inst     *instance // the running Raft; replaced by a rebuild, nil while one runs
-	members  map[raft.ServerID]Member
-	gate     *witness.Gate // only while this node leads
-	gateTerm uint64
-	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
-	match    map[raft.ServerID]uint64
-	heard    map[raft.ServerID]time.Time // when a member last took entries
-	pace     time.Duration               // between entries, while a copy catches up
-	paceLag  uint64                      // its lag at the last tick
-	parked   []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
-	down     map[string]time.Time        // node -> since when its connection is broken
-	kicked   time.Time                   // when the election timers were shortened; zero: they are not
+	mu          sync.Mutex
+	closing     bool      // nothing is started any more
+	inst        *instance // the running Raft; replaced by a rebuild, nil while one runs
+	members     map[raft.ServerID]Member
+	gate        *witness.Gate // only while this node leads
+	gateTerm    uint64
+	gateMove    chan struct{} // closed and replaced when the gate's limit may have changed
+	match       map[raft.ServerID]uint64
+	heard       map[raft.ServerID]time.Time // when a member last took entries
+	heardCommit map[raft.ServerID]uint64    // the newest commit index a member has been told and has answered
+	pace        time.Duration               // between entries, while a copy catches up
+	paceLag     uint64                      // its lag at the last tick
+	parked      []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
+	down        map[string]time.Time        // node -> since when its connection is broken
+	kicked      time.Time                   // when the election timers were shortened; zero: they are not
 	// kickedAgain: the second kick has been given. kickJitter keeps several survivors from standing at the same moment.
 	kickedAgain bool
 	kickJitter  time.Duration
@@ -136,7 +142,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		cfg: cfg, host: host, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)),
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
-		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
+		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
@@ -306,6 +312,7 @@ func (g *Group) raftConfig(notify chan bool) *raft.Config {
 	c.NoSnapshotRestoreOnStart = true
 	c.TrailingLogs = math.MaxUint64 >> 1
 	c.NotifyCh = notify
+	c.NoLegacyTelemetry = true // nobody reads its metrics, least of all twice
 	c.Logger = raftLogger(g.log)
 	return c
 }
@@ -375,6 +382,7 @@ func (g *Group) halt() {
 	inst := g.inst
 	g.inst = nil
 	g.mu.Unlock()
+	g.stir()
 	if inst == nil {
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"sanctuary/replication/transport"
 )
@@ -16,8 +17,12 @@ type Host struct {
 	scrubs   pacer                    // of all groups
 	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
 
-	mu     sync.RWMutex
-	groups map[string]*Group // by LUN
+	born time.Time // for vouches; monotonic
+
+	mu       sync.RWMutex        // guards what follows
+	groups   map[string]*Group   // by LUN
+	vouchers map[string]*voucher // by node
+	vouchees map[string]*vouchee // by node
 }
 
 // Methods between hosts, on the control connection.
@@ -46,7 +51,10 @@ var errNoReplica = errors.New("no replica of this LUN runs here")
 
 // NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
 func NewHost(mux *transport.Mux) (*Host, error) {
-	h := &Host{mux: mux, protocol: mux.Protocol, groups: map[string]*Group{}}
+	h := &Host{
+		mux: mux, protocol: mux.Protocol, groups: map[string]*Group{},
+		born: time.Now(), vouchers: map[string]*voucher{}, vouchees: map[string]*vouchee{},
+	}
 	for method, handler := range map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
@@ -62,6 +70,8 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodScrub:       h.serveScrub,
 		methodCompare:     h.serveCompare,
 		methodEntry:       h.serveEntry,
+		methodQuiet:       h.serveQuiet,
+		methodVouch:       h.serveVouch,
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,

@@ -80,7 +80,10 @@ func (l *lease) end() {
 }
 
 // valid says whether at the moment now no voter of some quorum would elect another owner than this one in term.
-func (l *lease) valid(term uint64, now time.Time) bool {
+func (l *lease) valid(term uint64, now time.Time) bool { return l.vouched(term, now, nil) }
+
+// vouched is valid, with what q says was sent counted like heartbeats. q may be nil.
+func (l *lease) vouched(term uint64, now time.Time, q *quiet) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.term != term || l.revoked {
@@ -91,6 +94,10 @@ func (l *lease) valid(term uint64, now time.Time) bool {
 	for voter, at := range l.sent {
 		if voter == l.self {
 			at = now
+		} else if q != nil {
+			if sent := q.sent(voter); sent.After(at) {
+				at = sent
+			}
 		}
 		times = append(times, at)
 	}

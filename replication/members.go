@@ -103,6 +103,7 @@ func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error
 func (g *Group) Learn(members []Member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	changed := false
 	for _, m := range members {
 		known := false
 		for id, k := range g.members {
@@ -114,9 +115,12 @@ func (g *Group) Learn(members []Member) {
 				delete(g.members, id)
 			}
 		}
-		if !known {
-			g.members[m.ID] = m
+		if !known && g.members[m.ID] != m {
+			g.members[m.ID], changed = m, true
 		}
+	}
+	if changed {
+		g.wake()
 	}
 }
 
@@ -278,21 +282,36 @@ func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, wh
 func (g *Group) maintain() {
 	ticker := time.NewTicker(maintainEvery)
 	defer ticker.Stop()
+	var idle idleness
 	for {
 		select {
 		case <-g.ctx.Done():
 			return
 		case <-ticker.C:
 		}
+		if roused := g.stillness(); roused != nil { // there is nothing to settle
+			ticker.Stop()
+			select {
+			case <-g.ctx.Done():
+				return
+			case <-roused:
+			}
+			ticker.Reset(maintainEvery)
+			continue
+		}
 		if g.tenure.Load() == nil || !g.changing.TryLock() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
-		if err := g.settle(ctx); err != nil {
+		err := g.settle(ctx)
+		if err != nil {
 			g.log.Debug("members are not settled yet", "error", err)
 		}
 		g.changing.Unlock()
 		g.askRoom(ctx)
+		if err == nil {
+			g.rest(ctx, &idle)
+		}
 		cancel()
 	}
 }

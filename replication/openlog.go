@@ -40,10 +40,12 @@ type raftLog struct {
 
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
-	if l.overlaps(logs) {
-		return l.Log.Append(logs)
-	}
-	return l.Log.StoreLogs(logs)
+	return l.g.rouse(func() error {
+		if l.overlaps(logs) {
+			return l.Log.Append(logs)
+		}
+		return l.Log.StoreLogs(logs)
+	})
 }
 
 // StoreLog implements raft.LogStore.

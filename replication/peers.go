@@ -20,6 +20,9 @@ type peers struct {
 	g      *Group
 	closed chan struct{}
 	once   sync.Once
+
+	mu    sync.Mutex // guards pipes; held for nothing else
+	pipes map[raft.ServerID]*holding
 }
 
 // Transport is what the group needs of replication/transport, as *transport.GroupTransport gives it.
@@ -30,7 +33,7 @@ type Transport interface {
 }
 
 func newPeers(g *Group, inner Transport) *peers {
-	return &peers{inner: inner, g: g, closed: make(chan struct{})}
+	return &peers{inner: inner, g: g, closed: make(chan struct{}), pipes: map[raft.ServerID]*holding{}}
 }
 
 // What a replica's transport refuses. The texts must never hold "unexpected command": Raft takes such a refusal of a
@@ -75,12 +78,16 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		return errWitnessSilent
 	}
 	if isHeartbeat(req) {
+		p.skipBeats(id, req.Term)
 		sent := time.Now()
 		err := p.inner.AppendEntries(id, target, req, resp)
 		if err == nil && resp.Success && resp.Term == req.Term {
 			p.g.lease.renew(id, req.Term, sent)
 		}
 		return err
+	}
+	if p.hold(id, req, resp) {
+		return nil
 	}
 	p.awaitLink(target, req.Term)
 	out := req
@@ -130,7 +137,15 @@ func (p *peers) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddres
 	if p.g.cfg.Self.Witness || p.g.member(id).Witness {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
-	return p.inner.AppendEntriesPipeline(id, target) // its answers come to replied as transport.GroupConfig.Replied
+	pipe, err := p.inner.AppendEntriesPipeline(id, target) // its answers come to replied as transport.GroupConfig.Replied
+	if err != nil {
+		return nil, err
+	}
+	h := &holding{pipe, p, id}
+	p.mu.Lock()
+	p.pipes[id] = h
+	p.mu.Unlock()
+	return h, nil
 }
 
 // RequestVote implements raft.Transport.
@@ -155,7 +170,7 @@ func (p *peers) mayStand(transfer bool) error {
 	switch {
 	case p.g.cfg.Self.Witness:
 		return errWitnessSilent
-	case !transfer && p.g.promise.forbids(p.g.cfg.Self.ID, time.Now()):
+	case !transfer && p.g.forbids(p.g.cfg.Self.ID, time.Now()):
 		return errPromised
 	}
 	return p.g.abstains()
@@ -204,6 +219,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 			return nil, errDamagedLog, true
 		}
 		// Before Raft sees it, so that a vote already on its way to Raft finds the promise made (see raftAnswered).
+		if h := g.hushed.Load(); h != nil && (from != h.owner || c.Term > h.term) {
+			g.stir()
+		}
 		if c.Term >= inst.raft.CurrentTerm() {
 			g.promise.give(from, time.Now())
 		}
@@ -214,7 +232,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if err := g.abstains(); err != nil {
 			return nil, err, true
 		}
-		if !c.LeadershipTransfer && g.promise.forbids(from, time.Now()) {
+		if !c.LeadershipTransfer && g.forbids(from, time.Now()) {
 			return &raft.RequestVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
 	case *raft.RequestPreVoteRequest:
@@ -224,7 +242,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if err := g.abstains(); err != nil {
 			return nil, err, true
 		}
-		if g.promise.forbids(from, time.Now()) {
+		if g.forbids(from, time.Now()) {
 			return &raft.RequestPreVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
 	case *raft.TimeoutNowRequest:
@@ -263,7 +281,7 @@ func (g *Group) raftAnswered(from raft.ServerID, cmd, resp any, err error) {
 		}
 	case *raft.RequestVoteRequest:
 		// The vote may have waited for Raft while a promise was made to another. It is on disk, and not counting it is safe.
-		if r, ok := resp.(*raft.RequestVoteResponse); ok && !req.LeadershipTransfer && g.promise.forbids(from, time.Now()) {
+		if r, ok := resp.(*raft.RequestVoteResponse); ok && !req.LeadershipTransfer && g.forbids(from, time.Now()) {
 			r.Granted = false
 		}
 	}
@@ -346,6 +364,7 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 	}
 	g.match[id] = max(g.match[id], index)
 	g.heard[id] = now
+	g.heardCommit[id] = max(g.heardCommit[id], req.LeaderCommitIndex)
 	delete(g.needs, id)
 	if isWitness {
 		return

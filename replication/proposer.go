@@ -405,6 +405,13 @@ func (p *proposer) open() bool {
 	return len(p.inflight) > p.eager
 }
 
+// idle says whether there is nothing to propose, and nothing under way.
+func (p *proposer) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.queue) == 0 && len(p.inflight) == 0 && !p.paused
+}
+
 // seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed
 // under an earlier one has been applied too, or never will be (rule F).
 func (p *proposer) seal(term uint64) {

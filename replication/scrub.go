@@ -45,6 +45,7 @@ const (
 
 const (
 	scrubIdle       = time.Second     // how soon a change of the settings, or of the owner, is noticed
+	scrubQuiet      = 5 * time.Second // the same of a LUN that is quiet
 	scrubAsk        = 5 * time.Second // how often the owner asks the others how far they are
 	scrubBusy       = 50              // reads and entries in a second from which a LUN is in use
 	scrubYield      = 4               // how much slower it goes then
@@ -155,6 +156,9 @@ func (s *scrubber) once(ctx context.Context) time.Duration {
 		set.Interval = DefaultScrubInterval
 	}
 	if set.Paused || g.Err() != nil || !g.exact(ctx) || !g.passDue(now, set.Interval) {
+		if g.stillness() != nil {
+			return min(scrubQuiet, retry)
+		}
 		return min(scrubIdle, retry)
 	}
 	s.look(now)

@@ -55,6 +55,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	g.gate.Tick(inst.raft.LastIndex(), now)
 	clear(g.match)
 	clear(g.heard)
+	clear(g.heardCommit)
 	clear(g.needs)
 	clear(g.rebuild.orders)
 	g.mu.Unlock()
@@ -110,6 +111,8 @@ func (g *Group) inherited(inst *instance, term uint64) block.Fence {
 
 // endTenure stops serving at once. What is under way is answered as its fate becomes known.
 func (g *Group) endTenure() {
+	g.wake()
+	g.endLull()
 	g.mu.Lock()
 	t := g.tenure.Swap(nil)
 	g.gate, g.gateTerm = nil, 0
@@ -147,13 +150,21 @@ func (g *Group) configured(inst *instance) (voters []raft.ServerID, copies []str
 
 // tick is the group's clock: it applies the gate's time limits, ends a kick, and settles outcomes that were unknown.
 func (g *Group) tick() {
-	ticker := time.NewTicker(min(50*time.Millisecond, g.cfg.Timing.Gate.LinkGrace/2+time.Millisecond))
-	defer ticker.Stop()
+	every := min(50*time.Millisecond, g.cfg.Timing.Gate.LinkGrace/2+time.Millisecond)
+	timer := time.NewTimer(every)
+	defer timer.Stop()
 	for {
+		roused := g.stillness() // before the timer is set, so that it is not slow for a group that is in use
+		if roused != nil {
+			timer.Reset(quietTick)
+		} else {
+			timer.Reset(every)
+		}
 		select {
 		case <-g.ctx.Done():
 			return
-		case now := <-ticker.C:
+		case <-roused:
+		case now := <-timer.C:
 			g.tickOnce(now)
 		}
 	}
@@ -183,6 +194,9 @@ func (g *Group) tickOnce(now time.Time) {
 		return
 	}
 	g.reached(inst.raft.LastIndex())
+	if g.checkQuiet(inst, now) {
+		return
+	}
 	g.mu.Lock()
 	changed := false
 	if g.gate != nil {
@@ -279,6 +293,9 @@ func (g *Group) settleOpen(inst *instance) {
 func (g *Group) PeerLink(node string, up bool) {
 	now := time.Now()
 	inst := g.running()
+	if !up {
+		g.linkLost(node)
+	}
 	g.mu.Lock()
 	if up {
 		delete(g.down, node)

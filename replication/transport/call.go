@@ -105,6 +105,9 @@ func (s *session) takeCall(msg *peerpb.ControlMessage, req *peerpb.CallRequest) 
 			Id: msg.GetId(), Body: &peerpb.ControlMessage_CallReply{CallReply: &peerpb.CallReply{Body: body, Status: st}},
 		})
 	}
+	if req.GetFromNode() != s.node { // whose right to its name was looked at with the hello
+		return answer(nil, statusOf(fmt.Errorf("%w: %s speaks for %s", ErrWrongNode, s.node, req.GetFromNode()), peerpb.Code_CODE_INTERNAL))
+	}
 	slot := callSlot{node: s.node}
 	if !m.calls.enter(slot, m.cfg.Limits.CallsPerPeer) {
 		return answer(nil, statusOf(fmt.Errorf("%w: %d calls", ErrBusy, m.cfg.Limits.CallsPerPeer), peerpb.Code_CODE_BUSY))
@@ -125,6 +128,9 @@ func (s *session) takeCall(msg *peerpb.ControlMessage, req *peerpb.CallRequest) 
 // Call runs a call that came over the transfer connection.
 func (s *server) Call(ctx context.Context, req *peerpb.CallRequest) (*peerpb.CallReply, error) {
 	m := s.mux
+	if err := m.speaksFor(ctx, req.GetFromNode()); err != nil {
+		return &peerpb.CallReply{Status: statusOf(err, peerpb.Code_CODE_INTERNAL)}, nil
+	}
 	slot := callSlot{node: req.GetFromNode(), bulk: true}
 	limit := max(m.cfg.Limits.CallsPerPeer/4, 1)
 	if !m.calls.enter(slot, limit) {

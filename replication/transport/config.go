@@ -173,7 +173,7 @@ type GroupConfig struct {
 	MaxInflightBytes int
 
 	// MaxInflightRequests bounds the same in requests. Few are better than many: while one is on its way, writes gather in
-	// the next. Raise it only for links whose delay is long against a disk's fsync. Default 4, 1 .. 1024.
+	// the next. On a link of long delay there may be one for every 5 ms of the round trip, up to 64. Default 4, 1 .. 1024.
 	MaxInflightRequests int
 
 	// PlainBytes is where a request outside a pipeline (a follower catching up) is cut: what is left follows at once. 0: 4 MiB.

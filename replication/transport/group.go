@@ -62,6 +62,16 @@ func (g *GroupTransport) Close() error {
 // Consumer gives the requests of peers, for Raft to answer.
 func (g *GroupTransport) Consumer() <-chan raft.RPC { return g.consumer }
 
+// Feed gives Raft a request that no peer has sent, if it is waiting for one at this moment; it does not wait.
+func (g *GroupTransport) Feed(rpc raft.RPC) bool {
+	select {
+	case g.consumer <- rpc:
+		return true
+	default:
+		return false
+	}
+}
+
 // LocalAddr is this node's name.
 func (g *GroupTransport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(g.mux.cfg.Node) }
 
@@ -172,7 +182,7 @@ func (g *GroupTransport) plainStream(to target) (*appendStream, error) {
 	if s != nil && s.failed() == nil {
 		return s, nil
 	}
-	fresh, err := g.openStream(to, 0)
+	fresh, err := g.openStream(to, false)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +215,7 @@ func (g *GroupTransport) AppendEntriesPipeline(id raft.ServerID, node raft.Serve
 	if plain != nil {
 		plain.fail(ErrClosed) // Raft sends plain requests to this peer no more until the pipeline has ended
 	}
-	s, err := g.openStream(to, g.cfg.MaxInflightRequests)
+	s, err := g.openStream(to, true)
 	if err != nil {
 		return nil, err
 	}

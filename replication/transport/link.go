@@ -43,6 +43,9 @@ type link struct {
 	born  time.Time    // for heard; monotonic
 	heard atomic.Int64 // when the peer last sent anything, nanoseconds after born
 
+	pinged atomic.Int64 // when the newest ping was sent, nanoseconds after born; 0: it has been answered
+	round  atomic.Int64 // what a message and its answer take on the way, nanoseconds
+
 	mu      sync.Mutex // guards what follows
 	nextID  uint64
 	pending map[uint64]chan *peerpb.ControlMessage // capacity 1 each
@@ -123,6 +126,7 @@ func (p *peer) client() (*grpc.ClientConn, error) {
 
 func (l *link) hello() error {
 	cfg := &l.peer.mux.cfg
+	began := time.Now()
 	err := l.stream.Send(&peerpb.ControlFrame{Hello: &peerpb.Hello{
 		Cluster: cfg.Cluster, Node: cfg.Node, NodeId: cfg.NodeID, ToNode: l.peer.node, ProtocolMin: protocolMin, ProtocolMax: protocolMax,
 	}})
@@ -133,6 +137,7 @@ func (l *link) hello() error {
 	if err != nil {
 		return l.failure(err)
 	}
+	l.noteRound(time.Since(began))
 	h := frame.GetHello()
 	if err := errorOf(l.peer.node, h.GetStatus()); err != nil {
 		return err
@@ -169,6 +174,9 @@ func (l *link) receive() error {
 		l.hear()
 		for _, msg := range frame.GetMessages() {
 			if msg.GetPong() != nil {
+				if at := l.pinged.Swap(0); at != 0 {
+					l.noteRound(time.Since(l.born) - time.Duration(at))
+				}
 				continue
 			}
 			l.mu.Lock()
@@ -205,10 +213,30 @@ func (l *link) watch() error {
 			return fmt.Errorf("%w: silent for %s", ErrUnreachable, silence.Round(time.Millisecond))
 		}
 		if silence >= limits.PingInterval/2 {
+			l.pinged.Store(int64(time.Since(l.born)))
 			// A full queue is the peer's silence in another form; the time limit deals with it.
 			_ = l.queue.push(&peerpb.ControlMessage{Body: &peerpb.ControlMessage_Ping{Ping: &peerpb.Ping{}}})
 		}
 	}
+}
+
+// noteRound takes in how long an answer took. The link's delay is the least of it; what is more is mostly a busy machine.
+func (l *link) noteRound(d time.Duration) {
+	if old := time.Duration(l.round.Load()); old != 0 && d > old {
+		d = old + (d-old)/8
+	}
+	l.round.Store(int64(d))
+}
+
+// requestEvery is how often a pipeline should be able to send a request, whatever the delay of the link: about what a disk's sync takes.
+const requestEvery = 5 * time.Millisecond
+
+// maxDepth bounds what a link's delay makes of GroupConfig.MaxInflightRequests.
+const maxDepth = 64
+
+// depth is how many requests a pipeline may have under way: as many as it is set to, more on a link whose delay would let it stand still.
+func (l *link) depth(set int) int {
+	return max(set, min(int(time.Duration(l.round.Load())/requestEvery), maxDepth))
 }
 
 func (l *link) hear()                  { l.heard.Store(int64(time.Since(l.born))) }

@@ -115,6 +115,7 @@ func within(t testing.TB, d time.Duration, what string, fn func()) {
 type tap struct {
 	l      net.Listener
 	target string
+	delay  time.Duration // each way; set before anything is sent
 
 	mu    sync.Mutex
 	free  chan struct{} // closed while not held
@@ -169,6 +170,10 @@ func (p *tap) pump(from, to net.Conn) {
 		delete(p.conns, to)
 		p.mu.Unlock()
 	}()
+	if p.delay > 0 {
+		p.slowly(from, to)
+		return
+	}
 	buf := make([]byte, 32<<10)
 	for {
 		p.mu.Lock()
@@ -186,6 +191,34 @@ func (p *tap) pump(from, to net.Conn) {
 		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
+	}
+}
+
+// slowly passes everything on after the delay, without holding up what comes behind it.
+func (p *tap) slowly(from, to net.Conn) {
+	type piece struct {
+		due time.Time
+		b   []byte
+	}
+	way := make(chan piece, 4096)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(way)
+	wg.Go(func() {
+		for x := range way {
+			time.Sleep(time.Until(x.due))
+			if _, err := to.Write(x.b); err != nil {
+				_ = from.Close() // ends the reading
+			}
+		}
+	})
+	for {
+		b := make([]byte, 64<<10)
+		n, err := from.Read(b)
+		if err != nil {
+			return
+		}
+		way <- piece{time.Now().Add(p.delay), b[:n]}
 	}
 }
 

@@ -136,6 +136,9 @@ func (m *Mux) spawn(fn func()) bool {
 	return true
 }
 
+// Go runs fn on a goroutine that Close waits for, with a context that Close ends; false if the Mux is closed.
+func (m *Mux) Go(fn func(ctx context.Context)) bool { return m.spawn(func() { fn(m.ctx) }) }
+
 // Connect makes the Mux keep a connection to node from now on: it is dialled again whenever it breaks. Any request to a
 // node does the same. It does not wait.
 func (m *Mux) Connect(node string) { _, _ = m.peer(node) }

@@ -271,3 +271,43 @@ func TestFollowerErrorsUnderLoadDoNotWedgeThePipeline(t *testing.T) {
 		eventually(t, "a leader", func() bool { l = leader(rs); return l != nil })
 	}
 }
+
+// On a link of long delay a pipeline moves what may be under way in every round trip, not a few requests.
+func TestPipelineFillsALongLink(t *testing.T) {
+	const round, window, size, count = 50 * time.Millisecond, 4 << 20, 512 << 10, 80
+	p := newPair(t, func(c *GroupConfig) { c.MaxInflightBytes = window })
+	p.tap.delay = round / 2
+	p.serve(t)
+	pipe, err := p.from.AppendEntriesPipeline("server-b", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	data := make([]byte, size)
+	began := time.Now()
+	go func() {
+		for i := range count {
+			if _, err := pipe.AppendEntries(request(uint64(i+1), data), new(raft.AppendEntriesResponse)); err != nil {
+				t.Errorf("request %d: %v", i, err)
+				return
+			}
+		}
+	}()
+	for range count {
+		select {
+		case f := <-pipe.Consumer():
+			if f.Error() != nil {
+				t.Fatal(f.Error())
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("no answer")
+		}
+	}
+	took := time.Since(began)
+	// In whole windows, and one round trip for the first; twice that is for the machine. Four requests at a time would take 20.
+	windows := float64(count*size)/window + 1
+	t.Logf("%.1f MB/s, %.1f round trips of %v", float64(count*size)/1e6/took.Seconds(), took.Seconds()/round.Seconds(), round)
+	if got := took.Seconds() / round.Seconds(); got > 1.6*windows {
+		t.Errorf("%.1f round trips for %.0f windows", got, windows)
+	}
+}

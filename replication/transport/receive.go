@@ -85,7 +85,11 @@ func (in *inbound) next() (id uint64, timeoutMillis uint32, req *raft.AppendEntr
 		case in.envelope == nil:
 			in.envelope = f.envelope
 			// Refused before its bytes are made room for.
-			if _, err := in.mux.addressed(f.envelope); err != nil {
+			_, err := in.mux.addressed(f.envelope)
+			if err == nil {
+				err = in.mux.speaksFor(in.stream.Context(), f.envelope.GetFromNode())
+			}
+			if err != nil {
 				if err := in.stream.Send(&peerpb.AppendReply{Id: f.id, Status: statusOf(err, peerpb.Code_CODE_INTERNAL)}); err != nil {
 					return 0, 0, nil, err
 				}

@@ -46,6 +46,9 @@ func (s *server) Control(stream grpc.BidiStreamingServer[peerpb.ControlFrame, pe
 		}
 		hello.Stop()
 		answer := m.greet(frame.GetHello())
+		if err := m.speaksFor(ctx, frame.GetHello().GetNode()); err != nil && answer.GetStatus() == nil {
+			answer.Status = statusOf(err, peerpb.Code_CODE_INTERNAL)
+		}
 		if err := stream.Send(&peerpb.ControlFrame{Hello: answer}); err != nil {
 			cancel(err)
 			return
@@ -129,6 +132,9 @@ func (s *session) take(msg *peerpb.ControlMessage) error {
 
 func (s *session) takeRaft(msg *peerpb.ControlMessage, req *peerpb.RaftRequest) error {
 	g, err := s.mux.addressed(req.GetEnvelope())
+	if from := req.GetEnvelope().GetFromNode(); err == nil && from != s.node { // whose right to its name was looked at with the hello
+		err = fmt.Errorf("%w: %s speaks for %s", ErrWrongNode, s.node, from)
+	}
 	var cmd any
 	if err == nil {
 		cmd, err = requestFromWire(req)

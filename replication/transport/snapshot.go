@@ -69,6 +69,9 @@ func (s *server) Snapshot(stream grpc.ClientStreamingServer[peerpb.SnapshotFrame
 		return stream.SendAndClose(&peerpb.SnapshotReply{Status: statusOf(err, peerpb.Code_CODE_INTERNAL)})
 	}
 	g, err := m.addressed(first.GetEnvelope())
+	if err == nil {
+		err = m.speaksFor(stream.Context(), first.GetEnvelope().GetFromNode())
+	}
 	if err != nil {
 		return refuse(err)
 	}

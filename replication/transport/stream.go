@@ -25,6 +25,7 @@ type appendStream struct {
 	ctx    context.Context // ends with the stream, group or link
 	cancel context.CancelCauseFunc
 	ready  chan raft.AppendFuture // nil outside a pipeline
+	depth  int                    // requests under way at most
 
 	sendMu  sync.Mutex // one request's frames are sent together; guards opened and lastID
 	opened  bool       // the envelope has been sent
@@ -63,8 +64,8 @@ func (f *appendFuture) answer(err error) {
 
 var appendStreamDesc = grpc.StreamDesc{StreamName: "Append", ServerStreams: true, ClientStreams: true}
 
-// openStream opens a stream; ready > 0 is for a pipeline of so many requests.
-func (g *GroupTransport) openStream(to target, ready int) (*appendStream, error) {
+// openStream opens a stream, for a pipeline or for one request at a time.
+func (g *GroupTransport) openStream(to target, pipelined bool) (*appendStream, error) {
 	limits := &g.mux.cfg.Limits
 	awaited, done := context.WithTimeout(g.ctx, limits.DialTimeout)
 	defer done()
@@ -72,9 +73,10 @@ func (g *GroupTransport) openStream(to target, ready int) (*appendStream, error)
 	if err != nil {
 		return nil, err
 	}
-	s := &appendStream{group: g, to: to, gone: make(chan struct{}), freed: make(chan struct{}, 1)}
-	if ready > 0 {
-		s.ready = make(chan raft.AppendFuture, ready)
+	s := &appendStream{group: g, to: to, depth: 1, gone: make(chan struct{}), freed: make(chan struct{}, 1)}
+	if pipelined {
+		s.depth = l.depth(g.cfg.MaxInflightRequests)
+		s.ready = make(chan raft.AppendFuture, s.depth)
 	}
 	s.expired = time.AfterFunc(time.Hour, s.expire) // finds nothing outstanding
 	s.expired.Stop()
@@ -177,7 +179,7 @@ func (s *appendStream) enter(f *appendFuture) (bool, error) {
 		return false, s.err
 	}
 	cfg := &s.group.cfg
-	if n := len(s.queue); n > 0 && (n >= cfg.MaxInflightRequests || s.bytes+f.bytes > cfg.MaxInflightBytes) {
+	if n := len(s.queue); n > 0 && (n >= s.depth || s.bytes+f.bytes > cfg.MaxInflightBytes) {
 		return false, nil
 	}
 	s.queue = append(s.queue, f)
@@ -300,7 +302,7 @@ func (s *appendStream) take(reply *peerpb.AppendReply) error {
 }
 
 // pipeline is an appendStream as Raft uses it. Requests may be sent while others are unanswered, as many as
-// GroupConfig allows; AppendEntries waits beyond that, and fails once the stream has. Consumer has room for all that can be
+// GroupConfig and the link's delay allow; AppendEntries waits beyond that, and fails once the stream has. Consumer has room for all that can be
 // under way. After a failure every future is answered with an error; those Raft on the other end has not answered do not
 // appear on Consumer (see take), the next AppendEntries tells.
 type pipeline struct{ stream *appendStream }
@@ -320,6 +322,14 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 }
 
 func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.stream.ready }
+
+// Answer gives Raft the answer to a request that was not sent, unless it is behind with reading real ones. It does not wait.
+func (p *pipeline) Answer(f raft.AppendFuture) {
+	select {
+	case p.stream.ready <- f:
+	default:
+	}
+}
 
 func (p *pipeline) Close() error {
 	p.stream.fail(fmt.Errorf("%w: %w", ErrClosed, raft.ErrPipelineShutdown))

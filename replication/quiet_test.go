@@ -1,0 +1,331 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"pgregory.net/rapid"
+)
+
+// Rule L with vouches in the heartbeats' place: whenever the owner's lease is valid, no majority is free to elect another, whatever
+// is late, lost, forgotten or begun anew.
+func TestVouchedLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const hold = 250 * time.Millisecond
+		born := time.Now()
+		now := born.Add(time.Second)
+		owner, follower := raft.ServerID("o/1"), raft.ServerID("f/1")
+		ownerHost := &Host{born: born}
+		out := &voucher{host: ownerHost, node: "f", groups: map[uint64]*Group{}, asking: map[uint64]bool{}, ending: map[uint64]bool{}, running: true}
+		in := newVouchee(born)
+		timing := DefaultTiming()
+		timing.Promise = hold
+		type lun struct{ owner, follower *Group }
+		luns := make([]lun, rapid.IntRange(1, 3).Draw(t, "luns"))
+		for i := range luns {
+			luns[i].owner = &Group{lease: newLease(owner, hold), host: ownerHost, cfg: Config{Timing: timing}}
+			luns[i].owner.lease.begin(7, []raft.ServerID{owner, follower})
+			luns[i].follower = &Group{promise: newPromise(hold, born.Add(-time.Hour)), cfg: Config{Timing: timing}}
+		}
+		token := uint64(0)
+		type agreed struct {
+			lun   int
+			token uint64
+		}
+		type message struct {
+			q    vouchRequest
+			sent time.Time
+			a    vouchAnswer
+		}
+		var asked, agreements []agreed
+		var requests, answers []message
+		next := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "which") }
+		for range rapid.IntRange(10, 150).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "ms")) * time.Millisecond)
+			i := next(len(luns))
+			l := luns[i]
+			switch rapid.IntRange(0, 10).Draw(t, "event") {
+			case 0: // the owner asks whether the LUN may be quiet
+				token++
+				out.asking[token] = true
+				asked = append(asked, agreed{i, token})
+			case 1: // the follower hears of it, soon or late, and agrees
+				if len(asked) > 0 {
+					n := next(len(asked))
+					a := asked[n]
+					asked = append(asked[:n], asked[n+1:]...)
+					g := luns[a.lun].follower
+					g.stir()
+					if in.agree(g, &hushed{token: a.token, term: 7, owner: owner, by: in, done: make(chan struct{})}) {
+						agreements = append(agreements, a)
+					}
+				}
+			case 2: // the owner hears that it has
+				if len(agreements) > 0 {
+					n := next(len(agreements))
+					a := agreements[n]
+					agreements = append(agreements[:n], agreements[n+1:]...)
+					g := luns[a.lun].owner
+					if !out.asking[a.token] || g.quiet.Load() != nil {
+						out.end(a.token)
+						continue
+					}
+					out.add(a.token, g)
+					g.quiet.Store(&quiet{token: a.token, term: 7, since: now, done: make(chan struct{}), peers: []quietPeer{{id: follower, vouch: out}}})
+				}
+			case 3, 4: // a vouch is sent
+				requests = append(requests, message{q: out.next(), sent: now})
+			case 5, 6: // one arrives, and is answered
+				if len(requests) > 0 {
+					n := next(len(requests))
+					m := requests[n]
+					requests = append(requests[:n], requests[n+1:]...)
+					m.a = in.serve(m.q, now)
+					answers = append(answers, m)
+				}
+			case 7: // the newest answer arrives: run has one under way at a time
+				if len(answers) > 0 {
+					m := answers[len(answers)-1]
+					answers, requests = nil, nil
+					for _, g := range out.settle(m.q, m.a) {
+						g.wake()
+					}
+					out.sent.Store(int64(m.sent.Sub(born)))
+				}
+			case 8: // the follower forgets
+				l.follower.stir()
+			case 9: // an entry is stored
+				l.owner.wake()
+			case 10: // the follower's process is another
+				if rapid.Bool().Draw(t, "restart") {
+					in = newVouchee(born)
+					for i := range luns {
+						luns[i].follower = &Group{promise: newPromise(hold, now), cfg: Config{Timing: timing}}
+					}
+				}
+			}
+			for i := range luns {
+				if luns[i].owner.leased(7, now) && !luns[i].follower.forbids("someone-else", now) {
+					t.Fatalf("LUN %d: the owner reads under a lease while its only other voter is free", i)
+				}
+			}
+		}
+	})
+}
+
+// Whatever was lost on the way, the two nodes come to agree on what is quiet.
+func TestVouchesSettleWhatIsQuiet(t *testing.T) {
+	born := time.Now()
+	out := &voucher{host: &Host{born: born}, groups: map[uint64]*Group{}, asking: map[uint64]bool{}, ending: map[uint64]bool{}, running: true}
+	in := newVouchee(born)
+	agree := func(token uint64) *Group {
+		g := &Group{promise: newPromise(time.Second, born), cfg: Config{Timing: DefaultTiming()}}
+		if !in.agree(g, &hushed{token: token, by: in, owner: "o/1", done: make(chan struct{})}) {
+			t.Fatal("not agreed")
+		}
+		return g
+	}
+	both, orphan, forgotten := agree(1), agree(2), agree(3)
+	ownerBoth, ownerForgotten := &Group{}, &Group{}
+	out.groups[1], out.groups[3] = ownerBoth, ownerForgotten
+	forgotten.stir()
+	var woken []*Group
+	for range 3 {
+		q := out.next()
+		a, err := decodeVouchAnswer(in.serve(q, born).encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, g := range out.settle(q, a) {
+			woken = append(woken, g)
+			delete(out.groups, 3) // as wake does
+		}
+	}
+	if len(woken) != 1 || woken[0] != ownerForgotten {
+		t.Errorf("woken on the owner: %v, want the one the follower has forgotten", woken)
+	}
+	if orphan.hushed.Load() != nil || both.hushed.Load() == nil {
+		t.Errorf("on the follower: orphan %v, agreed %v", orphan.hushed.Load(), both.hushed.Load())
+	}
+	if q := out.next(); len(q.ended) != 0 {
+		t.Errorf("still ending %v", q.ended)
+	}
+	if a := in.serve(out.next(), born); a.differs {
+		t.Errorf("still differs: %+v", a)
+	}
+}
+
+func TestVouchesSurviveEncoding(t *testing.T) {
+	q := vouchRequest{count: 2, sum: 1 << 63, ended: []uint64{1, 2, 3}}
+	if got, err := decodeVouchRequest(q.encode()); err != nil || fmt.Sprint(got) != fmt.Sprint(q) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, a := range []vouchAnswer{{}, {differs: true}, {differs: true, tokens: []uint64{4}}} {
+		if got, err := decodeVouchAnswer(a.encode()); err != nil || fmt.Sprint(got) != fmt.Sprint(a) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	for _, raw := range [][]byte{nil, {1}, q.encode()[:17], append([]byte{2}, q.encode()[1:]...)} {
+		if _, err := decodeVouchRequest(raw); err == nil {
+			t.Errorf("%x was taken for a vouch", raw)
+		}
+		if _, err := decodeVouchAnswer(raw[:min(len(raw), 1)]); err == nil {
+			t.Errorf("%x was taken for an answer", raw)
+		}
+	}
+}
+
+func quietFleet(t *testing.T, luns int) *fleet {
+	t.Helper()
+	f := newFleet(t, luns)
+	for i := range luns {
+		f.write(i)
+	}
+	f.quiet()
+	return f
+}
+
+// A quiet LUN is read under its lease and keeps its owner, though nobody hears of it.
+func TestQuietLUNIsReadWithoutAMessage(t *testing.T) {
+	f := quietFleet(t, 1)
+	// On a machine that stands still for long enough a quiet ends by itself: then the next one is looked at.
+	for attempt := 0; !f.staysQuiet(0); attempt++ {
+		if attempt == 10 {
+			t.Fatal("a LUN that nobody uses does not stay quiet")
+		}
+		f.quiet()
+	}
+}
+
+// staysQuiet looks at a quiet LUN for three seconds; false if it did not stay so.
+func (f *fleet) staysQuiet(lun int) bool {
+	f.t.Helper()
+	g := f.owner(lun)
+	if g == nil {
+		return false
+	}
+	q, tenure := g.quiet.Load(), g.tenure.Load()
+	if q == nil || tenure == nil {
+		return false
+	}
+	heard := func() string {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return fmt.Sprint(g.heard)
+	}
+	vouchedFor := func(d time.Duration) bool {
+		eventually(f.t, "vouches are answered", func() bool { return g.quiet.Load() != q || q.sent(q.peers[0].id).After(q.since.Add(d)) })
+		return g.quiet.Load() == q
+	}
+	if !vouchedFor(holdFor + time.Second/2) { // what was held when the quiet began has gone out
+		return false
+	}
+	before := heard()
+	if !vouchedFor(holdFor + 7*time.Second/2) {
+		return false
+	}
+	now, leased, direct := heard(), g.leased(tenure.term, time.Now()), g.lease.valid(tenure.term, time.Now())
+	err := g.Read(context.Background(), blockRange(0), make([]byte, 4096))
+	var contacts []time.Duration
+	for _, n := range f.nodes {
+		if o := n.groups[lun]; o != g {
+			contacts = append(contacts, time.Since(o.running().raft.LastContact()))
+		}
+	}
+	if g.quiet.Load() != q {
+		return false
+	}
+	if err != nil || !leased || direct {
+		f.t.Errorf("read: %v; leased %v, of which by heartbeats %v", err, leased, direct)
+	}
+	if now != before {
+		f.t.Errorf("members were told something: %s, before %s", now, before)
+	}
+	for _, c := range contacts {
+		if c > time.Second {
+			f.t.Errorf("a follower's Raft has heard nothing for %v", c)
+		}
+	}
+	return g.tenure.Load() == tenure
+}
+
+// The first write to a quiet LUN takes no longer than any other: it waits for no clock, and for no agreement.
+func TestFirstWriteWakesAQuietLUN(t *testing.T) {
+	f := quietFleet(t, 8)
+	for i := range f.luns {
+		g := f.owner(i)
+		q := g.quiet.Load()
+		// Raft's pauses, and this package's, are 50 ms and more.
+		if took := f.write(i); took > 40*time.Millisecond && !underRace {
+			t.Errorf("LUN %d: the first write took %v", i, took)
+		}
+		if g.quiet.Load() == q {
+			t.Errorf("LUN %d is still quiet", i)
+		}
+	}
+	f.quiet() // again
+}
+
+func TestQuietLUNMoves(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	for _, m := range fleetMembers(0) {
+		if !m.Witness && m.ID != g.cfg.Self.ID {
+			if err := g.Transfer(context.Background(), m.ID); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the LUN has moved", func() bool { o := f.owner(0); return o != nil && o.cfg.Self.ID == m.ID })
+		}
+	}
+	f.write(0)
+	f.quiet()
+}
+
+// Nothing about a quiet LUN's failover is different from that of one in use.
+func TestQuietLUNsAreTakenOver(t *testing.T) {
+	luns, within := 100, 3*time.Second
+	if underRace {
+		luns, within = 15, 20*time.Second
+	}
+	f := quietFleet(t, luns)
+	owned := 0
+	for i := range luns {
+		if f.owner(i).cfg.Self.Node == "a" {
+			owned++
+		}
+	}
+	f.stop("a")
+	took := f.served()
+	t.Logf("%d of %d LUNs were owned by the node that was killed; all served %v later", owned, luns, took)
+	if took > within || owned == 0 {
+		t.Errorf("took %v", took)
+	}
+	for i := range luns {
+		f.write(i)
+	}
+}
+
+// A follower that comes to doubt its owner while the LUN is quiet is heard: its owner speaks again.
+func TestForgottenQuietIsWoken(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	q := g.quiet.Load()
+	for _, n := range f.nodes {
+		if h := n.groups[0].hushed.Load(); h != nil {
+			n.groups[0].stir()
+			break
+		}
+	}
+	select {
+	case <-q.done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the owner still vouches for a LUN that its follower no longer counts as quiet")
+	}
+	f.quiet()
+	if f.owner(0) != g {
+		t.Error("the LUN has changed its owner for that")
+	}
+}

@@ -167,11 +167,18 @@ func TestSlowCopyIsGivenUpAndLetInAgain(t *testing.T) {
 	eventually(t, "it is in sync", func() bool { return c.standing(owner, other) == witness.InSync })
 	l.goesOn(20)
 	l.end()
-	t.Logf("%d writes, the longest took %v", l.acked.Load(), time.Duration(l.longest.Load()))
+	longest := time.Duration(l.longest.Load())
+	t.Logf("%d writes, the longest took %v", l.acked.Load(), longest)
+	if longest > stalledRequest/2 {
+		t.Errorf("a write took %v: not NoProgress has ended the wait", longest)
+	}
 	compareCopies(t, c, "a", "b")
 	c.stop(owner)
 	l.check(c)
 }
+
+// stalledRequest is when the transport gives up a request that is not answered.
+const stalledRequest = 10 * time.Second
 
 // A copy that stalls whenever it is in sync must keep up for longer each time before it is let in; writes go on meanwhile.
 func TestCopyThatStallsAgainAndAgainFallsEverMoreRarely(t *testing.T) {
@@ -223,8 +230,12 @@ func TestCopyThatStallsWhileItCatchesUpIsOutAgain(t *testing.T) {
 	disk.stall(have + maxAppendEntries)
 	c.start(other, false)
 	eventually(t, "it is catching up", func() bool { return c.standing(owner, other) == witness.CatchingUp })
+	from := time.Now()
 	if err := g.Write(t.Context(), g.Fence(), blockRange(1), tagged(1, 2)); err != nil {
 		t.Fatal(err)
+	}
+	if took := time.Since(from); took > stalledRequest/2 {
+		t.Errorf("a write took %v: not CatchUp has ended the wait", took)
 	}
 	if got := c.standing(owner, other); got != witness.Out {
 		t.Errorf("written with a copy that stalls %v", got)

@@ -27,11 +27,13 @@ BENCH_REPORT ?=
 BENCH_TABLES ?=
 BENCH_STORE_MIB ?=
 FUZZ_SECONDS ?= 20
+# Which rules, by their build tags without mutant_; empty is all.
+MUTANTS      ?=
 # Which tests of test-guest; empty is all.
 GUEST_TESTS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove fuzz proto clean FORCE
+.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove mutants fuzz proto clean FORCE
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +83,9 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
 	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
+
+mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')
+	MUTANTS='$(MUTANTS)' TAGS=$(TAGS) scripts/mutants
 
 fuzz: ## every fuzz target: those of target for FUZZ_SECONDS, the others a third of it
 	FUZZ_SECONDS=$(FUZZ_SECONDS) TAGS=$(TAGS) scripts/fuzz

@@ -34,7 +34,7 @@ type cluster struct {
 	nodes    map[string]*testNode
 	limits   Limits
 	timing   Timing // zero: the default
-	pool     int64 // bytes each node can hold; 0: 128 MiB
+	pool     int64  // bytes each node can hold; 0: 128 MiB
 	joining  string
 	folders  map[string]*crashdev.Folder                      // of the journals; nil: directories
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is

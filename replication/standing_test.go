@@ -244,3 +244,35 @@ func TestCopyThatStallsWhileItCatchesUpIsOutAgain(t *testing.T) {
 	c.healthy(owner)
 	compareCopies(t, c, "a", "b")
 }
+
+// Rule W with real replicas: while the copy counts as in sync, the witness has nothing that it lacks, so the two elect an owner, and
+// nothing acknowledged is lost. Without the rule the witness would refuse its vote to the copy, and nobody could be elected.
+func TestCopyInSyncIsElectableWhenItsOwnerDies(t *testing.T) {
+	timing := DefaultTiming()
+	timing.Gate.NoProgress = time.Minute // it is not given up
+	c, owner, other, disk := pair(t, timing)
+	l := startLoad(t, c.group(owner))
+	l.goesOn(20)
+	disk.stall(0)
+	g, tail := c.group(owner), uint64(0)
+	eventually(t, "a write waits for the copy", func() bool {
+		was := tail
+		tail = g.Status().LastIndex
+		have, err := disk.LastIndex()
+		return err == nil && tail == was && tail > have
+	})
+	for from := time.Now(); time.Since(from) < 10*witnessWait; time.Sleep(witnessDelay) { // the owner looks at the gate so often
+		last, err := c.group("w").cfg.Journal.LastIndex()
+		have, err2 := disk.LastIndex()
+		if err != nil || err2 != nil || last > have {
+			t.Fatalf("the witness has entry %d (%v), the copy in sync %d (%v)", last, err, have, err2)
+		}
+	}
+	if got := c.standing(owner, other); got != witness.InSync {
+		t.Fatalf("the copy is %v", got)
+	}
+	c.stop(owner)
+	l.end()
+	disk.recover()
+	l.check(c)
+}

@@ -12,6 +12,8 @@ package witness
 import (
 	"math"
 	"time"
+
+	"sanctuary/replication/mutant"
 )
 
 // Level says how a data replica stands, as its owner sees it.
@@ -172,6 +174,9 @@ func (g *Gate) Add(replica string, now time.Time) {
 // Limit returns the highest index that may be offered to the witness now.
 func (g *Gate) Limit() uint64 {
 	limit := uint64(math.MaxUint64)
+	if mutant.W {
+		return limit
+	}
 	for _, p := range g.peers {
 		switch p.level {
 		case InSync:

@@ -127,6 +127,13 @@ func (c *cluster) healthy(owner string) {
 	eventually(c.t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 }
 
+// patientTiming is that of owners who are not deposed because a machine is busy: what is tested here is what happens to the others.
+func patientTiming() Timing {
+	t := DefaultTiming()
+	t.Heartbeat, t.Kick, t.Promise, t.LeaderLease = 2*time.Second, 1500*time.Millisecond, 1500*time.Millisecond, 1500*time.Millisecond
+	return t
+}
+
 // pair starts two copies and a witness and returns the owner, the other copy and that one's journal.
 func pair(t *testing.T, timing Timing) (c *cluster, owner, other string, disk *stallingJournal) {
 	t.Helper()
@@ -152,7 +159,7 @@ func pair(t *testing.T, timing Timing) (c *cluster, owner, other string, disk *s
 
 // A copy that lives and stores nothing is given up after NoProgress, and let in again as soon as it has caught up.
 func TestSlowCopyIsGivenUpAndLetInAgain(t *testing.T) {
-	timing := DefaultTiming()
+	timing := patientTiming()
 	timing.Gate.NoProgress = 300 * time.Millisecond
 	c, owner, other, disk := pair(t, timing)
 	l := startLoad(t, c.group(owner))
@@ -182,7 +189,7 @@ const stalledRequest = 10 * time.Second
 
 // A copy that stalls whenever it is in sync must keep up for longer each time before it is let in; writes go on meanwhile.
 func TestCopyThatStallsAgainAndAgainFallsEverMoreRarely(t *testing.T) {
-	timing := DefaultTiming()
+	timing := patientTiming()
 	timing.Gate.NoProgress, timing.Gate.Settle, timing.Gate.SettleMax = 200*time.Millisecond, 400*time.Millisecond, 1600*time.Millisecond
 	c, owner, other, disk := pair(t, timing)
 	l := startLoad(t, c.group(owner))
@@ -216,7 +223,7 @@ func TestCopyThatStallsAgainAndAgainFallsEverMoreRarely(t *testing.T) {
 
 // A copy that stalls when it is nearly there holds the writers up no longer than CatchUp.
 func TestCopyThatStallsWhileItCatchesUpIsOutAgain(t *testing.T) {
-	timing := DefaultTiming()
+	timing := patientTiming()
 	timing.Gate.NoProgress, timing.Gate.CatchUp = 30*time.Second, 500*time.Millisecond // only CatchUp can end this
 	c, owner, other, disk := pair(t, timing)
 	g := c.group(owner)
@@ -248,7 +255,7 @@ func TestCopyThatStallsWhileItCatchesUpIsOutAgain(t *testing.T) {
 // Rule W with real replicas: while the copy counts as in sync, the witness has nothing that it lacks, so the two elect an owner, and
 // nothing acknowledged is lost. Without the rule the witness would refuse its vote to the copy, and nobody could be elected.
 func TestCopyInSyncIsElectableWhenItsOwnerDies(t *testing.T) {
-	timing := DefaultTiming()
+	timing := patientTiming()
 	timing.Gate.NoProgress = time.Minute // it is not given up
 	c, owner, other, disk := pair(t, timing)
 	l := startLoad(t, c.group(owner))

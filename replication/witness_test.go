@@ -14,7 +14,7 @@ import (
 // notHeldUp asserts that no write took as long as anything would take that waits for a replica, or elects an owner.
 func (l *load) notHeldUp(term uint64) {
 	l.t.Helper()
-	if took := time.Duration(l.longest.Load()); took > time.Second {
+	if took := time.Duration(l.longest.Load()); took > patientTiming().LeaderLease {
 		l.t.Errorf("a write took %v", took)
 	}
 	if s := l.g.Status(); s.Term != term || !s.Serving {
@@ -24,12 +24,12 @@ func (l *load) notHeldUp(term uint64) {
 
 // The witness is not needed while both copies are in sync: nobody notices that it is lost, nor that it is back. Then it votes.
 func TestWitnessLostWhileHealthyIsNotNoticed(t *testing.T) {
-	c, owner, other, _ := pair(t, DefaultTiming())
+	c, owner, other, _ := pair(t, patientTiming())
 	term := c.group(owner).Status().Term
 	l := startLoad(t, c.group(owner))
 	l.goesOn(100)
 	c.stop("w")
-	for from := time.Now(); time.Since(from) < 2*DefaultTiming().Heartbeat; { // longer than any timer of an owner
+	for from := time.Now(); time.Since(from) < 2*patientTiming().Heartbeat; { // longer than any timer of an owner
 		l.goesOn(10)
 	}
 	c.start("w", false)
@@ -53,7 +53,7 @@ func TestWitnessLostWhileHealthyIsNotNoticed(t *testing.T) {
 func TestWitnessLostWhileDegraded(t *testing.T) {
 	for name, back := range map[string][]string{"witness first": {"w", "copy"}, "copy first": {"copy", "w"}} {
 		t.Run(name, func(t *testing.T) {
-			c, owner, other, _ := pair(t, DefaultTiming())
+			c, owner, other, _ := pair(t, patientTiming())
 			l := startLoad(t, c.group(owner))
 			l.goesOn(20)
 			c.stop(other)
@@ -95,7 +95,7 @@ func (l *load) waits(c *cluster, owner string) {
 func TestCopyAndWitnessLostAtOnce(t *testing.T) {
 	for name, first := range map[string]string{"witness first": "w", "copy first": "copy"} {
 		t.Run(name, func(t *testing.T) {
-			c, owner, other, _ := pair(t, DefaultTiming())
+			c, owner, other, _ := pair(t, patientTiming())
 			l := startLoad(t, c.group(owner))
 			l.goesOn(100)
 			c.stop("w")
@@ -140,7 +140,7 @@ func (c *cluster) wipe(node string) (want []Desired) {
 
 // A witness that lost its disk is another one, under a new ID. Nobody waits while it joins, and then it carries the LUN.
 func TestWitnessWipedWhileHealthyIsReplacedUnderLoad(t *testing.T) {
-	c, owner, other, _ := pair(t, DefaultTiming())
+	c, owner, other, _ := pair(t, patientTiming())
 	term := c.group(owner).Status().Term
 	l := startLoad(t, c.group(owner))
 	l.goesOn(100)
@@ -165,7 +165,7 @@ func TestWitnessWipedWhileHealthyIsReplacedUnderLoad(t *testing.T) {
 // A witness that loses its disk while it carries a degraded LUN takes the majority with it: nothing is served, and the new one
 // does not get a vote, until the other copy is back. Nothing is lost if the owner's disk is not.
 func TestWitnessWipedWhileDegradedIsReplacedWhenTheCopyIsBack(t *testing.T) {
-	c, owner, other, _ := pair(t, DefaultTiming())
+	c, owner, other, _ := pair(t, patientTiming())
 	l := startLoad(t, c.group(owner))
 	l.goesOn(20)
 	c.stop(other)

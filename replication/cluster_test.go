@@ -36,7 +36,7 @@ type cluster struct {
 	timing   Timing // zero: the default
 	pool     int64  // bytes each node can hold; 0: 128 MiB
 	joining  string
-	folders  map[string]*crashdev.Folder                      // of the journals; nil: directories
+	folders  map[string]*crashdev.Folder                  // of the journals; nil: directories
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub

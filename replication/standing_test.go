@@ -16,14 +16,14 @@ import (
 
 // stallingJournal holds up what is stored behind an index for as long as it is told to: a disk that stalls.
 type stallingJournal struct {
-	journal.Journal
+	journal.Log
 	mu     sync.Mutex
 	behind uint64
 	goOn   chan struct{} // closed when it does not stall
 }
 
-func newStallingJournal(j journal.Journal) *stallingJournal {
-	s := &stallingJournal{Journal: j, goOn: make(chan struct{})}
+func newStallingJournal(j journal.Log) *stallingJournal {
+	s := &stallingJournal{Log: j, goOn: make(chan struct{})}
 	close(s.goOn)
 	return s
 }
@@ -52,7 +52,7 @@ func (j *stallingJournal) StoreLogs(logs []*raft.Log) error {
 	if logs[len(logs)-1].Index > behind {
 		<-goOn
 	}
-	return j.Journal.StoreLogs(logs)
+	return j.Log.StoreLogs(logs)
 }
 
 // load writes through one node, a block after another, until it is stopped, and notes what was acknowledged.
@@ -102,7 +102,11 @@ func (l *load) goesOn(writes uint64) {
 // check reads back, through whoever owns the LUN, what was acknowledged. The load must have ended.
 func (l *load) check(c *cluster) {
 	l.t.Helper()
-	acked := l.acked.Load()
+	l.checkUpTo(c, l.acked.Load())
+}
+
+func (l *load) checkUpTo(c *cluster, acked uint64) {
+	l.t.Helper()
 	for n := acked; n > 0 && n+loadBlocks > acked; n-- {
 		got, err := c.read(int(n % loadBlocks))
 		// The one write that was not acknowledged may have taken effect.
@@ -137,10 +141,11 @@ func patientTiming() Timing {
 // pair starts two copies and a witness and returns the owner, the other copy and that one's journal.
 func pair(t *testing.T, timing Timing) (c *cluster, owner, other string, disk *stallingJournal) {
 	t.Helper()
+	t.Parallel() // they wait most of the time
 	disks := map[string]*stallingJournal{}
-	c = newClusterWith(t, &cluster{timing: timing, wrap: func(node string, j journal.Journal) journal.Journal {
+	c = newClusterWith(t, &cluster{timing: timing, wrap: func(node string, j journal.Log) journal.Log {
 		if old := disks[node]; old != nil {
-			old.Journal = j // a restart: what it stalls stays
+			old.Log = j // a restart: what it stalls stays
 			return old
 		}
 		disks[node] = newStallingJournal(j)

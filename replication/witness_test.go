@@ -11,10 +11,11 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// notHeldUp asserts that no write took as long as anything would take that waits for a replica, or elects an owner.
+// notHeldUp asserts that no write waited for a replica that does not answer, and that no owner was elected. What it took beyond the
+// others is noise, and logged.
 func (l *load) notHeldUp(term uint64) {
 	l.t.Helper()
-	if took := time.Duration(l.longest.Load()); took > patientTiming().LeaderLease {
+	if took := time.Duration(l.longest.Load()); took > stalledRequest/2 {
 		l.t.Errorf("a write took %v", took)
 	}
 	if s := l.g.Status(); s.Term != term || !s.Serving {

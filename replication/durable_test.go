@@ -38,7 +38,7 @@ func (d *heldDisk) hold() (release func()) {
 	}
 }
 
-// lost returns the disk as it is found after the power failed now: nothing is on it that was not synced.
+// lost returns the disk as it is found after the power failed now: of what was not synced it has any sectors or none.
 func (d *heldDisk) lost() *heldDisk {
 	return &heldDisk{folder: d.folder.CloneForCrash(0, crashdev.NewPower(-1))}
 }
@@ -94,6 +94,47 @@ func TestNothingIsAcknowledgedBeforeItIsOnDisk(t *testing.T) {
 			l.checkUpTo(c, acked)
 		})
 	}
+}
+
+// The owner of a degraded LUN, alone with the witness, loses its power while its own disk has not answered. The witness must not have more than
+// that disk: nobody would be elected any more, though nothing acknowledged is missing.
+func TestWitnessHasNothingThatIsNotOnTheOwnersDisk(t *testing.T) {
+	t.Parallel()
+	disks := map[string]*heldDisk{"a": newHeldDisk(), "b": newHeldDisk()}
+	c := newClusterWith(t, &cluster{timing: patientTiming(), folders: map[string]*crashdev.Folder{"a": disks["a"].folder, "b": disks["b"].folder}},
+		blockstore.MediaFile, "a", "b", "w")
+	owner := c.owner()
+	c.healthy(owner)
+	g, disk := c.group(owner), disks[owner]
+	l := startLoad(t, g)
+	c.stop(map[string]string{"a": "b", "b": "a"}[owner])
+	eventually(t, "the other copy is out", func() bool { return g.Status().Health == HealthDegraded })
+	l.goesOn(20)
+	release := disk.hold()
+	held := true
+	defer func() {
+		if held {
+			release()
+		}
+	}()
+	eventually(t, "a sync waits", func() bool { return disk.waiting.Load() > 0 })
+	has := func() uint64 { last, _ := c.group("w").cfg.Journal.LastIndex(); return last }
+	for from := time.Now(); time.Since(from) < heldFor; time.Sleep(10 * time.Millisecond) {
+		if last, durable := has(), g.cfg.Journal.Durable(); last > durable {
+			t.Errorf("the witness has entry %d, the owner's disk %d", last, durable)
+			break
+		}
+	}
+	c.folders[owner] = disk.lost().folder
+	acked := l.acked.Load()
+	c.stop("w") // from here on is what did not happen
+	held = false
+	release()
+	c.stop(owner)
+	l.end()
+	c.start("w", false)
+	c.start(owner, false)
+	l.checkUpTo(c, acked)
 }
 
 // A vote is on disk before it is given: whoever forgot it would give it a second time in the same term.

@@ -74,7 +74,7 @@ const everything = 1000
 func TestExploreEveryState(t *testing.T) {
 	t.Parallel()
 	for name, m := range map[string]model{
-		"three terms, one write": {terms: 3, wire: 2, writes: 1},
+		"three terms, one write": {terms: 3, wire: 1, writes: 1},
 		"two writes":             {terms: 2, wire: 2, writes: 2},
 		"three messages":         {terms: 2, wire: 3, writes: 1},
 		"entry by entry":         {terms: 2, wire: 2, writes: 1, pieces: true},
@@ -121,8 +121,8 @@ func TestExploreFromHealthyAndDegraded(t *testing.T) {
 func TestExploreMissesEveryRule(t *testing.T) {
 	t.Parallel()
 	twoOwners := slices.Concat(healthy, []string{ // A has an entry alone; B owned the LUN without it; A owns it again
-		"A writes", "B stands", "B asks W for a vote", "delivered B->W", "delivered W->B", "A restarts", "A stands", "A stands",
-		"A asks W for a vote", "delivered A->W", "delivered W->A", "A takes the connection for broken", "A lets time pass",
+		"A writes", "B stands", "B asks W for a vote", "delivered B->W", "delivered W->B", "B has it on disk", "A restarts", "A stands", "A stands",
+		"A asks W for a vote", "delivered A->W", "delivered W->A", "A has it on disk", "A takes the connection for broken", "A lets time pass",
 	})
 	for name, c := range map[string]struct {
 		without rules
@@ -132,13 +132,15 @@ func TestExploreMissesEveryRule(t *testing.T) {
 		"the gate":                         {rules{noGate: true}, healthy, "B is in sync and the witness would not vote for it"},
 		"in sync only behind the witness":  {rules{earlySync: true}, degraded, "B is in sync and the witness would not vote for it"},
 		"offered when it is sent":          {rules{offeredLate: true}, degraded, "B is in sync and the witness would not vote for it"},
-		"acknowledged only when committed": {rules{ackEarly: true}, healthy, "write 2 was acknowledged with 1 on disk"},
-		"shortened in place":               {rules{wholeMatched: true}, healthy, "committed entry 3 is on 1 disks"},
+		"acknowledged only when committed": {rules{ackEarly: true}, healthy, "write 2 was acknowledged and is not on the owner's disk"},
+		"shortened in place":               {rules{wholeMatched: true}, healthy, "write 3 was acknowledged with 1 on disk"},
 		"durable votes":                    {rules{forgetVote: true}, nil, "term 1 has two owners"},
 		"comparison of logs":               {rules{anyLog: true}, healthy, "the owner of term 2 lacks entry 2"},
 		"commit by the own term":           {rules{commitOldTerms: true}, twoOwners, "the owner of term 4 lacks entry 2"},
-		"cut only where logs differ":       {rules{overwriteMatched: true}, healthy, "write 3 was acknowledged with 1 on disk"},
+		"cut only where logs differ":       {rules{overwriteMatched: true}, healthy, "B holds all that may have been acknowledged and the witness would not vote for it"},
 		"the witness stays":                {rules{witnessStands: true}, nil, "the witness owns the LUN"},
+		"answers held":                     {rules{answersNotHeld: true}, healthy, "write 2 was acknowledged and is not on the owner's disk"},
+		"the owner's disk first":           {rules{witnessAhead: true}, healthy, "A is in sync and the witness would not vote for it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -192,12 +194,12 @@ func (m *model) after(t *testing.T, story ...string) (s state) {
 
 var (
 	elected = []string{
-		"A stands", "A asks B for a vote", "delivered A->B", "delivered B->A",
+		"A stands", "A asks B for a vote", "delivered A->B", "delivered B->A", "A has it on disk",
 		"A sends to the copy", "delivered A->B", "delivered B->A",
 	}
 	healthy  = slices.Concat(elected, []string{"A sends to the witness", "delivered A->W", "delivered W->A"})
 	degraded = slices.Concat(healthy, []string{
 		"A takes the connection for broken", "A lets time pass",
-		"A writes", "A sends to the witness", "delivered A->W", "delivered W->A",
+		"A writes", "A has it on disk", "A sends to the witness", "delivered A->W", "delivered W->A",
 	})
 )

@@ -14,6 +14,8 @@ type rules struct {
 	commitOldTerms   bool // an owner commits by counting what is of an earlier term
 	overwriteMatched bool // a follower cuts its log at every request, not only where it differs
 	witnessStands    bool
+	answersNotHeld   bool // an answer counts before the owner's own log is durable so far
+	witnessAhead     bool // the witness is sent what is not yet durable on the owner
 }
 
 // model is the rules with the bounds of what is explored.
@@ -47,6 +49,8 @@ const (
 	stands
 	asks
 	restarts
+	losesPower
+	syncs
 	writes
 	sendsCopy
 	sendsWitness
@@ -57,7 +61,7 @@ const (
 
 func (w what) String() string {
 	return [...]string{
-		"delivered", "lost", "stands", "asks", "restarts", "writes", "sends to the copy", "sends to the witness",
+		"delivered", "lost", "stands", "asks", "restarts", "loses its power", "has it on disk", "writes", "sends to the copy", "sends to the witness",
 		"takes the connection for broken", "takes the connection for whole", "lets time pass",
 	}[w]
 }
@@ -87,6 +91,10 @@ func (m *model) steps(s *state, visit func(step, *state)) {
 	}
 	for i := range s.wire {
 		if msg := s.wire[i]; msg.kind != 0 && (i == 0 || s.wire[i-1] != msg) {
+			held := msg.kind == appended && s.nodes[msg.to].durable < msg.index && !m.answersNotHeld // Group.hold
+			if held {
+				continue
+			}
 			do(step{what: delivered, msg: msg}, func(t *state) bool { m.deliver(t, t.take(i)); return true })
 			if s.wire[modelWire-m.wire].kind != 0 { // until there is need for room it may as well be late
 				do(step{what: lost, msg: msg}, func(t *state) bool { t.take(i); return true })
@@ -117,6 +125,14 @@ func (m *model) steps(s *state, visit func(step, *state)) {
 			m.ownerSteps(s, id, do)
 		case follower:
 		}
+		if n.durable < n.log.n {
+			do(step{what: syncs, node: id}, func(t *state) bool { t.nodes[id].durable = n.log.n; return true })
+			do(step{what: losesPower, node: id}, func(t *state) bool {
+				m.stepDown(t, id)
+				t.nodes[id].log.cut(n.durable)
+				return true
+			})
+		}
 		if n.role != follower {
 			do(step{what: restarts, node: id}, func(t *state) bool {
 				m.stepDown(t, id)
@@ -137,7 +153,7 @@ func (m *model) ownerSteps(s *state, id uint8, do func(step, func(*state) bool))
 	if m.serves(n) && n.log.n < modelLog && m.written(s) < m.writes {
 		do(step{what: writes, node: id}, func(t *state) bool {
 			n := &t.nodes[id]
-			n.log.push(n.term) // durable before anything is sent: rule G
+			n.log.push(n.term)
 			m.settle(t, id)
 			return true
 		})
@@ -206,6 +222,9 @@ func (m *model) sendToWitness(t *state, id uint8) bool {
 		limit = uint64(n.log.n)
 	}
 	last := uint8(min(limit, uint64(n.log.n)))
+	if !m.witnessAhead {
+		last = min(last, n.durable)
+	}
 	if m.pieces {
 		last = min(last, n.next[theWitness])
 	}
@@ -236,12 +255,20 @@ func (m *model) meets(t *state, id, term uint8) bool {
 func (m *model) stepDown(t *state, id uint8) {
 	n := &t.nodes[id]
 	if n.role == owner && n.term == t.newestTerm() {
-		t.kept = bit(id)
-		if m.serves(n) && Level(n.gate.level) == InSync {
-			t.kept |= bit(otherCopy(id))
-		}
+		t.kept = m.inSync(n, id)
 	}
 	n.role, n.votes, n.commit, n.next, n.match, n.gate = follower, 0, 0, [modelNodes]uint8{}, [modelNodes]uint8{}, gateState{}
+}
+
+// inSync returns the copies that an owner who serves has in sync, itself among them, as bits.
+func (m *model) inSync(n *modelNode, id uint8) uint8 {
+	switch {
+	case !m.serves(n):
+		return 0
+	case Level(n.gate.level) == InSync:
+		return bit(id) | bit(otherCopy(id))
+	}
+	return bit(id)
 }
 
 // newestTerm returns the last term in which somebody has owned the LUN, 0 if nobody has.
@@ -284,6 +311,7 @@ func (m *model) deliver(t *state, msg message) {
 		if m.overwriteMatched {
 			n.log.cut(msg.index)
 		}
+		was := n.log
 		for i := range msg.entries.n {
 			index := msg.index + 1 + i
 			if n.log.at(index) != msg.entries.term[i] {
@@ -291,6 +319,10 @@ func (m *model) deliver(t *state, msg message) {
 				n.log.push(msg.entries.term[i])
 			}
 		}
+		if n.log != was { // stored, and with it what is before
+			n.durable = n.log.n
+		}
+		n.durable = max(n.durable, msg.index+msg.entries.n)
 		upTo := msg.index + max(msg.entries.n, msg.whole)
 		t.send(m.wire, message{kind: appended, from: msg.to, to: msg.from, term: n.term, index: upTo})
 	case appended:
@@ -407,11 +439,12 @@ func (m *model) settle(t *state, id uint8) {
 		}
 		have := 0
 		for j := range t.nodes {
-			if t.nodes[j].log.at(i) == n.term {
+			if t.nodes[j].log.at(i) == n.term && t.nodes[j].durable >= i {
 				have++
 			}
 		}
+		check(n.durable >= i, "write %d was acknowledged and is not on the owner's disk", i)
 		check(have >= 2, "write %d was acknowledged with %d on disk of it", i, have)
-		check(Level(n.gate.level) != InSync || t.nodes[otherCopy(id)].log.at(i) == n.term, "write %d was acknowledged and is not on the copy in sync", i)
+		check(Level(n.gate.level) != InSync || t.nodes[otherCopy(id)].log.at(i) == n.term && t.nodes[otherCopy(id)].durable >= i, "write %d was acknowledged and is not on the copy in sync", i)
 	}
 }

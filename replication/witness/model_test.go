@@ -14,8 +14,9 @@ import (
 //   - Partitions. A message may be late, or lost, or overtaken by any other, on each link and each way alone; so a cut
 //     link is one on which nothing is delivered. That the owner takes a link for broken, or whole, is an event that may
 //     come at any time, as gossip's hint may.
-//   - Crashes. What is durable stays: term, vote, log (rule G). A node that is down is one that nothing happens to; a
-//     restart takes its role and what it had counted, which for a follower is nothing.
+//   - Crashes. What is durable stays: term, vote, log. A node that is down is one that nothing happens to; stepping down and restarting
+//     take its role and what it had counted, which of a follower is nothing. What an owner has written becomes durable at any later
+//     time, and until then a loss of power takes it (rule G, fast form): answers wait for that. Whoever answers has stored first.
 //   - Elections may begin at any time: pre-votes, promises and timers, which only forbid some, are left out.
 //   - Refusals are not sent: they are messages that are lost. What commits at a follower is not looked at.
 //   - Time is one unit in which every limit of the gate passes. Members do not change, and logs are never cut.
@@ -51,6 +52,9 @@ func (e *entries) cut(n uint8) {
 	}
 	e.n = n
 }
+
+// upTo returns the first n.
+func (e entries) upTo(n uint8) entries { e.cut(n); return e }
 
 func (e *entries) push(term uint8) { e.term[e.n] = term; e.n++ }
 
@@ -104,9 +108,10 @@ func (s *gateState) keep(g *Gate) {
 }
 
 type modelNode struct {
-	// Durable.
+	// What stays, but for the end of the log.
 	term, vote uint8 // vote: for whom in this term, and 1; 0 for nobody
 	log        entries
+	durable    uint8 // up to where the log is on disk; of the rest a loss of power takes everything
 	// Gone with a restart.
 	role        role
 	votes       uint8 // candidate: who has voted for it, as bits

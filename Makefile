@@ -27,11 +27,13 @@ BENCH_REPORT ?=
 BENCH_TABLES ?=
 BENCH_STORE_MIB ?=
 FUZZ_SECONDS ?= 20
+# Which rules, by their build tags without mutant_; empty is all.
+MUTANTS      ?=
 # Which tests of test-guest; empty is all.
 GUEST_TESTS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove fuzz proto clean FORCE
+.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove mutants fuzz proto clean FORCE
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +57,8 @@ unit: ## vet-less quick part of test: Go tests with the race detector
 	$(GO) test -race -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) $(PACKAGES)
 
 # With the race detector they are a sample: it makes everything ten times slower, and there is little in them that could race.
-crashes: ## every crash and fault of the blockstore's tests
-	$(GO) test -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) ./blockstore
+crashes: ## every crash and fault of the blockstore's tests, every state of rule W's model
+	$(GO) test -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) ./blockstore ./replication/witness
 
 test-guest: build ## the kernel's initiator and dm-multipath in a QEMU guest, and a guest that boots from a LUN (GUEST_TESTS='CHAP|Sg')
 	scripts/setup guest
@@ -81,6 +83,9 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
 	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
+
+mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')
+	MUTANTS='$(MUTANTS)' TAGS=$(TAGS) scripts/mutants
 
 fuzz: ## every fuzz target: those of target for FUZZ_SECONDS, the others a third of it
 	FUZZ_SECONDS=$(FUZZ_SECONDS) TAGS=$(TAGS) scripts/fuzz

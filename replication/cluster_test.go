@@ -33,7 +33,8 @@ type cluster struct {
 	members  []Member
 	nodes    map[string]*testNode
 	limits   Limits
-	pool     int64 // bytes each node can hold; 0: 128 MiB
+	timing   Timing // zero: the default
+	pool     int64  // bytes each node can hold; 0: 128 MiB
 	joining  string
 	folders  map[string]*crashdev.Folder                  // of the journals; nil: directories
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
@@ -156,7 +157,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 	self := c.member(node)
 	cfg := Config{
 		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Geometry: c.geometry,
-		Logger: log, Limits: c.limits, OnRollback: func() { n.rollbacks.Add(1) },
+		Logger: log, Limits: c.limits, Timing: c.timing, OnRollback: func() { n.rollbacks.Add(1) },
 	}
 	if first && c.joining != node {
 		cfg.First, cfg.Bootstrap = true, c.members

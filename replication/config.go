@@ -76,6 +76,7 @@ func DefaultTiming() Timing {
 		Promise: 400 * time.Millisecond, Commit: 50 * time.Millisecond, Checkpoint: 30 * time.Second, DiskStall: 15 * time.Second,
 		Gate: witness.Timing{
 			LinkGrace: 100 * time.Millisecond, NoProgress: 2 * time.Second, CatchUp: time.Second, Window: 256,
+			Settle: time.Second, SettleMax: 32 * time.Second,
 		},
 	}
 }
@@ -91,6 +92,8 @@ func (t Timing) Validate() error {
 		return fmt.Errorf("timing: heartbeat %v is shorter than kick %v: raise it", t.Heartbeat, t.Kick)
 	case t.Gate.LinkGrace <= 0 || t.Gate.NoProgress <= 0 || t.Gate.CatchUp <= 0:
 		return errors.New("timing: the gate's limits must be positive")
+	case t.Gate.Settle <= 0 || t.Gate.SettleMax < t.Gate.Settle:
+		return fmt.Errorf("timing: settle %v is not positive or exceeds its maximum %v: lower it", t.Gate.Settle, t.Gate.SettleMax)
 	}
 	return nil
 }

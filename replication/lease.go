@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"sanctuary/replication/mutant"
 )
 
 // The two halves of rule L. On the owner, a lease: a quorum of voters has promised not to elect anyone else until a
@@ -88,6 +90,9 @@ func (l *lease) vouched(term uint64, now time.Time, q *quiet) bool {
 	defer l.mu.Unlock()
 	if l.term != term || l.revoked {
 		return false
+	}
+	if mutant.L {
+		return true
 	}
 	var buf [8]time.Time
 	times := buf[:0]

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"encoding/binary"
 	"errors"
 	"runtime"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 
 	"sanctuary/blockstore/block"
 	"sanctuary/replication/journal"
+	"sanctuary/replication/mutant"
 )
 
 // raftLog is the log as the Raft library sees it.
@@ -41,7 +43,7 @@ type raftLog struct {
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
 	return l.g.rouse(func() error {
-		if l.overlaps(logs) {
+		if l.overlaps(logs) || mutant.Ack && l.g.termLed() == 0 {
 			return l.Log.Append(logs)
 		}
 		return l.Log.StoreLogs(logs)
@@ -91,6 +93,20 @@ func (g *Group) hold(req *raft.AppendEntriesRequest) bool {
 		return true // the log begins behind a snapshot, and that is durable
 	}
 	return g.cfg.Journal.AwaitDurable(index, inst.ctx.Done()) == nil
+}
+
+// Set implements raft.StableStore.
+func (l *raftLog) Set(key, value []byte) error {
+	if mutant.Vote {
+		go func() { _ = l.Log.Set(key, value) }()
+		return nil
+	}
+	return l.Log.Set(key, value)
+}
+
+// SetUint64 implements raft.StableStore.
+func (l *raftLog) SetUint64(key []byte, v uint64) error {
+	return l.Set(key, binary.BigEndian.AppendUint64(nil, v))
 }
 
 // GetLog implements raft.LogStore.

@@ -269,6 +269,9 @@ func (g *Group) levelsLocked() string {
 		m := g.members[id]
 		if g.gate != nil && !m.Witness && id != g.cfg.Self.ID {
 			out += fmt.Sprintf("%s %v ", id, g.gate.Level(string(id)))
+			if d := g.gate.Settle(string(id)); d > 0 && g.gate.Level(string(id)) == witness.Out {
+				out += fmt.Sprintf("(falls too often: must keep up for %v) ", d)
+			}
 		}
 	}
 	return out

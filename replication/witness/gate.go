@@ -12,6 +12,8 @@ package witness
 import (
 	"math"
 	"time"
+
+	"sanctuary/replication/mutant"
 )
 
 // Level says how a data replica stands, as its owner sees it.
@@ -20,7 +22,7 @@ type Level int
 // Levels. A replica starts InSync: until it is known to be lost, nothing may be committed without it.
 const (
 	InSync     Level = iota // every acknowledged write is on this replica
-	Out                     // lost or too slow: entries are committed without it
+	Out                     // lost, too slow, or too often so of late: entries are committed without it
 	CatchingUp              // nearly there: the witness is held where it is until the replica has overtaken it
 )
 
@@ -38,6 +40,14 @@ type Timing struct {
 	CatchUp time.Duration
 	// Window is the lag, in entries, at which a lost replica counts as nearly there.
 	Window uint64
+	// Settle is for how long a replica must have kept up before it is let in again after its second fall; it doubles with every
+	// further fall, up to SettleMax. After the first it need not wait. SettleMax spent in sync takes one fall off its account.
+	//
+	// A fall costs the writers NoProgress, and a replica that falls again and again must not cost them that at its own pace.
+	// So in any time t it falls at most 2 + log2(SettleMax/Settle) + t/SettleMax times: a fall that finds the account full comes
+	// SettleMax out of sync after the one before, and one that does not has been paid for by SettleMax in sync, but for the
+	// first few.
+	Settle, SettleMax time.Duration
 }
 
 // Gate tracks the data replicas of one LUN for one term of its owner. Not concurrent-safe.
@@ -48,17 +58,20 @@ type Gate struct {
 }
 
 type peer struct {
-	level Level
-	acked uint64
-	since time.Time // InSync: when it last had nothing outstanding or made progress; CatchingUp: when that began
-	down  time.Time // when its connection broke; zero while it is up
+	level   Level
+	acked   uint64
+	entered time.Time // when level began
+	since   time.Time // when it last had nothing outstanding or made progress
+	down    time.Time // when its connection broke; zero while it is up
+	near    time.Time // Out: since when it has kept up without a break; zero if it does not
+	falls   int       // its account of falls; see Timing.Settle
 }
 
 // New returns the gate of a new term. tail is the last index of the owner's log: the witness may have all of it.
 func New(timing Timing, tail uint64, now time.Time, replicas ...string) *Gate {
 	g := &Gate{timing: timing, peers: map[string]*peer{}, offered: tail}
 	for _, r := range replicas {
-		g.peers[r] = &peer{since: now}
+		g.peers[r] = &peer{entered: now, since: now}
 	}
 	return g
 }
@@ -69,16 +82,26 @@ func (g *Gate) Acked(replica string, index, tail uint64, now time.Time) {
 	if p == nil || index < p.acked {
 		return
 	}
-	if p.level == InSync && (index > p.acked || index >= tail) {
+	if index > p.acked || index >= tail {
 		p.since = now
 	}
 	p.acked = index
-	if p.level == Out && p.down.IsZero() && index+g.timing.Window >= tail {
-		p.set(CatchingUp, now)
+	if p.level == Out && g.keepsUp(p, tail, now) {
+		if p.near.IsZero() {
+			p.near = now
+		}
+		if now.Sub(p.near) >= g.timing.settle(p.falls) {
+			p.set(CatchingUp, now)
+		}
 	}
 	if p.level == CatchingUp && index >= g.offered {
 		p.set(InSync, now)
 	}
+}
+
+// keepsUp says of a lost replica whether it is there, nearly has what the owner has, and goes on taking it.
+func (g *Gate) keepsUp(p *peer, tail uint64, now time.Time) bool {
+	return p.down.IsZero() && p.acked+g.timing.Window >= tail && now.Sub(p.since) < g.timing.NoProgress
 }
 
 // Link notes that the connection to a replica broke or came back.
@@ -89,26 +112,47 @@ func (g *Gate) Link(replica string, up bool, now time.Time) {
 	case up:
 		p.down = time.Time{}
 	case p.down.IsZero():
-		p.down = now
+		p.down, p.near = now, time.Time{}
 	}
 }
 
 // Tick applies the time limits; tail is the owner's last index. It must be called at least as often as LinkGrace.
 func (g *Gate) Tick(tail uint64, now time.Time) {
 	for _, p := range g.peers {
-		if p.acked >= tail && p.level == InSync {
+		if p.acked >= tail {
 			p.since = now
 		}
 		switch {
 		case p.level == Out:
-		case !p.down.IsZero() && now.Sub(p.down) >= g.timing.LinkGrace:
-			p.set(Out, now)
-		case p.level == InSync && now.Sub(p.since) >= g.timing.NoProgress:
-			p.set(Out, now)
-		case p.level == CatchingUp && now.Sub(p.since) >= g.timing.CatchUp:
-			p.set(Out, now)
+			if !g.keepsUp(p, tail, now) {
+				p.near = time.Time{}
+			}
+		case !p.down.IsZero() && now.Sub(p.down) >= g.timing.LinkGrace,
+			p.level == InSync && now.Sub(p.since) >= g.timing.NoProgress,
+			p.level == CatchingUp && now.Sub(p.entered) >= g.timing.CatchUp:
+			g.fall(p, now)
 		}
 	}
+}
+
+// fall gives a replica up, and enters that in its account.
+func (g *Gate) fall(p *peer, now time.Time) {
+	if p.level == InSync && g.timing.SettleMax > 0 {
+		p.falls -= min(p.falls, int(now.Sub(p.entered)/g.timing.SettleMax))
+	}
+	if p.falls < 2 || g.timing.settle(p.falls) < g.timing.SettleMax {
+		p.falls++
+	}
+	p.set(Out, now)
+}
+
+// settle returns for how long a replica with so many falls must keep up before it is let in.
+func (t Timing) settle(falls int) time.Duration {
+	d := time.Duration(0)
+	for i := 2; i <= falls && d < t.SettleMax; i++ {
+		d = min(max(t.Settle, 2*d), t.SettleMax)
+	}
+	return d
 }
 
 // Keep forgets every replica that is not in the set: it has left the group.
@@ -123,13 +167,16 @@ func (g *Gate) Keep(replicas map[string]bool) {
 // Add tracks a replica that has joined during the term: it counts as lost until it has caught up.
 func (g *Gate) Add(replica string, now time.Time) {
 	if g.peers[replica] == nil {
-		g.peers[replica] = &peer{level: Out, since: now}
+		g.peers[replica] = &peer{level: Out, entered: now, since: now}
 	}
 }
 
 // Limit returns the highest index that may be offered to the witness now.
 func (g *Gate) Limit() uint64 {
 	limit := uint64(math.MaxUint64)
+	if mutant.W {
+		return limit
+	}
 	for _, p := range g.peers {
 		switch p.level {
 		case InSync:
@@ -153,8 +200,16 @@ func (g *Gate) Level(replica string) Level {
 	return Out
 }
 
+// Settle returns for how long a replica that is out has to keep up before it is let in.
+func (g *Gate) Settle(replica string) time.Duration {
+	if p := g.peers[replica]; p != nil {
+		return g.timing.settle(p.falls)
+	}
+	return 0
+}
+
 func (p *peer) set(l Level, now time.Time) {
-	p.level, p.since = l, now
+	p.level, p.entered, p.since, p.near = l, now, now, time.Time{}
 }
 
 // Degraded says whether some replica is not in sync: the witness's vote may be needed for the next commit.

@@ -1,0 +1,5 @@
+//go:build mutant_ack
+
+package mutant
+
+const on = "ack"

@@ -1,0 +1,5 @@
+//go:build mutant_f
+
+package mutant
+
+const on = "f"

@@ -1,0 +1,5 @@
+//go:build mutant_g
+
+package mutant
+
+const on = "g"

@@ -1,0 +1,5 @@
+//go:build mutant_l
+
+package mutant
+
+const on = "l"

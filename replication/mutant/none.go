@@ -1,0 +1,5 @@
+//go:build !mutant_g && !mutant_w && !mutant_f && !mutant_l && !mutant_vote && !mutant_ack
+
+package mutant
+
+const on = ""

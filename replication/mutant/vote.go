@@ -1,0 +1,5 @@
+//go:build mutant_vote
+
+package mutant
+
+const on = "vote"

@@ -1,0 +1,5 @@
+//go:build mutant_w
+
+package mutant
+
+const on = "w"

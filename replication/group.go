@@ -61,6 +61,8 @@ type Group struct {
 	full   atomic.Bool // applying waits for room in the pool
 	tenure atomic.Pointer[tenure]
 	failed atomic.Pointer[error]
+	asking atomic.Bool // see noteRefused
+	opened time.Time
 	// offered is the last term whose owner wanted to hand the LUN to this node.
 	offered atomic.Uint64
 
@@ -74,6 +76,8 @@ type Group struct {
 	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
 	match    map[raft.ServerID]uint64
 	heard    map[raft.ServerID]time.Time // when a member last took entries
+	contact  map[raft.ServerID]time.Time // when a server was last heard, in whatever term
+	changed  uint64                      // owner: the log's index behind which there is no change of members; see knowMembers
 	pace     time.Duration               // between entries, while a copy catches up
 	paceLag  uint64                      // its lag at the last tick
 	parked   []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
@@ -137,6 +141,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, down: map[string]time.Time{},
+		contact: map[raft.ServerID]time.Time{}, opened: time.Now(),
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}

@@ -62,6 +62,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodScrub:       h.serveScrub,
 		methodCompare:     h.serveCompare,
 		methodEntry:       h.serveEntry,
+		methodEpoch:       h.serveEpoch,
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,

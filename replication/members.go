@@ -72,12 +72,43 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 	if err != nil {
 		return nil, err
 	}
+	if err := g.knowMembers(servers); err != nil {
+		return nil, err
+	}
 	for _, s := range servers {
 		if s.Suffrage == raft.Voter && byID[s.ID].Joining {
 			promoted = append(promoted, s.ID)
 		}
 	}
 	return promoted, left
+}
+
+// knowMembers returns an error while a voter that can be reached has yet to store the newest change of members. Nothing else is changed
+// until then, and nobody is told that it is done: a voter refuses its vote to whom it does not know to be one, so if the owner
+// died now, a copy that has just been promoted could not be elected by a witness that has not heard of it.
+func (g *Group) knowMembers(servers map[raft.ServerID]raft.Server) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, s := range servers {
+		if s.Suffrage == raft.Voter && id != g.cfg.Self.ID && g.match[id] < g.changed && g.host.mux.Up(string(s.Address)) {
+			return fmt.Errorf("%s has yet to hear of the newest change of members", id)
+		}
+	}
+	return nil
+}
+
+// changeMembers waits for a change of members and notes where in the log it is.
+func (g *Group) changeMembers(ctx context.Context, f raft.IndexFuture) error {
+	err := g.waitFor(ctx, f)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if inst := g.inst; inst != nil { // behind it, if it was not waited for to the end
+		g.changed = inst.raft.LastIndex()
+	}
+	if err == nil {
+		g.changed = f.Index()
+	}
+	return err
 }
 
 // configuration returns the Raft this node leads and serves with, and its servers.
@@ -174,6 +205,9 @@ func (g *Group) settle(ctx context.Context) error {
 	g.mu.Lock()
 	members := maps.Clone(g.members)
 	g.mu.Unlock()
+	if err := g.knowMembers(servers); err != nil {
+		return err
+	}
 	var left error
 	for id := range servers {
 		if !replaced(members, id) {
@@ -237,7 +271,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	case !present:
 		g.host.mux.Connect(m.Node)
 		g.log.Info("adding a learner to the group", "peer", string(m.ID))
-		if err := g.waitFor(ctx, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
+		if err := g.changeMembers(ctx, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
 			return fmt.Errorf("add %s: %w", m.ID, err)
 		}
 		return fmt.Errorf("%s has yet to catch up", m.ID)
@@ -248,7 +282,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		return fmt.Errorf("%s is %d entries behind", m.ID, lag)
 	}
 	g.log.Info("a learner has caught up and may vote", "peer", string(m.ID))
-	if err := g.waitFor(ctx, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
+	if err := g.changeMembers(ctx, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
 		return fmt.Errorf("promote %s: %w", m.ID, err)
 	}
 	g.refreshVoters(inst)
@@ -262,7 +296,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 
 func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, why string) error {
 	g.log.Info("removing a replica from the group", "peer", string(id), "why", why)
-	if err := g.waitFor(ctx, inst.raft.RemoveServer(id, 0, 0)); err != nil {
+	if err := g.changeMembers(ctx, inst.raft.RemoveServer(id, 0, 0)); err != nil {
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
 	g.refreshVoters(inst)

@@ -122,6 +122,9 @@ func (g *Group) Status() Status {
 			case witness.InSync:
 			}
 		}
+		if p.Voter && !p.Self && p.Match < g.changed && s.Health == HealthHealthy && g.host.mux.Up(m.Node) {
+			s.Health = HealthCatchingUp // see Group.knowMembers
+		}
 		p.Lag = s.LastIndex - min(s.LastIndex, p.Match)
 		s.Peers = append(s.Peers, p)
 		delete(absent, srv.ID)

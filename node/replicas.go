@@ -57,6 +57,7 @@ type running struct {
 type memoryReplica struct {
 	lun, id string
 	journal journal.Log
+	history uint64 // the epoch its journal is of
 	pool    *pools.Pool
 	volume  *blockstore.Volume
 	started bool // see replicaFile.Started; guarded by replicas.mu
@@ -126,7 +127,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
 		OnChange: func() { go s.changed(l.ID) }, OnRollback: func() { go s.rolledBack(l.ID) }, Scrub: s.scrub(l, r),
 	}
-	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
+	cfg.Members, cfg.View, cfg.Bootstrap = members(l.Replicas), viewOf(s.n.catalog.Model(), l), members(bootstrap)
 	var started func() error
 	if inMemory(l, r) {
 		s.mu.Lock()
@@ -134,6 +135,9 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		s.mu.Unlock()
 		if m == nil {
 			return fmt.Errorf("replica %s has no storage here", r.ID)
+		}
+		if err := s.recoverInMemory(l, r, m); err != nil {
+			return err
 		}
 		cfg.Journal, run.volume, run.pool, cfg.First = m.journal, m.volume, m.pool, !m.started
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
@@ -181,7 +185,7 @@ func (s *replicas) followHosts() {
 const memoryJournalBytes = 64 << 20
 
 func member(r catalog.Replica) replication.Member {
-	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness}
+	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving}
 }
 
 func members(rs []catalog.Replica) (out []replication.Member) {
@@ -198,7 +202,7 @@ func (s *replicas) follow(ctx context.Context) error {
 		m, newer := s.n.catalog.Watch()
 		for _, l := range m.LUNs {
 			if run := s.get(l.ID); run != nil {
-				run.group.Learn(members(l.Replicas))
+				run.group.Follow(members(l.Replicas), viewOf(m, l))
 			}
 		}
 		s.followHosts()
@@ -338,23 +342,6 @@ func (s *replicas) end(run *running) error {
 		err = errors.Join(err, run.volume.Close())
 	}
 	return err
-}
-
-// Reconfigure implements reconcile.Runner.
-func (s *replicas) Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error) {
-	run := s.get(l.ID)
-	if run == nil {
-		return nil, fmt.Errorf("no replica of LUN %s runs here", l.Name)
-	}
-	var want []replication.Desired
-	for _, r := range l.Replicas {
-		want = append(want, replication.Desired{Member: member(r), Joining: r.State == catalog.ReplicaJoining})
-	}
-	ids, err := run.group.SetMembers(ctx, want)
-	for _, id := range ids {
-		promoted = append(promoted, string(id))
-	}
-	return promoted, err
 }
 
 func (s *replicas) close() error {

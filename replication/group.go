@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,6 +70,7 @@ type Group struct {
 	closing  bool      // nothing is started any more
 	inst     *instance // the running Raft; replaced by a rebuild, nil while one runs
 	members  map[raft.ServerID]Member
+	view     View          // of members
 	gate     *witness.Gate // only while this node leads
 	gateTerm uint64
 	gateMove chan struct{} // closed and replaced when the gate's limit may have changed
@@ -147,9 +147,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
 	g.Learn(cfg.Members)
 	g.Learn([]Member{cfg.Self})
-	if copies := dataMembers(cfg.Members); copies > 2 {
-		g.kickJitter = rand.N(cfg.Timing.Kick / 2)
-	}
+	g.view = cfg.View
 	if cfg.Store != nil {
 		g.reshaped.Store(cfg.Store.Applied())
 	}
@@ -195,15 +193,6 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.goFunc(g.reclaim)
 	}
 	return g, nil
-}
-
-func dataMembers(members []Member) (n int) {
-	for _, m := range members {
-		if !m.Witness {
-			n++
-		}
-	}
-	return n
 }
 
 // goFunc runs f on a goroutine that Close waits for, unless the group is closing.

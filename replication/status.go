@@ -122,7 +122,7 @@ func (g *Group) Status() Status {
 			case witness.InSync:
 			}
 		}
-		if p.Voter && !p.Self && p.Match < g.changed && s.Health == HealthHealthy && g.host.mux.Up(m.Node) {
+		if p.Voter && !p.Self && p.Match < g.changed && s.Health == HealthHealthy && time.Since(g.heard[srv.ID]) < g.cfg.Timing.Gate.NoProgress {
 			s.Health = HealthCatchingUp // see Group.knowMembers
 		}
 		p.Lag = s.LastIndex - min(s.LastIndex, p.Match)

@@ -25,6 +25,8 @@ type Runner interface {
 	Storage(ctx context.Context) (map[string][]string, error)
 	// Running returns the replica ID that runs, by LUN ID.
 	Running() map[string]string
+	// History returns the epoch of the replica that runs, 0 if none does.
+	History(lun string) uint64
 	// Owns says whether this node leads the LUN's group and may change its members.
 	Owns(lun string) bool
 	// Prepared returns nil if the storage of a replica that is begun with its LUN can be made now, and an error that wraps
@@ -42,9 +44,15 @@ type Runner interface {
 	// Delete deletes the storage of a replica that does not run. Storage that is not there is a success.
 	Delete(ctx context.Context, lun, replica string) error
 	// Reconfigure, on the owner, brings the group's members nearer to the catalog's: it removes the replicas'
-	// ReplacedIDs, adds joining replicas as learners, and makes those that have caught up voters. It returns the IDs of all
-	// joining replicas that are voters, in sync, with what they replace removed. It does not wait for a rebuild: it is called again.
-	Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error)
+	// ReplacedIDs, adds joining replicas as learners, makes those that have caught up voters, and when all that stay are in sync removes those that
+	// leave. It does not wait for a rebuild: it is called again.
+	Reconfigure(ctx context.Context, l catalog.LUN) (Settled, error)
+}
+
+// Settled is what Reconfigure has found done, by IDs of replicas.
+type Settled struct {
+	Promoted []string // joining ones that are voters, in sync, with what they replace removed
+	Removed  []string // leaving ones that are members no more
 }
 
 // ErrNotYet: a step waits for something that comes by itself. It is tried again soon, and is no failure.
@@ -169,9 +177,9 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 		return tick
 	}
 	r.blind = nil
-	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, Created: r.created}
+	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, History: map[string]uint64{}, Created: r.created}
 	for id := range a.Running {
-		a.Owned[id] = r.cfg.Runner.Owns(id)
+		a.Owned[id], a.History[id] = r.cfg.Runner.Owns(id), r.cfg.Runner.History(id)
 	}
 	r.orphans = Orphans(model, r.cfg.Node, a)
 	plans := Plan(model, r.cfg.Node, a)
@@ -291,12 +299,18 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		}
 		return err // the new incarnation is created when it shows in the catalog here
 	case Reconfigure:
-		promoted, err := run.Reconfigure(ctx, s.LUN)
-		for _, id := range promoted {
+		settled, err := run.Reconfigure(ctx, s.LUN)
+		for _, id := range settled.Promoted {
 			if _, perr := r.propose(ctx, &catalog.ReplicaPromoted{LUN: s.LUN.ID, Replica: id}); perr != nil {
 				return errors.Join(err, perr)
 			}
-			r.log.Info("a replica holds the data again", "lun", s.LUN.Name, "replica", id)
+			r.log.Info("a replica holds the data", "lun", s.LUN.Name, "replica", id)
+		}
+		for _, id := range settled.Removed {
+			if _, perr := r.propose(ctx, &catalog.ReplicaRemoved{LUN: s.LUN.ID, Replica: id}); perr != nil {
+				return errors.Join(err, perr)
+			}
+			r.log.Info("a replica has left the LUN", "lun", s.LUN.Name, "replica", id)
 		}
 		return err
 	case Stop:
@@ -307,6 +321,9 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		return run.Delete(ctx, s.LUN.ID, s.Replica.ID)
 	case Copied:
 		_, err := r.propose(ctx, &catalog.ReplicaCopied{LUN: s.LUN.ID, Replica: s.Replica.ID})
+		return err
+	case Forget:
+		_, err := r.propose(ctx, &catalog.ReplicaDeleted{LUN: s.LUN.ID, Replica: s.Replica.ID})
 		return err
 	case Report:
 		_, err := r.propose(ctx, &catalog.StorageDeleted{LUN: s.LUN.ID, Node: r.cfg.Node})

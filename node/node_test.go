@@ -60,11 +60,14 @@ func freePorts(t *testing.T, n int) []string {
 	return out
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t *testing.T) *cluster { return newClusterOf(t, "alpha", "beta", "witness") }
+
+// newClusterOf is a cluster of nodes with these names. The one called witness is one.
+func newClusterOf(t *testing.T, names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}, now: time.Now}
 	var members []config.Member
-	for _, name := range []string{"alpha", "beta", "witness"} {
+	for _, name := range names {
 		cfg := config.Default()
 		if name == "witness" {
 			cfg = config.DefaultWitness()

@@ -133,6 +133,8 @@ func (s *Server) register() {
 	s.registerReservations()
 	s.registerScrub()
 	s.registerPools()
+	s.registerRecovery()
+	s.registerReplicas()
 	s.registerSnapshots()
 }
 

@@ -66,6 +66,9 @@ type LUN struct {
 	Schedules []Schedule `json:"schedules,omitempty" doc:"Schedules of its snapshots"`
 	Space     *LUNSpace  `json:"space,omitempty" doc:"What it and its snapshots hold in one copy; counted in the background, absent at first"`
 
+	History    uint64           `json:"history,omitempty" doc:"Number of its history, if it has been recovered by force"`
+	Recoveries []RecoveryRecord `json:"recoveries,omitempty" doc:"Its forced recoveries, the newest last"`
+
 	Scrub []ReplicaScrub `json:"scrub,omitempty" doc:"The scrub of each copy, as far as the node in view knows: all of them if it is the owner"`
 }
 
@@ -88,6 +91,7 @@ type Replica struct {
 	Node       string `json:"node" doc:"Node that holds it"`
 	Role       string `json:"role" enum:"data,witness" doc:"data: holds blocks; witness: votes only"`
 	State      string `json:"state" enum:"pending,active,joining" doc:"pending: being created; active: has data; joining: receives its data, does not vote yet"`
+	Leaving    bool   `json:"leaving,omitempty" doc:"It goes when all others hold everything; until then it is one like any other"`
 	Connected  bool   `json:"connected" doc:"The owner reaches it (from a node that is not the owner: gossip believes it alive)"`
 	InSync     bool   `json:"in_sync" doc:"Has every acknowledged write; an acknowledgement waits for it"`
 	IsOwner    bool   `json:"is_owner" doc:"Serves the LUN"`

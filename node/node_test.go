@@ -145,6 +145,21 @@ func (c *cluster) client() *client.Client {
 	}
 }
 
+// clientOf is a client of some nodes, whether or not all others are up.
+func (c *cluster) clientOf(nodes ...string) *client.Client {
+	c.t.Helper()
+	var addresses []string
+	for _, name := range nodes {
+		addresses = append(addresses, c.cfgs[name].Listen.API)
+	}
+	cl, err := client.New(client.Config{Addresses: addresses, RetryFor: 2 * time.Second})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(cl.Close)
+	return cl
+}
+
 func (c *cluster) lun(cl *client.Client, name string, ok func(api.LUN) bool) api.LUN {
 	c.t.Helper()
 	var l api.LUN

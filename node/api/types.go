@@ -123,8 +123,8 @@ type LUNSpec struct {
 	BlockBytes int      `json:"block_bytes,omitempty" enum:"512,4096" default:"512" doc:"Logical block length in bytes; 512 suits every hypervisor"`
 	Class      string   `json:"class,omitempty" enum:"ram,ssd,hdd" doc:"Class of the pools it is to be in; ram: gone when the process ends, rebuilt from a peer. Empty: any that survives a power cut"`
 	Media      string   `json:"media,omitempty" enum:"file,ram" doc:"Older than class: file is any class that survives a power cut, ram is class ram"`
-	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"7" doc:"Copies of the data; 0 = 2 if there are two data nodes, otherwise 1"`
-	Nodes      []string `json:"nodes,omitempty" maxItems:"7" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
+	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"5" doc:"Copies of the data, and a witness if that is an even number; 0 = 2 if there are two data nodes, otherwise 1"`
+	Nodes      []string `json:"nodes,omitempty" maxItems:"5" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
 	Preferred  string   `json:"preferred,omitempty" doc:"Node that should own it"`
 	Hosts      []string `json:"hosts,omitempty" maxItems:"256" doc:"Hosts that may use it"`
 	Open       bool     `json:"open,omitempty" doc:"Let anyone who reaches a portal use it. Without hosts and open nobody may, until it is granted"`

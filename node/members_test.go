@@ -18,7 +18,7 @@ import (
 	"sanctuary/target/initiator"
 )
 
-// load writes to a LUN without a pause, as a guest would that looks for new paths when all it knows are gone, and remembers what was acknowledged.
+// load writes to a LUN without a pause, and remembers what was acknowledged.
 type load struct {
 	c      *cluster
 	cl     *client.Client
@@ -46,16 +46,17 @@ func (c *cluster) load(cl *client.Client, lun string) *load {
 	return l
 }
 
+// open opens the LUN over every data node, whether or not it has the LUN at present: an initiator that has discovered them all.
 func (l *load) open(ctx context.Context) *initiator.Disk {
 	for ctx.Err() == nil {
 		view, err := l.cl.LUN(ctx, l.lun)
 		var paths []initiator.PathConfig
-		for _, p := range view.Portals {
-			if p.State != api.PortalUnreachable {
-				paths = append(paths, initiator.PathConfig{Address: p.Address, Target: view.IQN})
+		for _, cfg := range l.c.cfgs {
+			for _, address := range cfg.Listen.ISCSI {
+				paths = append(paths, initiator.PathConfig{Address: address, Target: view.IQN})
 			}
 		}
-		if err == nil && len(paths) > 0 {
+		if err == nil {
 			attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 			d, err := initiator.OpenMultipath(attempt, initiator.MultipathConfig{Paths: paths, Session: initiator.Config{InitiatorName: "iqn.2026-11.test:load"}})
 			cancel()
@@ -78,7 +79,7 @@ func (l *load) run(ctx context.Context) {
 		for n := range loadBlocks {
 			began := time.Now()
 			for ctx.Err() == nil {
-				attempt, cancel := context.WithTimeout(ctx, 3*time.Second) // then all its paths may be gone
+				attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 				_, err := d.WriteAt(attempt, loadBlock(n, version), int64(n)*4096)
 				cancel()
 				if err == nil {
@@ -222,6 +223,50 @@ func TestReplicasChangeUnderLoad(t *testing.T) {
 			t.Logf("%d writes, the longest took %v", l.writes, l.worst)
 			c.holds(cl, "vm1", acked)
 			c.empty("beta")
+		})
+	}
+}
+
+// Three data nodes: the one that only votes gets a copy, and the other way round; and a copy goes to another pool of its node. All that under load.
+func TestReplicaTakesTheWitnesssPlace(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	for _, media := range []string{"file", "ram"} {
+		t.Run(media, func(t *testing.T) {
+			c := newClusterOf(t, "alpha", "beta", "gamma")
+			c.start("alpha", "beta", "gamma")
+			cl := c.client()
+			ctx, cancel := context.WithTimeout(context.Background(), 180*time.Second)
+			defer cancel()
+			if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: media, Open: true, Nodes: []string{"alpha", "beta"}}, 30*time.Second); err != nil {
+				t.Fatal(err)
+			}
+			c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+			l := c.load(cl, "vm1")
+			l.progress(200)
+			c.change(cl, "vm1", api.ReplicaChange{Add: []string{"gamma"}}, "alpha beta gamma")
+			l.progress(100)
+			c.change(cl, "vm1", api.ReplicaChange{Remove: []string{"beta"}}, "alpha beta* gamma")
+			l.progress(100)
+			if media == "file" {
+				spec := api.PoolSpec{Name: "second", Media: "file", Path: filepath.Join(t.TempDir(), "pool"), CapacityBytes: 256 << 20, Class: "ssd", Sparse: true}
+				for _, node := range []string{"gamma", "alpha"} {
+					spec.Path = filepath.Join(t.TempDir(), "pool")
+					if _, err := cl.AddPool(ctx, node, spec); err != nil {
+						t.Fatal(err)
+					}
+					owner := c.lun(cl, "vm1", api.LUN.Served).Owner
+					c.change(cl, "vm1", api.ReplicaChange{Add: []string{node}, Remove: []string{node}, Pool: "second"}, "alpha beta* gamma")
+					t.Logf("the copy on %s is in another pool; the owner was %s", node, owner)
+					p, err := cl.Pool(ctx, node, "second")
+					if err != nil || len(p.Replicas) != 1 {
+						t.Fatalf("%+v, %v", p, err)
+					}
+					l.progress(100)
+				}
+			}
+			acked := l.stop()
+			t.Logf("%d writes, the longest took %v", l.writes, l.worst)
+			c.holds(cl, "vm1", acked)
 		})
 	}
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,7 +34,9 @@ type replicas struct {
 	running map[string]*running       // by LUN ID
 	targets map[string]*running       // by IQN
 	memory  map[string]*memoryReplica // by replica ID and LUN, see memoryKey
-	closed  bool
+	// fillings are what is being filled beside the replica that runs, by replica ID and LUN.
+	fillings map[string]*filling
+	closed   bool
 }
 
 // running is a started replica.
@@ -66,7 +70,7 @@ type memoryReplica struct {
 func newReplicas(n *Node) *replicas {
 	return &replicas{
 		n: n, dir: filepath.Join(n.cfg.DataDir, "luns"),
-		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{},
+		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{},
 	}
 }
 
@@ -185,7 +189,7 @@ func (s *replicas) followHosts() {
 const memoryJournalBytes = 64 << 20
 
 func member(r catalog.Replica) replication.Member {
-	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving}
+	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving, Filled: r.Filled}
 }
 
 func members(rs []catalog.Replica) (out []replication.Member) {
@@ -349,7 +353,11 @@ func (s *replicas) close() error {
 	s.closed = true
 	runs := s.running
 	s.running, s.targets = map[string]*running{}, map[string]*running{}
+	filling := slices.Collect(maps.Keys(s.fillings))
 	s.mu.Unlock()
+	for _, key := range filling {
+		s.endFilling(key)
+	}
 	var err error
 	for _, r := range runs {
 		err = errors.Join(err, s.end(r))

@@ -351,6 +351,7 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 
 // Delete implements reconcile.Runner.
 func (s *replicas) Delete(_ context.Context, lun, replica string) error {
+	s.endFilling(memoryKey(lun, replica))
 	s.mu.Lock()
 	m := s.memory[memoryKey(lun, replica)]
 	delete(s.memory, memoryKey(lun, replica))

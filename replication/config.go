@@ -55,6 +55,8 @@ type Member struct {
 	Node    string        // the node's name: its raft.ServerAddress
 	Witness bool
 	Leaving bool // it goes when all others hold everything; until then it counts as ever
+	// Filled: another member on its node leaves, and it can take its place: its storage holds what the LUN held a moment ago (Host.Fill).
+	Filled bool
 }
 
 // View says how new a list of members is.

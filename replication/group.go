@@ -145,9 +145,12 @@ func open(host *Host, cfg Config) (*Group, error) {
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
-	g.Learn(cfg.Members)
-	g.Learn([]Member{cfg.Self})
-	g.view = cfg.View
+	if cfg.View.Index > 0 {
+		g.Follow(cfg.Members, cfg.View)
+	} else {
+		g.Learn(cfg.Members)
+		g.Learn([]Member{cfg.Self})
+	}
 	if cfg.Store != nil {
 		g.reshaped.Store(cfg.Store.Applied())
 	}

@@ -15,6 +15,7 @@ type Host struct {
 	mux      *transport.Mux
 	scrubs   pacer                    // of all groups
 	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
+	handlers map[string]transport.Handler
 
 	mu     sync.RWMutex
 	groups map[string]*Group // by LUN
@@ -47,7 +48,7 @@ var errNoReplica = errors.New("no replica of this LUN runs here")
 // NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
 func NewHost(mux *transport.Mux) (*Host, error) {
 	h := &Host{mux: mux, protocol: mux.Protocol, groups: map[string]*Group{}}
-	for method, handler := range map[string]transport.Handler{
+	h.handlers = map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
 		methodReserve:     h.serveReserve,
@@ -66,7 +67,8 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
-	} {
+	}
+	for method, handler := range h.handlers {
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err
 		}

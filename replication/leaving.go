@@ -22,30 +22,43 @@ func (g *Group) removeLeaving(ctx context.Context, inst *instance, members map[r
 		return err
 	}
 	leaving := slices.DeleteFunc(slices.Sorted(maps.Keys(members)), func(id raft.ServerID) bool {
-		_, present := servers[id]
-		return !members[id].Leaving || !present
+		return !members[id].Leaving || !present(servers, id)
 	})
 	if len(leaving) == 0 {
 		return nil
 	}
-	heir := raft.ServerID("")
+	heir, swap := raft.ServerID(""), raft.ServerID("")
 	for _, id := range slices.Sorted(maps.Keys(members)) {
 		m := members[id]
-		if m.Leaving {
-			continue
-		}
-		if !g.whole(m, servers[id]) {
+		old := givesWay(members, m)
+		switch {
+		case m.Leaving:
+		case g.whole(m, servers[id]):
+			if !m.Witness && heir == "" {
+				heir = id
+			}
+		case !present(servers, old):
 			return fmt.Errorf("%s leaves when %s is in sync", leaving[0], id)
-		}
-		if !m.Witness && heir == "" {
-			heir = id
+		case !m.Filled:
+			return fmt.Errorf("%s leaves when %s, on the same node, has been filled", old, id)
+		default:
+			swap = old
 		}
 	}
 	if members[g.cfg.Self.ID].Leaving {
+		if heir == "" {
+			return fmt.Errorf("this owner leaves, and no other copy that stays is in sync")
+		}
 		if err := g.Transfer(ctx, heir); err != nil {
 			return fmt.Errorf("this owner leaves, and could not hand the LUN over: %w", err)
 		}
 		return fmt.Errorf("%w: the LUN has been handed to %s, because this owner leaves", block.ErrNotOwner, heir)
+	}
+	if swap != "" { // one at a time: its successor joins next, with little left to be told
+		if err := g.remove(ctx, inst, swap, "another takes its place on its node"); err != nil {
+			return err
+		}
+		return fmt.Errorf("what takes the place of %s has yet to join", swap)
 	}
 	// The witnesses first: as long as a vote is missing, better that of one that holds nothing.
 	slices.SortStableFunc(leaving, func(a, b raft.ServerID) int {
@@ -71,5 +84,5 @@ func (g *Group) Removed(ids []raft.ServerID) []raft.ServerID {
 	if err != nil || g.knowMembers(servers) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(ids), func(id raft.ServerID) bool { _, present := servers[id]; return present })
+	return slices.DeleteFunc(slices.Clone(ids), func(id raft.ServerID) bool { return present(servers, id) })
 }

@@ -63,7 +63,9 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 	byID := map[raft.ServerID]Desired{}
 	for _, d := range want {
 		byID[d.ID] = d
-		g.Learn([]Member{d.Member})
+		if !g.follows() {
+			g.Learn([]Member{d.Member})
+		}
 	}
 	left := g.settle(ctx)
 	_, servers, err := g.configuration()
@@ -188,7 +190,7 @@ func (g *Group) settle(ctx context.Context) error {
 	}
 	var left error
 	for _, id := range dataFirst(members) {
-		if id == g.cfg.Self.ID || members[id].Leaving {
+		if id == g.cfg.Self.ID || members[id].Leaving || present(servers, givesWay(members, members[id])) {
 			continue
 		}
 		// What the one before has brought about.

@@ -58,6 +58,28 @@ func (g *Group) Follow(members []Member, view View) {
 	g.jitterLocked()
 }
 
+// follows says whether the members are known from a whole list.
+func (g *Group) follows() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.view.Index > 0
+}
+
+// givesWay returns the member on the same node that leaves for this one, "" if none does.
+func givesWay(members map[raft.ServerID]Member, to Member) raft.ServerID {
+	for id, m := range members {
+		if m.Leaving && !to.Leaving && m.Node == to.Node && id != to.ID {
+			return id
+		}
+	}
+	return ""
+}
+
+func present(servers map[raft.ServerID]raft.Server, id raft.ServerID) bool {
+	_, ok := servers[id]
+	return ok
+}
+
 // jitterLocked keeps several survivors of an owner from standing at the same moment.
 func (g *Group) jitterLocked() {
 	copies := 0

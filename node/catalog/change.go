@@ -176,7 +176,7 @@ func newChange(kind string) Change {
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
 		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{}, &ResizeLUN{},
 		&ReplicaCopied{}, &DropSnapshot{}, &SetSchedule{}, &RemoveSchedule{}, &RecoverLUN{},
-		&SetReplicas{}, &ReplicaRemoved{}, &ReplicaDeleted{},
+		&SetReplicas{}, &ReplicaRemoved{}, &ReplicaDeleted{}, &ReplicaFilled{},
 	} {
 		if c.kind() == kind {
 			return c

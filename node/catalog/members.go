@@ -8,6 +8,9 @@ import (
 // are joining hold nothing yet, those that are leaving hold everything until the joining ones do. The owner brings the group there, one step
 // at a time, and reports each; whoever dies on the way, the next owner goes on from what is written here. Wanting the old set again
 // undoes what has not been done yet.
+//
+// A node may have one that leaves and one that comes: its witness is to be a copy, or the other way round, or its copy is to be in another pool. Two
+// members of a group cannot run on one node, so the one that comes is filled beside the other first, and takes its place in a moment.
 
 // SetReplicas says where the replicas of a LUN shall be. What is there already stays, with its contents.
 type SetReplicas struct {
@@ -29,6 +32,13 @@ type ReplicaDeleted struct {
 	Replica string `json:"replica"`
 }
 
+// ReplicaFilled says that a joining replica, beside which another still runs, holds what the LUN held a moment ago.
+type ReplicaFilled struct {
+	LUN     string `json:"lun"`
+	Replica string `json:"replica"`
+}
+
+func (*ReplicaFilled) kind() string  { return "replica_filled" }
 func (*SetReplicas) kind() string    { return "set_replicas" }
 func (*ReplicaRemoved) kind() string { return "replica_removed" }
 func (*ReplicaDeleted) kind() string { return "replica_deleted" }
@@ -75,10 +85,30 @@ func (m *Model) checkPlaces(lun string, places []Placement) (data, witnesses int
 func (l LUN) Wanted() (out []Placement) {
 	for _, r := range l.Replicas {
 		if !r.Leaving {
-			out = append(out, Placement{Node: r.Node, Witness: r.Witness})
+			out = append(out, Placement{Node: r.Node, Witness: r.Witness, Pool: r.Pool})
 		}
 	}
 	return out
+}
+
+// is says whether a replica is what is asked for.
+func (p Placement) is(r Replica) bool {
+	return p.Node == r.Node && p.Witness == r.Witness && (p.Pool == "" || p.Pool == r.Pool)
+}
+
+// ComingOn returns the replica that is to take the place of another on the same node.
+func (l LUN) ComingOn(node string) (Replica, bool) {
+	for _, r := range l.Replicas {
+		if r.Node == node && r.State == ReplicaJoining && l.givesWay(r) {
+			return r, true
+		}
+	}
+	return Replica{}, false
+}
+
+// givesWay says whether a replica of the same node leaves for this one.
+func (l LUN) givesWay(to Replica) bool {
+	return !to.Leaving && slices.ContainsFunc(l.Replicas, func(r Replica) bool { return r.Leaving && r.Node == to.Node })
 }
 
 // Settled says whether the replicas are those that are wanted, and all of them hold what they should.
@@ -98,7 +128,7 @@ func (c *SetReplicas) apply(m *Model, r *Result) error {
 	if err := CheckShape(data, witnesses); err != nil {
 		return err
 	}
-	if sameSet(l.Wanted(), c.Replicas) {
+	if l.wants(c.Replicas) {
 		r.Changed, r.LUN = false, &l
 		return nil
 	}
@@ -115,14 +145,16 @@ func (c *SetReplicas) apply(m *Model, r *Result) error {
 	if i := slices.IndexFunc(l.Replicas, func(x Replica) bool { return x.State == ReplicaPending }); i >= 0 {
 		return refuse(CodeInUse, "LUN %q is still being made: replica %s has never been started. Wait until it is, or delete the LUN", l.Name, l.Replicas[i].ID)
 	}
+	if clone, waits := m.waitingFor(l.ID, ""); waits {
+		return refuse(CodeInUse, "LUN %q, a clone of LUN %q, has yet to be made from it where its replicas are: wait until it is, or delete the clone", clone.Name, l.Name)
+	}
 	var next []Replica
+	found := make([]bool, len(c.Replicas))
 	for _, rep := range l.Replicas {
-		i := slices.IndexFunc(c.Replicas, func(p Placement) bool { return p.Node == rep.Node })
+		i := slices.IndexFunc(c.Replicas, func(p Placement) bool { return p.is(rep) })
 		switch {
-		case i >= 0 && c.Replicas[i].Witness != rep.Witness:
-			return refuse(CodeInUse, "LUN %q: node %q has %s of it, and a node holds one replica of a LUN at a time: give that another node first", l.Name, rep.Node, role(rep))
-		case i >= 0:
-			rep.Leaving = false
+		case i >= 0 && !found[i]:
+			found[i], rep.Leaving = true, false
 		case rep.State == ReplicaJoining:
 			m.leave(&l, rep) // it holds nothing that anybody relies on
 			continue
@@ -131,9 +163,15 @@ func (c *SetReplicas) apply(m *Model, r *Result) error {
 		}
 		next = append(next, rep)
 	}
-	for _, p := range c.Replicas {
-		if _, ok := l.ReplicaOn(p.Node); !ok {
+	for i, p := range c.Replicas {
+		if !found[i] {
 			next = append(next, Replica{ID: m.nextReplicaID(p.Node), Node: p.Node, Witness: p.Witness, Pool: p.Pool, State: ReplicaJoining})
+		}
+	}
+	for _, rep := range next {
+		swaps := rep.Leaving && slices.ContainsFunc(c.Replicas, func(p Placement) bool { return p.Node == rep.Node })
+		if swaps && !slices.ContainsFunc(next, func(x Replica) bool { return !x.Witness && x.State == ReplicaActive && x.Node != rep.Node }) {
+			return refuse(CodeInUse, "LUN %q: while the replica on node %q is changed no other copy would be there to go on from. Add one first", l.Name, rep.Node)
 		}
 	}
 	if !slices.ContainsFunc(next, func(x Replica) bool { return !x.Witness && x.State == ReplicaActive }) {
@@ -147,11 +185,19 @@ func (c *SetReplicas) apply(m *Model, r *Result) error {
 	return nil
 }
 
-func role(r Replica) string {
-	if r.Witness {
-		return "the witness"
+// wants says whether these are the places that are wanted already.
+func (l LUN) wants(places []Placement) bool {
+	n := 0
+	for _, r := range l.Replicas {
+		if r.Leaving {
+			continue
+		}
+		n++
+		if !slices.ContainsFunc(places, func(p Placement) bool { return p.is(r) }) {
+			return false
+		}
 	}
-	return "a copy"
+	return n == len(places)
 }
 
 // leave notes that a replica's storage may be deleted. The caller takes it out of the replicas.
@@ -190,7 +236,7 @@ func (c *ReplicaRemoved) apply(m *Model, r *Result) error {
 		return refuse(CodeStale, "replica %s is not a replica of LUN %q any more", c.Replica, l.Name)
 	case !l.Replicas[i].Leaving:
 		return refuse(CodeStale, "replica %s of LUN %q is to stay: this node's catalog is behind", c.Replica, l.Name)
-	case slices.ContainsFunc(l.Replicas, func(x Replica) bool { return x.State == ReplicaJoining && !x.Leaving }):
+	case !l.mayGo(l.Replicas[i]):
 		return refuse(CodeStale, "LUN %q: a replica that is to take over does not hold the data yet", l.Name)
 	}
 	m.leave(&l, l.Replicas[i])
@@ -198,6 +244,43 @@ func (c *ReplicaRemoved) apply(m *Model, r *Result) error {
 	m.prefer(&l)
 	m.LUNs[l.ID] = l
 	r.LUN = &l
+	return nil
+}
+
+// mayGo says whether all that a leaving replica has is held by those that stay: no one is joining any more, or only replicas that take
+// another's place on its node, and this one's place by one that has been filled.
+func (l LUN) mayGo(leaving Replica) bool {
+	replaced := false
+	for _, r := range l.Replicas {
+		switch {
+		case r.Leaving || r.State == ReplicaActive:
+		case !l.givesWay(r):
+			return false
+		case r.Node != leaving.Node:
+		case !r.Filled:
+			return false
+		default:
+			replaced = true
+		}
+	}
+	return replaced || !slices.ContainsFunc(l.Replicas, func(r Replica) bool { return !r.Leaving && r.State != ReplicaActive })
+}
+
+func (c *ReplicaFilled) apply(m *Model, r *Result) error {
+	l, i, err := m.replica(c.LUN, c.Replica)
+	if err != nil {
+		return err
+	}
+	rep := &l.Replicas[i]
+	switch {
+	case rep.State != ReplicaJoining || rep.Filled:
+		r.Changed = false
+	case rep.Claim == "":
+		return refuse(CodeStale, "replica %s of LUN %q has no storage yet", c.Replica, l.Name)
+	default:
+		rep.Filled = true
+	}
+	m.put(l, i, r)
 	return nil
 }
 
@@ -227,28 +310,8 @@ func (m *Model) forgetNode(node string) {
 	}
 }
 
-// sameSet says whether two lists hold the same, in whatever order. Pools are not compared: where a replica is stays its node's business.
-func sameSet[T comparable](a, b []T) bool {
-	strip := func(in []T) map[any]bool {
-		out := map[any]bool{}
-		for _, x := range in {
-			if p, ok := any(x).(Placement); ok {
-				p.Pool = ""
-				out[p] = true
-				continue
-			}
-			out[x] = true
-		}
-		return out
-	}
-	x, y := strip(a), strip(b)
-	if len(x) != len(y) {
-		return false
-	}
-	for k := range x {
-		if !y[k] {
-			return false
-		}
-	}
-	return true
+// sameSet says whether two lists hold the same, in whatever order.
+func sameSet(a, b []string) bool {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	return slices.Equal(slices.Compact(a), slices.Compact(b))
 }

@@ -124,6 +124,8 @@ func TestReplicaSetsGrowAndShrink(t *testing.T) {
 		{"a b c", "a b c d w*", "a/1 b/2 c/3 d/4+ w/5*+"},
 		{"a b c d w*", "a b c d e", "a/1 b/2 c/3 d/4 w/5*- e/6+"},
 		{"a b w*", "a b v*", "a/1 b/2 w/3*- v/4*+"},
+		{"a b c*", "a b c", "a/1 b/2 c/3*- c/4+"},
+		{"a b c", "a b c*", "a/1 b/2 c/3- c/4*+"},
 	} {
 		m := placed(t, test.from)
 		m, _ = must(t, m, set(m, test.to))
@@ -145,8 +147,6 @@ func TestReplicaSetsThatAreRefused(t *testing.T) {
 		{"a b w*", "a a w*", "invalid"},
 		{"a b w*", "a w v*", "invalid"},
 		{"a b w*", "a z w*", "not_found"},
-		{"a b c*", "a b c", "in_use"}, // the node's vote would be missing while it is made
-		{"a b c", "a b c*", "in_use"},
 	} {
 		m := placed(t, test.from)
 		_, _, err := Apply(m, 99, set(m, test.to))
@@ -214,5 +214,65 @@ func TestRecoveryInTheMiddleOfAMove(t *testing.T) {
 	m, _ = must(t, m, set(m, "a c w*"), &ReplicaStarted{LUN: uid(100), Replica: "c/4", Claim: "x"}, recovery(2, "b/2"))
 	if got := shape(m); got != "a/5+ b/2 w/6*+ c/7+" {
 		t.Fatalf("the copy that was about to leave is the only one left: %s", fmt.Sprint(got))
+	}
+}
+
+// The witness's node gets a copy: that is filled beside the witness, which votes until then.
+func TestReplicaTakesAnothersPlaceOnItsNode(t *testing.T) {
+	m := placed(t, "a b c*")
+	m, _ = must(t, m, set(m, "a b c"), &ReplicaStarted{LUN: uid(100), Replica: "c/4", Claim: "x"})
+	l := m.LUNs[uid(100)]
+	if now, _ := l.ReplicaOn("c"); now.ID != "c/3" {
+		t.Fatalf("%+v runs on c", now)
+	}
+	if next, ok := l.ComingOn("c"); !ok || next.ID != "c/4" {
+		t.Fatalf("%+v is to come", next)
+	}
+	removed := &ReplicaRemoved{LUN: uid(100), Replica: "c/3"}
+	if _, _, err := Apply(m, 99, removed); !errors.Is(err, ErrStale) {
+		t.Fatalf("the witness went while the copy has nothing: %v", err)
+	}
+	if undone, _ := must(t, m, set(m, "a b c*")); shape(undone) != "a/1 b/2 c/3*" || !slices.Equal(undone.LUNs[uid(100)].Left, []string{"c/4"}) {
+		t.Fatalf("undone: %s", shape(undone))
+	}
+	if recovered, _ := must(t, m, recovery(2, "a/1")); shape(recovered) != "a/1 b/5+ c/6+" {
+		t.Fatalf("recovered in between: %s", shape(recovered))
+	}
+	filled := &ReplicaFilled{LUN: uid(100), Replica: "c/4"}
+	m, _ = must(t, m, filled)
+	if _, r := must(t, m, filled); r.Changed {
+		t.Fatal("filled twice")
+	}
+	m, _ = must(t, m, removed)
+	if got := shape(m); got != "a/1 b/2 c/4+" {
+		t.Fatalf("replicas are %s", got)
+	}
+	if _, ok := m.LUNs[uid(100)].ComingOn("c"); ok {
+		t.Fatal("it still waits for another to go")
+	}
+	m, _ = must(t, m, &ReplicaPromoted{LUN: uid(100), Replica: "c/4"})
+	if !m.LUNs[uid(100)].Settled() {
+		t.Fatal("not settled")
+	}
+}
+
+// A copy goes to another pool of its node the same way, if another copy is there meanwhile.
+func TestReplicaMovesToAnotherPool(t *testing.T) {
+	m := placed(t, "a b w*")
+	c := set(m, "a b w*")
+	c.Replicas[1].Pool = "ssd1"
+	m, _ = must(t, m, c)
+	if got := shape(m); got != "a/1 b/2- w/3* b/4+" {
+		t.Fatalf("replicas are %s", got)
+	}
+	c.Was = nil
+	if _, r := must(t, m, c); r.Changed {
+		t.Fatal("the same request again changed something")
+	}
+	m = placed(t, "a")
+	c = set(m, "a")
+	c.Replicas[0].Pool = "ssd1"
+	if _, _, err := Apply(m, 99, c); !errors.Is(err, ErrInUse) {
+		t.Fatalf("the only copy was given up: %v", err)
 	}
 }

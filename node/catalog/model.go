@@ -80,8 +80,10 @@ type Replica struct {
 	Claim string `json:"claim,omitempty"`
 	// Leaving: it goes as soon as every replica that stays or comes holds the data. Until then it counts as it always did.
 	Leaving bool `json:"leaving,omitempty"`
-	// Pool is where on its node the data of a joining replica are to be; empty: in the pool that suits best.
+	// Pool is where on its node the data of a replica that was added are to be, if somebody chose it; empty: in the pool that suits best.
 	Pool string `json:"pool,omitempty"`
+	// Filled: a joining replica whose node has another that leaves holds what the LUN held a moment ago. It joins when that one has left.
+	Filled bool `json:"filled,omitempty"`
 }
 
 // LUN is a logical unit.

@@ -75,13 +75,14 @@ func (c *RecoverLUN) apply(m *Model, r *Result) error {
 		return refuse(CodeInvalid, "replica %s of LUN %q has never been started: it holds no data", rec.Replica, l.Name)
 	}
 	var next []Replica
+	survivor := l.Replicas[i].Node
 	for _, rep := range l.Replicas {
 		switch {
 		case rep.ID == rec.Replica:
 			// It is the group: what it took the place of is in no configuration any more, and its own log is whole.
 			rep.State, rep.Replaces, rep.Leaving = ReplicaActive, "", false
 			i, l.Preferred = len(next), rep.Node
-		case rep.Leaving:
+		case rep.Leaving, rep.Node == survivor:
 			m.leave(&l, rep)
 			continue
 		default:

@@ -29,13 +29,25 @@ func Apply(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change) ([]cat
 			data = append(data, p.Node)
 		}
 	}
-	done := func(n string) bool { return !slices.Contains(data, n) && n != voter }
-	if len(c.Add)+len(c.Remove) > 0 && !slices.Contains(c.Add, "") && !slices.ContainsFunc(c.Add, done) &&
-		!slices.ContainsFunc(c.Remove, func(n string) bool { return !done(n) }) && (c.Witness == "" || c.Witness == voter) {
+	absent := func(n string) bool { return !slices.Contains(data, n) && n != voter }
+	made := func() bool {
+		for _, n := range c.Add {
+			if !slices.Contains(data, n) {
+				return false
+			}
+		}
+		for _, n := range c.Remove {
+			if !absent(n) {
+				return false
+			}
+		}
+		return len(c.Add)+len(c.Remove) > 0 && c.Pool == "" && (c.Witness == "" || c.Witness == voter)
+	}
+	if made() {
 		return l.Wanted(), nil
 	}
 	for _, n := range c.Remove {
-		if done(n) {
+		if absent(n) {
 			return nil, fmt.Errorf("%w: node %q holds nothing of LUN %q", ErrImpossible, n, l.Name)
 		}
 		if n == voter {
@@ -54,6 +66,9 @@ func Apply(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change) ([]cat
 	var out []catalog.Placement
 	for _, n := range data {
 		p := catalog.Placement{Node: n}
+		if i := slices.IndexFunc(l.Wanted(), func(have catalog.Placement) bool { return have.Node == n && !have.Witness }); i >= 0 {
+			p.Pool = l.Wanted()[i].Pool
+		}
 		if slices.Contains(added, n) {
 			p.Pool = c.Pool
 		}
@@ -122,14 +137,15 @@ func voterFor(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change, dat
 	case present != "" && !slices.Contains(data, present):
 		return present, nil
 	}
+	// Better not a node that has a copy, which would have to go first.
 	others := maps.Clone(up)
 	for _, r := range l.Replicas {
 		if !slices.Contains(data, r.Node) && !r.Witness {
-			delete(others, r.Node) // it has a copy until the LUN is settled, and a node holds one replica at a time
+			delete(others, r.Node)
 		}
 	}
-	for _, n := range c.Remove {
-		delete(others, n)
+	if n, err := witness(m, others, data, loads(m)); err == nil && !slices.Contains(c.Remove, n) {
+		return n, nil
 	}
-	return witness(m, others, data, loads(m))
+	return witness(m, up, data, loads(m))
 }

@@ -30,7 +30,9 @@ func TestChange(t *testing.T) {
 		{name: "another witness", lun: "a b w*", ask: Change{Remove: []string{"w"}}, want: "a b v*"},
 		{name: "a witness that is named", lun: "a b w*", ask: Change{Witness: "c"}, want: "a b c*"},
 		{name: "the witness's node is to have a copy: another witness", lun: "a b c*", ask: Change{Add: []string{"c"}, Remove: []string{"b"}}, want: "a c v*"},
-		{name: "no node for a witness but the one whose copy goes", lun: "a b c", up: "a b c", ask: Change{Remove: []string{"c"}}, fails: "another node to vote"},
+		{name: "no node for a witness but the one whose copy goes: its place", lun: "a b c", up: "a b c", ask: Change{Remove: []string{"c"}}, want: "a b c*"},
+		{name: "the witness's node gets a copy", lun: "a b c*", ask: Change{Add: []string{"c"}}, want: "a b c"},
+		{name: "another pool", lun: "a b w*", ask: Change{Add: []string{"b"}, Remove: []string{"b"}, Pool: "ssd1"}, want: "a b:ssd1 w*"},
 		{name: "four", lun: "a b c", ask: Change{Add: []string{"d"}}, want: "a b c d v*"},
 		{name: "six", lun: "a b c d e", ask: Change{Add: []string{"f"}}, fails: "1 to 5"},
 		{name: "none", lun: "a", ask: Change{Remove: []string{"a"}}, fails: "0 copies"},
@@ -70,6 +72,9 @@ func TestChange(t *testing.T) {
 			for _, p := range got {
 				if p.Witness {
 					p.Node += "*"
+				}
+				if p.Pool != "" {
+					p.Node += ":" + p.Pool
 				}
 				out = append(out, p.Node)
 			}

@@ -238,8 +238,8 @@ func b2i(b bool) int {
 
 // Beside returns the places of a clone: those of the LUN it comes from, since it shares what that has stored.
 func Beside(l catalog.LUN) (out []catalog.Placement) {
-	for _, r := range l.Replicas {
-		out = append(out, catalog.Placement{Node: r.Node, Witness: r.Witness})
+	for _, p := range l.Wanted() {
+		out = append(out, catalog.Placement{Node: p.Node, Witness: p.Witness})
 	}
 	return out
 }

@@ -60,10 +60,14 @@ const (
 	Copied
 	// Forget tells the catalog that nothing of a removed replica is left here.
 	Forget
+	// Prepare claims a replica that is to take the place of the one that runs here, and makes its storage. It is not started.
+	Prepare
+	// Fill brings that storage up to what the LUN holds, and tells the catalog.
+	Fill
 )
 
 func (k ActionKind) String() string {
-	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report", "copied", "forget"}[min(k, Forget)]
+	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report", "copied", "forget", "prepare", "fill"}[min(k, Fill)]
 }
 
 // Action is one step.
@@ -163,6 +167,9 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 	if here && l.IsWaiting(mine.ID) {
 		steps = append(steps, Action{Copied, l, mine, "it has been made from the snapshot"})
 	}
+	if runs {
+		steps = append(steps, planComing(l, node, a)...)
+	}
 	if mine.State == catalog.ReplicaActive {
 		for _, r := range a.Storage[l.ID] {
 			if r != running && older(r, mine.ID) {
@@ -175,6 +182,21 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 
 func stop(l catalog.LUN, replica, why string) Action {
 	return Action{Stop, l, catalog.Replica{ID: replica}, why}
+}
+
+// planComing makes and fills what is to take the place of the replica that runs here.
+func planComing(l catalog.LUN, node string, a Actual) []Action {
+	next, ok := l.ComingOn(node)
+	here := slices.Contains(a.Storage[l.ID], next.ID)
+	switch {
+	case !ok || here && next.Filled:
+		return nil
+	case here:
+		return []Action{{Fill, l, next, "it is to take the place of the replica that runs here"}}
+	case next.Claim == "" || next.Claim == a.Claim && !a.Created[next.ID]:
+		return []Action{{Prepare, l, next, "it is to take the place of the replica that runs here"}}
+	}
+	return []Action{{Replace, l, next, "its storage is not on this node: memory that was lost with the last process, or a blank disk"}}
 }
 
 // planLeft ends and deletes what the LUN has removed from this node. A newer replica of the LUN may be here as well.

@@ -59,6 +59,12 @@ func history(t interface{ Fatal(...any) }, changes string) *catalog.Model {
 			apply(&catalog.SetReplicas{
 				LUN: lunID, Replicas: []catalog.Placement{{Node: "a"}, {Node: "c"}, {Node: "w", Witness: true}}, Was: []string{"a/1", "b/2", "w/3"},
 			})
+		case "swapped": // the witness and the copy on b
+			apply(&catalog.SetReplicas{
+				LUN: lunID, Replicas: []catalog.Placement{{Node: "a"}, {Node: "w", Witness: true}, {Node: "b", Pool: "other"}}, Was: []string{"a/1", "b/2", "w/3"},
+			})
+		case "filled":
+			apply(&catalog.ReplicaFilled{LUN: lunID, Replica: id})
 		case "removed":
 			apply(&catalog.ReplicaRemoved{LUN: lunID, Replica: id})
 		case "deleted":
@@ -161,6 +167,15 @@ func TestPlan(t *testing.T) {
 		{name: "and does not run", history: "running moved started:c/4:x promoted:c/4 removed:b/2", storage: "b/2", want: "delete b/2, forget b/2"},
 		{name: "and is gone", history: "running moved started:c/4:x promoted:c/4 removed:b/2", want: "forget b/2"},
 		{name: "somebody else has left", node: "a", history: "running moved started:c/4:x promoted:c/4 removed:b/2", storage: "a/1", running: "a/1", owned: true, want: ""},
+		{name: "another is to take its place", history: "running swapped", storage: "b/2", running: "b/2", want: "prepare b/4"},
+		{name: "the one that runs is started first", history: "running swapped", storage: "b/2", want: "start b/2"},
+		{name: "claimed, and not made", history: "running swapped started:b/4:me", storage: "b/2", running: "b/2", want: "prepare b/4"},
+		{name: "claimed by an earlier process", history: "running swapped started:b/4:x", storage: "b/2", running: "b/2", want: "replace b/4"},
+		{name: "made, and to be filled", history: "running swapped started:b/4:me", storage: "b/2 b/4", running: "b/2", want: "fill b/4"},
+		{name: "on the owner's node", history: "running swapped started:b/4:me", storage: "b/2 b/4", running: "b/2", owned: true, want: "reconfigure b/2, fill b/4"},
+		{name: "filled", history: "running swapped started:b/4:me filled:b/4", storage: "b/2 b/4", running: "b/2", want: ""},
+		{name: "its turn", history: "running swapped started:b/4:me filled:b/4 removed:b/2", storage: "b/2 b/4", running: "b/2", want: "stop b/2, delete b/2, forget b/2"},
+		{name: "and it starts", history: "running swapped started:b/4:me filled:b/4 removed:b/2", storage: "b/4", want: "forget b/2"},
 		{name: "strange replica ID", history: "running", storage: "b/2 x", running: "b/2", want: ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -192,6 +207,7 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 		"running replaced:b/2:me promoted:b/4", "running replaced:a/1:x replaced:b/2:me", "running deleted", "running deleted gone:b", "deleted gone:a gone:b gone:w",
 		"running recovered:a/1", "running recovered:b/2", "running recovered:a/1 started:b/4:me", "running recovered:a/1 started:b/4:me promoted:b/4",
 		"running moved", "running moved started:c/4:x promoted:c/4", "running moved started:c/4:x promoted:c/4 removed:b/2",
+		"running swapped", "running swapped started:b/4:me", "running swapped started:b/4:me filled:b/4", "running swapped started:b/4:me filled:b/4 removed:b/2",
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		m := history(t, rapid.SampledFrom(histories).Draw(t, "history"))

@@ -43,6 +43,9 @@ type Runner interface {
 	Stop(ctx context.Context, lun string) error
 	// Delete deletes the storage of a replica that does not run. Storage that is not there is a success.
 	Delete(ctx context.Context, lun, replica string) error
+	// Fill brings the storage of a replica that was created and does not run up to what its LUN holds, beside the one that runs. It
+	// does not wait for that: until it is done it returns an error that wraps ErrNotYet, and is called again.
+	Fill(ctx context.Context, l catalog.LUN, r catalog.Replica) error
 	// Reconfigure, on the owner, brings the group's members nearer to the catalog's: it removes the replicas'
 	// ReplacedIDs, adds joining replicas as learners, makes those that have caught up voters, and when all that stay are in sync removes those that
 	// leave. It does not wait for a rebuild: it is called again.
@@ -260,14 +263,22 @@ func (r *Reconciler) ended(ctx context.Context, w *work, steps []Action, err err
 	r.Wake()
 }
 
-func (r *Reconciler) run(ctx context.Context, steps []Action) error {
+func (r *Reconciler) run(ctx context.Context, steps []Action) (waits error) {
 	for _, s := range steps {
 		r.log.Debug("reconcile", "step", s.Kind.String(), "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
-		if err := r.step(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", s, err)
+		err := r.step(ctx, s)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", s, err)
+		}
+		switch {
+		case err == nil:
+		case s.Kind == Reconfigure && errors.Is(err, ErrNotYet): // what comes next may be what it waits for
+			waits = err
+		default:
+			return err
 		}
 	}
-	return nil
+	return waits
 }
 
 func (r *Reconciler) step(ctx context.Context, s Action) error {
@@ -289,6 +300,18 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		return r.create(ctx, *result.LUN, *result.Replica)
 	case Create:
 		return r.create(ctx, s.LUN, s.Replica)
+	case Prepare:
+		result, err := r.propose(ctx, &catalog.ReplicaStarted{LUN: s.LUN.ID, Replica: s.Replica.ID, Claim: r.claim})
+		if err != nil {
+			return err
+		}
+		return r.make(ctx, *result.LUN, *result.Replica)
+	case Fill:
+		if err := run.Fill(ctx, s.LUN, s.Replica); err != nil {
+			return err
+		}
+		_, err := r.propose(ctx, &catalog.ReplicaFilled{LUN: s.LUN.ID, Replica: s.Replica.ID})
+		return err
 	case Start:
 		return r.start(ctx, s.LUN, s.Replica)
 	case Replace:
@@ -332,8 +355,15 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 	return fmt.Errorf("unknown step %d", s.Kind)
 }
 
-// create is called only for a replica whose claim is ours, recorded in the catalog.
 func (r *Reconciler) create(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
+	if err := r.make(ctx, l, rep); err != nil {
+		return err
+	}
+	return r.start(ctx, l, rep)
+}
+
+// make is called only for a replica whose claim is ours, recorded in the catalog.
+func (r *Reconciler) make(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
 	r.mu.Lock()
 	again := r.created[rep.ID]
 	r.mu.Unlock()
@@ -346,7 +376,7 @@ func (r *Reconciler) create(ctx context.Context, l catalog.LUN, rep catalog.Repl
 	r.mu.Lock()
 	r.created[rep.ID] = true
 	r.mu.Unlock()
-	return r.start(ctx, l, rep)
+	return nil
 }
 
 func (r *Reconciler) start(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {

@@ -189,6 +189,10 @@ func (f *fakeRunner) Delete(_ context.Context, lun, replica string) error {
 	})
 }
 
+func (f *fakeRunner) Fill(_ context.Context, l catalog.LUN, r catalog.Replica) error {
+	return f.do("fill", l.ID, r.ID, func() {})
+}
+
 func (f *fakeRunner) Reconfigure(_ context.Context, l catalog.LUN) (Settled, error) {
 	var done Settled
 	err := f.do("reconfigure", l.ID, "", func() {

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -269,4 +270,77 @@ func TestReplicaTakesTheWitnesssPlace(t *testing.T) {
 			c.holds(cl, "vm1", acked)
 		})
 	}
+}
+
+// A node is drained while its LUN is used, stopped and removed; a machine of its name with an empty disk may come after it. So may one whose node has died.
+func TestNodeIsDrainedAndRemoved(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	c := newClusterOf(t, "alpha", "beta", "gamma", "witness")
+	c.start("alpha", "beta", "gamma", "witness")
+	cl := c.client()
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Open: true, Nodes: []string{"beta", "alpha"}}, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	l := c.load(cl, "vm1")
+	l.progress(100)
+	var p *api.Problem
+	if err := cl.RemoveNode(ctx, "beta"); !errors.As(err, &p) || p.Status != 409 {
+		t.Fatalf("a node that runs was removed: %v", err)
+	}
+	d, err := cl.DrainNode(ctx, "beta")
+	if err != nil || len(d.LUNs) != 1 || d.Kept() != 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	moved := c.lun(cl, "vm1", func(l api.LUN) bool { return l.Settled() && l.Health == api.HealthHealthy })
+	if replicasOf(moved) != "alpha gamma witness*" {
+		t.Fatalf("replicas on %s", replicasOf(moved))
+	}
+	l.progress(100)
+	c.empty("beta")
+	c.stop("beta")
+	cl = c.clientOf("alpha", "gamma", "witness")
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) { // gossip has to find out that it is gone
+		if err = cl.RemoveNode(ctx, "beta"); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	s, err := cl.Status(ctx)
+	if err != nil || len(s.Nodes) != 3 || s.Catalog.Voters != 3 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	// Gamma dies for good: what it had is made anew, from the other copy, where there is a place.
+	fresh := c.cfgs["beta"]
+	fresh.DataDir, fresh.Members = filepath.Join(t.TempDir(), "beta"), nil
+	fresh.Pools.File.Dir = ""
+	fresh.Join.API = []string{c.cfgs["alpha"].Listen.API, c.cfgs["gamma"].Listen.API}
+	c.cfgs["beta"] = fresh.Complete()
+	c.start("beta")
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if s, err = cl.Status(ctx); err == nil && len(s.Nodes) == 4 && s.Catalog.Voters == 4 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the new beta does not come up: %+v, %v", s, err)
+		}
+	}
+	c.stop("gamma")
+	cl = c.clientOf("alpha", "beta", "witness")
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if d, err = cl.DrainNode(ctx, "gamma"); err == nil && d.Kept() == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v, %v", d, err)
+		}
+	}
+	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Settled() && l.Health == api.HealthHealthy && replicasOf(l) == "alpha beta witness*" })
+	acked := l.stop()
+	t.Logf("%d writes, the longest took %v", l.writes, l.worst)
+	c.holds(cl, "vm1", acked)
 }

@@ -80,6 +80,9 @@ func (f *fakeNode) ChangeReplicas(context.Context, string, api.ReplicaChange) (a
 	return api.LUN{}, nil
 }
 
+func (f *fakeNode) DrainNode(context.Context, string) (api.Drain, error) { return api.Drain{}, nil }
+func (f *fakeNode) RemoveNode(context.Context, string) error             { return nil }
+
 func (f *fakeNode) Hosts(context.Context) ([]api.Host, error)                 { return nil, nil }
 func (f *fakeNode) SetHost(context.Context, string, api.HostSpec, bool) error { return nil }
 func (f *fakeNode) RemoveHost(context.Context, string, bool) error            { return nil }

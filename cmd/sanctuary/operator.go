@@ -68,7 +68,7 @@ func (c *cli) nodeCommand() *cobra.Command {
 			}
 			return c.print(l, func(w io.Writer) { printNodes(w, l.Nodes) })
 		},
-	})
+	}, c.nodeDrain(), c.nodeRemove())
 	return group
 }
 

@@ -39,6 +39,9 @@ func recoveryAnswers() map[string]any {
 	return map[string]any{
 		"GET /v1/luns/vm1/recovery":              sampleRecovery(),
 		"POST /v1/luns/" + done.ID + "/recovery": done,
+		"DELETE /v1/nodes/beta":                  map[string]any{},
+		"POST /v1/nodes/beta/drain":              api.Drain{Node: "beta", LUNs: []api.DrainLUN{{LUN: "vm1"}, {LUN: "vm2", Error: "there is no place for the LUN"}}},
+		"POST /v1/nodes/alpha/drain":             api.Drain{Node: "alpha"},
 		"POST /v1/luns/vm1/replicas":             sampleLUN(),
 	}
 }
@@ -58,12 +61,19 @@ func recoveryLines() []commandLine {
 		{name: "lun-recover-nothing-decided", line: "lun recover vm1 --by kk"},
 		{name: "lun-show-recovered", line: "lun show vm1", answers: map[string]any{"GET /v1/luns/vm1": recoveredLUN()}},
 		{name: "replica-add", line: "lun replica add vm1 --node gamma --pool ssd1"},
-		{name: "replica-add-any", line: "lun replica add vm1 --wait 0s", answers: map[string]any{"POST /v1/luns/vm1/replicas": recoveredLUN()}},
+		{name: "replica-add-any", line: "lun replica add vm1 --wait 0s", answers: map[string]any{"DELETE /v1/nodes/beta": map[string]any{},
+			"POST /v1/nodes/beta/drain":  api.Drain{Node: "beta", LUNs: []api.DrainLUN{{LUN: "vm1"}, {LUN: "vm2", Error: "there is no place for the LUN"}}},
+			"POST /v1/nodes/alpha/drain": api.Drain{Node: "alpha"},
+			"POST /v1/luns/vm1/replicas": recoveredLUN()}},
 		{name: "replica-remove", line: "lun replica remove vm1 --node beta --witness gamma"},
 		{name: "replica-remove-nothing", line: "lun replica remove vm1"},
 		{name: "replica-move", line: "lun replica move vm1 --from beta --to gamma -o json"},
 		{name: "replica-move-witness", line: "lun replica move vm1 --from witness --to gamma"},
 		{name: "replica-move-nowhere", line: "lun replica move vm1 --from beta"},
+		{name: "node-drain", line: "node drain beta"},
+		{name: "node-drain-nothing", line: "node drain alpha"},
+		{name: "node-remove", line: "node remove beta"},
+		{name: "node-remove-runs", line: "node remove beta -o json", answers: map[string]any{"DELETE /v1/nodes/beta": api.Conflict("Stop it first.", "node beta runs")}},
 		{name: "replica-move-long", line: "lun replica move vm1 --from beta --to gamma --wait 1h"},
 	}
 }

@@ -192,6 +192,16 @@ func (f *fakeNode) ChangeReplicas(_ context.Context, ref string, c api.ReplicaCh
 	return f.luns[0], f.fail
 }
 
+func (f *fakeNode) DrainNode(_ context.Context, node string) (api.Drain, error) {
+	f.note("drain " + node)
+	return api.Drain{Node: node}, f.fail
+}
+
+func (f *fakeNode) RemoveNode(_ context.Context, node string) error {
+	f.note("remove node " + node)
+	return f.fail
+}
+
 func (f *fakeNode) Hosts(context.Context) ([]api.Host, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -135,6 +135,7 @@ func (s *Server) register() {
 	s.registerPools()
 	s.registerRecovery()
 	s.registerReplicas()
+	s.registerNodes()
 	s.registerSnapshots()
 }
 

@@ -81,6 +81,10 @@ type Service interface {
 	RecoverLUN(ctx context.Context, ref string, spec RecoverSpec) (Recovery, error)
 	// ChangeReplicas records where a LUN's replicas shall be and returns without waiting for it to come about.
 	ChangeReplicas(ctx context.Context, ref string, change ReplicaChange) (LUN, error)
+	// DrainNode has everything a node holds moved to other nodes, as far as there is a place, and returns without waiting for it.
+	DrainNode(ctx context.Context, node string) (Drain, error)
+	// RemoveNode forgets a node: a Conflict while it runs or holds a replica. One that is not known is a success.
+	RemoveNode(ctx context.Context, node string) error
 	// PauseScrub says whether a LUN is to be scrubbed.
 	PauseScrub(ctx context.Context, ref string, paused bool) error
 	// SetSettings changes the settings given and leaves the others; an empty value means back to the default.

@@ -35,3 +35,15 @@ func (c *Client) Recover(ctx context.Context, ref string, spec api.RecoverSpec, 
 	}, &r)
 	return r, err
 }
+
+// DrainNode has everything a node holds moved to other nodes. It does not wait for that.
+func (c *Client) DrainNode(ctx context.Context, node string) (d api.Drain, err error) {
+	_, err = c.do(ctx, call{method: http.MethodPost, path: "/v1/nodes/" + url.PathEscape(node) + "/drain"}, &d)
+	return d, err
+}
+
+// RemoveNode forgets a node that holds nothing and does not run.
+func (c *Client) RemoveNode(ctx context.Context, node string) error {
+	_, err := c.do(ctx, call{method: http.MethodDelete, path: "/v1/nodes/" + url.PathEscape(node)}, nil)
+	return err
+}

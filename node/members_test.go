@@ -168,6 +168,10 @@ func (c *cluster) change(cl *client.Client, lun string, ch api.ReplicaChange, wa
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	l, err := cl.ChangeReplicas(ctx, lun, ch, 60*time.Second)
+	var p *api.Problem
+	for errors.As(err, &p) && p.RetryAfterSeconds > 0 && ctx.Err() == nil { // the catalog elects a leader, on a busy machine
+		l, err = cl.ChangeReplicas(ctx, lun, ch, 60*time.Second)
+	}
 	if err != nil || replicasOf(l) != want || !l.Settled() {
 		c.t.Fatalf("%+v: %s, want %s; %v; %+v", ch, replicasOf(l), want, err, l)
 	}
@@ -339,7 +343,9 @@ func TestNodeIsDrainedAndRemoved(t *testing.T) {
 			t.Fatalf("%+v, %v", d, err)
 		}
 	}
-	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Settled() && l.Health == api.HealthHealthy && replicasOf(l) == "alpha beta witness*" })
+	c.lun(cl, "vm1", func(l api.LUN) bool {
+		return l.Settled() && l.Health == api.HealthHealthy && replicasOf(l) == "alpha beta witness*"
+	})
 	acked := l.stop()
 	t.Logf("%d writes, the longest took %v", l.writes, l.worst)
 	c.holds(cl, "vm1", acked)

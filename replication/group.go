@@ -60,8 +60,11 @@ type Group struct {
 	full   atomic.Bool // applying waits for room in the pool
 	tenure atomic.Pointer[tenure]
 	failed atomic.Pointer[error]
-	asking atomic.Bool // see noteRefused
+	asking atomic.Bool  // see noteRefused
+	stored atomic.Int64 // when Raft stored entries last, in ms since the Unix epoch; see noteTime
 	opened time.Time
+
+	timeNoted int64 // see noteTime
 	// offered is the last term whose owner wanted to hand the LUN to this node.
 	offered atomic.Uint64
 
@@ -421,6 +424,7 @@ func (g *Group) Close() error {
 	g.cancel()
 	g.wg.Wait()
 	g.halt() // a rebuild may have ended meanwhile
+	g.noteTime(true)
 	g.writes.close()
 	if g.cfg.Store != nil {
 		g.room.drop(g, time.Now().Add(time.Hour))

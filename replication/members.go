@@ -319,6 +319,7 @@ func (g *Group) maintain() {
 			return
 		case <-ticker.C:
 		}
+		g.noteTime(false)
 		if g.tenure.Load() == nil || !g.changing.TryLock() {
 			continue
 		}

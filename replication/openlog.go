@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -40,6 +41,7 @@ type raftLog struct {
 
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
+	l.g.stored.Store(time.Now().UnixMilli())
 	if l.overlaps(logs) {
 		return l.Log.Append(logs)
 	}

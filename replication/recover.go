@@ -81,7 +81,7 @@ func Recover(j journal.Log, s Store, self Member, known uint64) error {
 		return err
 	}
 	conf := raft.Configuration{Servers: []raft.Server{{ID: self.ID, Address: raft.ServerAddress(self.Node)}}}
-	return j.StoreLog(&raft.Log{Index: last.Index + 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(conf), AppendedAt: time.Now()})
+	return j.StoreLog(&raft.Log{Index: last.Index + 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(conf)})
 }
 
 // Position is a place in a log. Of two logs of one history the one that ends at the later position holds more of what was committed.
@@ -121,7 +121,7 @@ type Survey struct {
 	Damaged      int           `json:"damaged,omitempty"`      // entries of its log that are to be fetched from another copy
 	Term         uint64        `json:"term"`                   // its current one
 	Last         Position      `json:"last"`                   // the end of its log
-	LastAt       time.Time     `json:"last_at,omitzero"`       // when an owner took that entry, by that owner's clock; zero: not known
+	LastAt       time.Time     `json:"last_at,omitzero"`       // about when it was stored here, up to timeKept too early after a restart; zero: not known
 	Runs         []Position    `json:"runs,omitempty"`         // where each term of its log begins, the newest first; at most maxRuns
 	Voters       []string      `json:"voters,omitempty"`       // of the newest configuration in its log
 	// Heard is when another replica was last heard, by ID. One that is missing has not been since Since, when this replica was started.
@@ -155,8 +155,17 @@ func (g *Group) Survey() (Survey, error) {
 	if s.Last, err = lastOf(g.cfg.Journal); err != nil {
 		return s, err
 	}
-	if s.Runs, s.LastAt, err = runsOf(g.cfg.Journal, s.Last); err != nil {
+	if s.Runs, err = runsOf(g.cfg.Journal, s.Last); err != nil {
 		return s, err
+	}
+	at := uint64(g.stored.Load())
+	if at == 0 {
+		if at, err = g.cfg.Journal.GetUint64([]byte(keyStored)); err != nil {
+			return s, err
+		}
+	}
+	if at != 0 {
+		s.LastAt = time.UnixMilli(int64(at))
 	}
 	if inst := g.running(); inst != nil {
 		f := inst.raft.GetConfiguration()
@@ -172,23 +181,37 @@ func (g *Group) Survey() (Survey, error) {
 	return s, nil
 }
 
+// keyStored is where a replica keeps about when it stored entries last, for a Survey after a restart: nothing else in a log tells times.
+const (
+	keyStored = "LastStored"
+	timeKept  = 10 * time.Second
+)
+
+// noteTime keeps the time at which entries were stored last, if it is later than what was kept last by timeKept. Only maintain and
+// Close call it, one after the other.
+func (g *Group) noteTime(closing bool) {
+	at := g.stored.Load()
+	if at == g.timeNoted || !closing && at-g.timeNoted < timeKept.Milliseconds() {
+		return
+	}
+	if g.Err() == nil && g.cfg.Journal.SetUint64([]byte(keyStored), uint64(at)) == nil { // else it is not known: nothing rests on it
+		g.timeNoted = at
+	}
+}
+
 // runsOf finds where the terms of a log begin, by bisection: terms only rise.
-func runsOf(j journal.Log, last Position) (runs []Position, lastAt time.Time, err error) {
+func runsOf(j journal.Log, last Position) (runs []Position, err error) {
 	first, err := j.FirstIndex()
 	if err != nil || first == 0 || last.Index < first {
 		if last.Index > 0 {
 			runs = []Position{last}
 		}
-		return runs, lastAt, err
+		return runs, err
 	}
 	at := func(i uint64) (raft.Log, error) {
 		var l raft.Log
 		err := j.Head(i, &l)
 		return l, err
-	}
-	var newest raft.Log
-	if j.GetLog(last.Index, &newest) == nil { // else it is damaged, and when that was is not known
-		lastAt = newest.AppendedAt
 	}
 	for end := last; len(runs) < maxRuns; {
 		lo, hi := first, end.Index // the run begins in [lo, hi]
@@ -196,7 +219,7 @@ func runsOf(j journal.Log, last Position) (runs []Position, lastAt time.Time, er
 			mid := lo + (hi-lo)/2
 			l, err := at(mid)
 			if err != nil {
-				return nil, lastAt, err
+				return nil, err
 			}
 			if l.Term >= end.Term {
 				hi = mid
@@ -210,11 +233,11 @@ func runsOf(j journal.Log, last Position) (runs []Position, lastAt time.Time, er
 		}
 		before, err := at(lo - 1)
 		if err != nil {
-			return nil, lastAt, err
+			return nil, err
 		}
 		end = Position{before.Term, lo - 1}
 	}
-	return runs, lastAt, nil
+	return runs, nil
 }
 
 // Shared returns up to where the logs of two surveys are the same, as far as their runs show: never more than they share.

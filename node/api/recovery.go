@@ -27,7 +27,7 @@ type RecoveryLoss struct {
 	ProvenBy    string   `json:"proven_by,omitempty" doc:"Replica whose log is longer; absent: nobody who can be reached knows of more than the copy holds"`
 	Entries     uint64   `json:"entries" doc:"Log entries the copy lacks: each holds one or several writes"`
 	BytesAtMost int64    `json:"bytes_at_most" doc:"What they can have held"`
-	Seconds     float64  `json:"seconds" doc:"Time from the copy's newest entry to the newest that is proven, by their owners' clocks"`
+	Seconds     float64  `json:"seconds" doc:"About the time from the copy's newest entry to the newest that is proven, by the clocks of their nodes"`
 	Unknown     []string `json:"unknown" nullable:"false" doc:"Replicas that could not be asked: what they alone hold is not known"`
 }
 
@@ -37,7 +37,7 @@ func (l RecoveryLoss) String() string {
 	if l.ProvenBy != "" {
 		s = fmt.Sprintf("%d log entries, at most %d bytes, that %s proves to have existed", l.Entries, l.BytesAtMost, l.ProvenBy)
 		if l.Seconds > 0 {
-			s += fmt.Sprintf("; the copy is %.1f s behind", l.Seconds)
+			s += fmt.Sprintf("; the copy is about %.0f s behind", max(1, l.Seconds))
 		}
 	}
 	if len(l.Unknown) > 0 {
@@ -55,7 +55,7 @@ type RecoveryReplica struct {
 	Unusable      string     `json:"unusable,omitempty" doc:"Why it is no copy to go on from"`
 	Term          uint64     `json:"term,omitempty" doc:"Raft term of its newest log entry"`
 	Index         uint64     `json:"index,omitempty" doc:"Its newest log entry"`
-	NewestEntry   *time.Time `json:"newest_entry,omitempty" doc:"When an owner took that entry"`
+	NewestEntry   *time.Time `json:"newest_entry,omitempty" doc:"About when that entry was stored there, by the clock of its node"`
 	LastHeard     *time.Time `json:"last_heard,omitempty" doc:"When another replica last heard it"`
 	NotHeardSince *time.Time `json:"not_heard_since,omitempty" doc:"No replica that answers has heard it since it was started, at this time"`
 }

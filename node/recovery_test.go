@@ -211,3 +211,97 @@ func TestAssessment(t *testing.T) {
 		}
 	}
 }
+
+// Three nodes, of which two burn down: the catalog has no majority any more, nor has the LUN. Both go on from the node that is left, and two new
+// machines of the old names make it a healthy cluster again.
+func TestTwoOfThreeNodesAreLost(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	c := newCluster(t)
+	c.start("alpha", "beta", "witness")
+	cl := c.client()
+	ctx, cancel := context.WithTimeout(context.Background(), 180*time.Second)
+	defer cancel()
+	if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Open: true}, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	text := bytes.Repeat([]byte("kept through it "), 256)
+	d := openDisk(t, c.lun(cl, "vm1", api.LUN.Served))
+	if _, err := d.WriteAt(ctx, text, 4096); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	beta := c.cfgs["beta"]
+	if _, _, err := Rescue(beta.DataDir); err == nil {
+		t.Fatal("the catalog of a node that runs was rescued")
+	}
+	for _, n := range []string{"alpha", "witness", "beta"} {
+		c.stop(n)
+	}
+	if name, others, err := Rescue(beta.DataDir); err != nil || name != "beta" || len(others) != 2 {
+		t.Fatalf("%s, %v, %v", name, others, err)
+	}
+	c.start("beta")
+	cl = c.clientOf("beta")
+	retry := func(what string, try func() error) {
+		t.Helper()
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			err := try()
+			if err == nil {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	retry("recover", func() error {
+		r, err := cl.Recovery(ctx, "vm1", "")
+		if err == nil && r.Refused != "" {
+			err = errors.New(r.Refused)
+		}
+		if err == nil {
+			_, err = cl.Recover(ctx, "vm1", api.RecoverSpec{AcceptLoss: true, History: r.History}, 10*time.Second)
+		}
+		return err
+	})
+	c.lun(cl, "vm1", api.LUN.Served)
+	retry("one copy for the time being", func() error {
+		l, err := cl.ChangeReplicas(ctx, "vm1", api.ReplicaChange{Remove: []string{"alpha"}}, 10*time.Second)
+		if err == nil && (!l.Settled() || replicasOf(l) != "beta") {
+			err = fmt.Errorf("%+v", l.Replicas)
+		}
+		return err
+	})
+	for _, n := range []string{"alpha", "witness"} {
+		retry("remove "+n, func() error { return cl.RemoveNode(ctx, n) })
+		fresh := c.cfgs[n]
+		fresh.DataDir, fresh.Members = t.TempDir()+"/"+n, nil
+		fresh.Pools.File.Dir = ""
+		fresh.Join.API = []string{beta.Listen.API}
+		c.cfgs[n] = fresh.Complete()
+		c.start(n)
+	}
+	retry("three nodes", func() error {
+		s, err := cl.Status(ctx)
+		if err == nil && (len(s.Nodes) != 3 || s.Catalog.Voters != 3) {
+			err = fmt.Errorf("%d nodes, %d voters", len(s.Nodes), s.Catalog.Voters)
+		}
+		return err
+	})
+	retry("two copies and a witness", func() error {
+		l, err := cl.ChangeReplicas(ctx, "vm1", api.ReplicaChange{Add: []string{"alpha"}}, 10*time.Second)
+		if err == nil && (!l.Settled() || replicasOf(l) != "alpha beta witness*") {
+			err = fmt.Errorf("%+v", l.Replicas)
+		}
+		return err
+	})
+	c.stop("beta") // what there is now stands on its own
+	cl = c.clientOf("alpha", "witness")
+	d = openDisk(t, c.lun(cl, "vm1", func(l api.LUN) bool { return l.Served() && l.Owner == "alpha" }))
+	defer d.Close()
+	got := make([]byte, len(text))
+	if _, err := d.ReadAt(ctx, got, 4096); err != nil || !bytes.Equal(got, text) {
+		t.Fatalf("%q, %v", got[:16], err)
+	}
+}

@@ -70,6 +70,8 @@ func recoveryLines() []commandLine {
 		{name: "replica-move", line: "lun replica move vm1 --from beta --to gamma -o json"},
 		{name: "replica-move-witness", line: "lun replica move vm1 --from witness --to gamma"},
 		{name: "replica-move-nowhere", line: "lun replica move vm1 --from beta"},
+		{name: "rescue-catalog", line: "rescue-catalog /var/lib/sanctuary"},
+		{name: "rescue-catalog-nothing-there", line: "rescue-catalog /nonexistent --accept-loss"},
 		{name: "node-drain", line: "node drain beta"},
 		{name: "node-drain-nothing", line: "node drain alpha"},
 		{name: "node-remove", line: "node remove beta"},

@@ -305,3 +305,56 @@ func TestTwoOfThreeNodesAreLost(t *testing.T) {
 		t.Fatalf("%q, %v", got[:16], err)
 	}
 }
+
+// A LUN in RAM of which one copy is left, with nobody who proves that it lacks anything: nothing is lost.
+func TestRecoveryByForceInMemory(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	c := newClusterOf(t, "alpha", "beta", "gamma", "delta", "witness")
+	c.start("alpha", "beta", "gamma", "delta", "witness")
+	cl := c.client()
+	ctx, cancel := context.WithTimeout(context.Background(), 180*time.Second)
+	defer cancel()
+	if _, err := cl.CreateLUN(ctx, api.LUNSpec{Name: "vm1", SizeBytes: 64 << 20, Media: "ram", Open: true, Nodes: []string{"alpha", "beta"}}, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	text := bytes.Repeat([]byte("still in memory "), 256)
+	check := func() {
+		t.Helper()
+		d := openDisk(t, c.lun(cl, "vm1", api.LUN.Served))
+		defer d.Close()
+		got := make([]byte, len(text))
+		if _, err := d.ReadAt(ctx, got, 4096); err != nil || !bytes.Equal(got, text) {
+			t.Fatalf("%q, %v", got[:16], err)
+		}
+	}
+	d := openDisk(t, c.lun(cl, "vm1", api.LUN.Served))
+	if _, err := d.WriteAt(ctx, text, 4096); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	c.stop("witness")
+	c.stop("alpha")
+	cl = c.clientOf("beta", "gamma", "delta")
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		r, err := cl.Recovery(ctx, "vm1", "")
+		if err == nil && r.Refused == "" {
+			if r.Node != "beta" || r.Lost.ProvenBy != "" || len(r.Lost.Unknown) != 2 {
+				t.Fatalf("%+v", r)
+			}
+			if _, err = cl.Recover(ctx, "vm1", api.RecoverSpec{AcceptLoss: true, History: r.History}, 20*time.Second); err == nil {
+				break
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	check()
+	c.start("alpha", "witness")
+	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy && l.Settled() && l.History == 2 })
+	if _, err := cl.MoveLUN(ctx, "vm1", "alpha", 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}

@@ -95,6 +95,10 @@ func (g *Group) Status() Status {
 		return s
 	}
 	absent := maps.Clone(g.members)
+	servers := map[raft.ServerID]raft.Server{}
+	for _, srv := range f.Configuration().Servers {
+		servers[srv.ID] = srv
+	}
 	for _, srv := range f.Configuration().Servers {
 		m, known := g.members[srv.ID]
 		if !known {
@@ -132,6 +136,7 @@ func (g *Group) Status() Status {
 	for id, m := range absent { // out of the group while it is being rebuilt, or not yet added
 		s.Peers = append(s.Peers, PeerStatus{Member: m, Level: "absent", Lag: s.LastIndex, Rebuild: g.rebuild.orders[id] != ""})
 		switch {
+		case m.Leaving, present(servers, givesWay(g.members, m)): // nobody counts on it any more, or yet
 		case m.Witness || g.rebuild.orders[id] == "":
 			s.Health = HealthDegraded
 		case s.Health == HealthHealthy:

@@ -134,3 +134,67 @@ func ballast(t *testing.T, c *cluster, l api.LUN, at, size int64) {
 		}
 	}
 }
+
+// TestProveReplicaSetsChangeWhileNodesDie goes round: the witness moves to the data node without a copy, that node gets a copy in the witness's place, and
+// one of the three copies goes. A node is killed in the middle of each step.
+func TestProveReplicaSetsChangeWhileNodesDie(t *testing.T) {
+	rng := prove(t)
+	cl := startCluster(t, clusterSpec{media: "file", sizeBytes: 256 << 20, more: []string{gamma}})
+	l := cl.healthy()
+	ballast(t, cl, l, 128<<20, 64<<20)
+	used := l
+	used.SizeBytes = 128 << 20
+	w := startLoad(t, cl, used, rng)
+	var back []time.Duration
+	for i := range count(t, "PROVE_MOVES", 9) {
+		wait(t, 300*time.Millisecond)
+		before := cl.healthy()
+		free := map[string]bool{alpha: true, beta: true, gamma: true}
+		var copies []string
+		votes := ""
+		for _, r := range before.Replicas {
+			if r.Role == api.RoleData {
+				copies = append(copies, r.Node)
+				delete(free, r.Node)
+			} else {
+				votes = r.Node
+			}
+		}
+		third := ""
+		for n := range free {
+			third = n
+		}
+		var ch api.ReplicaChange
+		var want int // copies
+		switch {
+		case len(copies) == 3:
+			ch, want = api.ReplicaChange{Remove: []string{copies[rng.IntN(3)]}, Witness: witness}, 2
+		case votes == witness:
+			ch, want = api.ReplicaChange{Witness: third}, 2
+		default:
+			ch, want = api.ReplicaChange{Add: []string{third}}, 3
+		}
+		cl.replicas(ch, 0)
+		wait(t, time.Duration(rng.IntN(1500))*time.Millisecond)
+		victim := []string{alpha, beta, gamma, witness, before.Owner}[rng.IntN(5)]
+		killed := time.Now()
+		cl.kill(victim)
+		back = append(back, w.answered(killed).Sub(killed))
+		wait(t, time.Duration(rng.IntN(1000))*time.Millisecond)
+		cl.start(victim)
+		after, have := cl.settled(), 0
+		for _, r := range after.Replicas {
+			if r.Role == api.RoleData {
+				have++
+			}
+		}
+		if have != want || len(after.Replicas) != 3 {
+			t.Fatalf("replicas are %+v after %+v", after.Replicas, ch)
+		}
+		t.Logf("step %d %+v, owner %s, %s killed; served %v after the kill, settled after %v", i, ch, before.Owner, victim,
+			back[i].Round(time.Millisecond), time.Since(killed).Round(time.Millisecond))
+		w.heat(rng)
+	}
+	w.finish(cl)
+	stalls(t, "kills in the middle of a change", back, stallLimit(t))
+}

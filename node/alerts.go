@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"sanctuary/node/api"
+	"sanctuary/replication"
 )
 
 // Alerts implements api.Service.
@@ -54,7 +56,14 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 				Next: "Delete or unmap data in that pool, or raise its capacity and restart the node.",
 			})
 		}
-		if err := run.group.Err(); err != nil {
+		if err := run.group.Err(); errors.Is(err, replication.ErrSuperseded) {
+			out = append(out, api.Alert{
+				Severity: api.SeverityWarning, Subject: "lun/" + l.Name,
+				What: fmt.Sprintf("The replica on node %s belongs to a history that was given up: %v", s.n.cfg.Node, err),
+				Data: "The LUN goes on elsewhere, from the copy an operator has chosen; this one takes part in nothing.",
+				Next: "Nothing: it is made anew when this node has heard of the decision. To look at what it holds, do so before.",
+			})
+		} else if err != nil {
 			out = append(out, api.Alert{
 				Severity: api.SeverityCritical, Subject: "lun/" + l.Name, What: fmt.Sprintf("The replica on node %s is out: %v", s.n.cfg.Node, err),
 				Data: "The LUN goes on from its other replicas; this copy is not used any more.", Next: "Replace the disk and follow \"A failed disk\" in docs/OPERATING.md: the replica is rebuilt from the others.",

@@ -60,11 +60,14 @@ func freePorts(t *testing.T, n int) []string {
 	return out
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t *testing.T) *cluster { return newClusterOf(t, "alpha", "beta", "witness") }
+
+// newClusterOf is a cluster of nodes with these names. The one called witness is one.
+func newClusterOf(t *testing.T, names ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, cfgs: map[string]config.Config{}, runs: map[string]*run{}, now: time.Now}
 	var members []config.Member
-	for _, name := range []string{"alpha", "beta", "witness"} {
+	for _, name := range names {
 		cfg := config.Default()
 		if name == "witness" {
 			cfg = config.DefaultWitness()
@@ -140,6 +143,21 @@ func (c *cluster) client() *client.Client {
 			c.t.Fatalf("the cluster does not come up: %+v, %v", nodes, err)
 		}
 	}
+}
+
+// clientOf is a client of some nodes, whether or not all others are up.
+func (c *cluster) clientOf(nodes ...string) *client.Client {
+	c.t.Helper()
+	var addresses []string
+	for _, name := range nodes {
+		addresses = append(addresses, c.cfgs[name].Listen.API)
+	}
+	cl, err := client.New(client.Config{Addresses: addresses, RetryFor: 2 * time.Second})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(cl.Close)
+	return cl
 }
 
 func (c *cluster) lun(cl *client.Client, name string, ok func(api.LUN) bool) api.LUN {

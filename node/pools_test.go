@@ -214,6 +214,7 @@ func TestReplicaFileNamesThePool(t *testing.T) {
 		`{"version":1,"lun":"l","replica":"a/1","media":"ram","witness":false,"started":true}`:                 "ram",
 		`{"version":1,"lun":"l","replica":"a/1","media":"file","witness":true,"started":true}`:                 "",
 		`{"version":2,"lun":"l","replica":"a/1","media":"file","witness":false,"started":true,"pool":"slow1"}`: "slow1",
+		`{"version":3,"lun":"l","replica":"a/1","media":"file","witness":false,"started":true,"history":2}`:    "file",
 	} {
 		path := filepath.Join(t.TempDir(), "replica.json")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -225,7 +226,7 @@ func TestReplicaFileNamesThePool(t *testing.T) {
 		}
 	}
 	path := filepath.Join(t.TempDir(), "replica.json")
-	if err := os.WriteFile(path, []byte(`{"version":3}`), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(`{"version":4}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := readReplicaFile(path); err == nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,7 +34,9 @@ type replicas struct {
 	running map[string]*running       // by LUN ID
 	targets map[string]*running       // by IQN
 	memory  map[string]*memoryReplica // by replica ID and LUN, see memoryKey
-	closed  bool
+	// fillings are what is being filled beside the replica that runs, by replica ID and LUN.
+	fillings map[string]*filling
+	closed   bool
 }
 
 // running is a started replica.
@@ -57,6 +61,7 @@ type running struct {
 type memoryReplica struct {
 	lun, id string
 	journal journal.Log
+	history uint64 // the epoch its journal is of
 	pool    *pools.Pool
 	volume  *blockstore.Volume
 	started bool // see replicaFile.Started; guarded by replicas.mu
@@ -65,7 +70,7 @@ type memoryReplica struct {
 func newReplicas(n *Node) *replicas {
 	return &replicas{
 		n: n, dir: filepath.Join(n.cfg.DataDir, "luns"),
-		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{},
+		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{},
 	}
 }
 
@@ -126,7 +131,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
 		OnChange: func() { go s.changed(l.ID) }, OnRollback: func() { go s.rolledBack(l.ID) }, Scrub: s.scrub(l, r),
 	}
-	cfg.Members, cfg.Bootstrap = members(l.Replicas), members(bootstrap)
+	cfg.Members, cfg.View, cfg.Bootstrap = members(l.Replicas), viewOf(s.n.catalog.Model(), l), members(bootstrap)
 	var started func() error
 	if inMemory(l, r) {
 		s.mu.Lock()
@@ -134,6 +139,9 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		s.mu.Unlock()
 		if m == nil {
 			return fmt.Errorf("replica %s has no storage here", r.ID)
+		}
+		if err := s.recoverInMemory(l, r, m); err != nil {
+			return err
 		}
 		cfg.Journal, run.volume, run.pool, cfg.First = m.journal, m.volume, m.pool, !m.started
 		cfg.Limits.JournalKeepBytes = min(cfg.Limits.JournalKeepBytes, memoryJournalBytes)
@@ -181,7 +189,7 @@ func (s *replicas) followHosts() {
 const memoryJournalBytes = 64 << 20
 
 func member(r catalog.Replica) replication.Member {
-	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness}
+	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving, Filled: r.Filled}
 }
 
 func members(rs []catalog.Replica) (out []replication.Member) {
@@ -198,7 +206,7 @@ func (s *replicas) follow(ctx context.Context) error {
 		m, newer := s.n.catalog.Watch()
 		for _, l := range m.LUNs {
 			if run := s.get(l.ID); run != nil {
-				run.group.Learn(members(l.Replicas))
+				run.group.Follow(members(l.Replicas), viewOf(m, l))
 			}
 		}
 		s.followHosts()
@@ -340,29 +348,16 @@ func (s *replicas) end(run *running) error {
 	return err
 }
 
-// Reconfigure implements reconcile.Runner.
-func (s *replicas) Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error) {
-	run := s.get(l.ID)
-	if run == nil {
-		return nil, fmt.Errorf("no replica of LUN %s runs here", l.Name)
-	}
-	var want []replication.Desired
-	for _, r := range l.Replicas {
-		want = append(want, replication.Desired{Member: member(r), Joining: r.State == catalog.ReplicaJoining})
-	}
-	ids, err := run.group.SetMembers(ctx, want)
-	for _, id := range ids {
-		promoted = append(promoted, string(id))
-	}
-	return promoted, err
-}
-
 func (s *replicas) close() error {
 	s.mu.Lock()
 	s.closed = true
 	runs := s.running
 	s.running, s.targets = map[string]*running{}, map[string]*running{}
+	filling := slices.Collect(maps.Keys(s.fillings))
 	s.mu.Unlock()
+	for _, key := range filling {
+		s.endFilling(key)
+	}
 	var err error
 	for _, r := range runs {
 		err = errors.Join(err, s.end(r))

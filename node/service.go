@@ -150,6 +150,9 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	for _, x := range l.Schedules {
 		out.Schedules = append(out.Schedules, scheduleView(x))
 	}
+	if len(l.Recoveries) > 0 {
+		out.History, out.Recoveries = l.Epoch, recoveriesView(l)
+	}
 	var st replication.Status
 	if run := s.n.replicas.get(l.ID); run != nil {
 		st = run.group.Status()
@@ -221,6 +224,7 @@ func (s service) replica(r catalog.Replica, st replication.Status, peers map[raf
 	if r.Witness {
 		out.Role = api.RoleWitness
 	}
+	out.Leaving = r.Leaving
 	if p, ok := peers[raft.ServerID(r.ID)]; ok {
 		out.InSync, out.MatchIndex = p.InSync, p.Match
 		switch {

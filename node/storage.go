@@ -31,13 +31,26 @@ type replicaFile struct {
 	Started bool   `json:"started"` // it has been started: from then on an absent journal is a loss
 	// Pool is the name of the pool the data are in. Version 1 does not have it: the pool is the one of the configuration, called as Media.
 	Pool string `json:"pool,omitempty"`
+	// History is the epoch of the LUN that the journal is of. Older versions do not have it: it is 1.
+	History uint64 `json:"history,omitempty"`
 }
 
 // Versions of replica.json. It is written in the lower one where that can say it, so that an older program can be gone back to.
 const (
 	replicaFileVersion = 1
 	replicaFilePool    = 2 // Pool
+	replicaFileHistory = 3 // History
 )
+
+// history returns the epoch of the LUN that the journal is of.
+func (f replicaFile) history() uint64 { return max(1, f.History) }
+
+// of sets the epoch.
+func (f *replicaFile) of(epoch uint64) {
+	if epoch > 1 {
+		f.Version, f.History = replicaFileHistory, epoch
+	}
+}
 
 // newReplicaFile describes a replica; pool is nil for a witness.
 func newReplicaFile(l catalog.LUN, r catalog.Replica, pool *pools.Pool) replicaFile {
@@ -45,6 +58,7 @@ func newReplicaFile(l catalog.LUN, r catalog.Replica, pool *pools.Pool) replicaF
 	if pool != nil && pool.Name != f.Media {
 		f.Version, f.Pool = replicaFilePool, pool.Name
 	}
+	f.of(l.Epoch)
 	return f
 }
 
@@ -178,8 +192,8 @@ func readReplicaFile(path string) (f replicaFile, err error) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return f, fmt.Errorf("%s: %w", path, err)
 	}
-	if f.Version < replicaFileVersion || f.Version > replicaFilePool {
-		return f, fmt.Errorf("%s has version %d, this program reads versions %d to %d", path, f.Version, replicaFileVersion, replicaFilePool)
+	if f.Version < replicaFileVersion || f.Version > replicaFileHistory {
+		return f, fmt.Errorf("%s has version %d, this program reads versions %d to %d", path, f.Version, replicaFileVersion, replicaFileHistory)
 	}
 	return f, nil
 }
@@ -215,7 +229,13 @@ func (s *replicas) newVolume(l catalog.LUN, r catalog.Replica) (pool *pools.Pool
 		}
 	}
 	pool, release = from.pool, func() {}
-	if pool == nil {
+	switch {
+	case pool != nil:
+	case r.Pool != "":
+		if pool, release, err = s.n.pools.Take(r.Pool); err != nil {
+			return nil, nil, nil, err
+		}
+	default:
 		if pool, release, err = s.n.pools.Place(l.WantedClass()); err != nil {
 			return nil, nil, nil, err
 		}
@@ -249,7 +269,7 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 	}
 	if inMemory(l, r) {
 		s.mu.Lock()
-		s.memory[memoryKey(l.ID, r.ID)] = &memoryReplica{lun: l.ID, id: r.ID, journal: journal.NewMemory(), pool: pool, volume: volume}
+		s.memory[memoryKey(l.ID, r.ID)] = &memoryReplica{lun: l.ID, id: r.ID, history: l.Epoch, journal: journal.NewMemory(), pool: pool, volume: volume}
 		s.mu.Unlock()
 		return nil
 	}
@@ -303,6 +323,19 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 		}
 		return nil, err
 	}
+	if file.history() != run.lun.Epoch {
+		if err = s.beginHistory(run.lun, run.replica, file.history(), cfg.Journal, run.store()); err == nil {
+			file.of(run.lun.Epoch)
+			err = writeJSON(marker, file)
+		}
+		if err != nil {
+			err = errors.Join(err, cfg.Journal.Close())
+			if run.volume != nil {
+				err = errors.Join(err, run.volume.Close())
+			}
+			return nil, err
+		}
+	}
 	return func() error {
 		if file.Started {
 			return nil
@@ -318,6 +351,7 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 
 // Delete implements reconcile.Runner.
 func (s *replicas) Delete(_ context.Context, lun, replica string) error {
+	s.endFilling(memoryKey(lun, replica))
 	s.mu.Lock()
 	m := s.memory[memoryKey(lun, replica)]
 	delete(s.memory, memoryKey(lun, replica))

@@ -38,6 +38,8 @@ type cluster struct {
 	joining  string
 	folders  map[string]*crashdev.Folder                  // of the journals; nil: directories
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
+	epochs   map[string]uint64                            // history, by node; absent: 1
+	recovers string                                       // the node whose copy begins a new history when it is started next
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub
 
@@ -156,7 +158,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 	}
 	self := c.member(node)
 	cfg := Config{
-		LUN: testLUN, Epoch: 1, Self: self, Members: c.members, Geometry: c.geometry,
+		LUN: testLUN, Epoch: max(1, c.epochs[node]), Self: self, Members: c.members, Geometry: c.geometry,
 		Logger: log, Limits: c.limits, Timing: c.timing, OnRollback: func() { n.rollbacks.Add(1) },
 	}
 	if first && c.joining != node {
@@ -216,6 +218,12 @@ func (c *cluster) tryStart(node string, first bool) error {
 		if c.wrapStore != nil {
 			cfg.Store = c.wrapStore(node, n.vol)
 		}
+	}
+	if c.recovers == node {
+		if err := Recover(cfg.Journal, cfg.Store, self, 0); err != nil {
+			t.Fatal(err)
+		}
+		c.recovers = ""
 	}
 	if n.group, err = n.host.Open(cfg); err != nil {
 		n.mux.Close()

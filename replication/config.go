@@ -54,6 +54,15 @@ type Member struct {
 	ID      raft.ServerID // one incarnation of one replica: "<node>/<incarnation>"
 	Node    string        // the node's name: its raft.ServerAddress
 	Witness bool
+	Leaving bool // it goes when all others hold everything; until then it counts as ever
+	// Filled: another member on its node leaves, and it can take its place: its storage holds what the LUN held a moment ago (Host.Fill).
+	Filled bool
+}
+
+// View says how new a list of members is.
+type View struct {
+	Index uint64 // of the catalog it is from; 0: not known
+	Next  uint64 // the incarnation that catalog gives out next: a server with a lower one that is not in the list has been removed
 }
 
 // Timing sets the pace of failure detection. Default fits a LAN.
@@ -111,6 +120,7 @@ type Config struct {
 	Epoch   uint64 // history of the LUN; groups of different epochs do not talk
 	Self    Member
 	Members []Member // every member the catalog knows, Self included
+	View    View     // of Members
 	// Bootstrap is the group's first voters: set at the very first start of a replica that was created with the LUN, and never
 	// again. Of a clone, that means: with its contents. One that comes without them joins, like a new incarnation. A replica that has been started before and finds its log gone has lost its storage (ErrLogLost).
 	Bootstrap []Member

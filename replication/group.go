@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,10 +61,15 @@ type Group struct {
 	stored   atomic.Uint64          // and ended
 	activity atomic.Uint64          // reads and applied entries, for whoever waits for a quiet moment
 
-	space  space
-	full   atomic.Bool // applying waits for room in the pool
-	tenure atomic.Pointer[tenure]
-	failed atomic.Pointer[error]
+	space    space
+	full     atomic.Bool // applying waits for room in the pool
+	tenure   atomic.Pointer[tenure]
+	failed   atomic.Pointer[error]
+	asking   atomic.Bool  // see noteRefused
+	storedAt atomic.Int64 // when Raft stored entries last, in ms since the Unix epoch; see noteTime
+	opened   time.Time
+
+	timeNoted int64 // see noteTime
 	// offered is the last term whose owner wanted to hand the LUN to this node.
 	offered atomic.Uint64
 
@@ -74,12 +78,15 @@ type Group struct {
 	closing     bool      // nothing is started any more
 	inst        *instance // the running Raft; replaced by a rebuild, nil while one runs
 	members     map[raft.ServerID]Member
+	view        View          // of members
 	gate        *witness.Gate // only while this node leads
 	gateTerm    uint64
 	gateMove    chan struct{} // closed and replaced when the gate's limit may have changed
 	match       map[raft.ServerID]uint64
 	heard       map[raft.ServerID]time.Time // when a member last took entries
 	heardCommit map[raft.ServerID]uint64    // the newest commit index a member has been told and has answered
+	contacts    map[raft.ServerID]time.Time // when a server was last heard, in whatever term
+	changed     uint64                      // owner: the log's index behind which there is no change of members; see knowMembers
 	pace        time.Duration               // between entries, while a copy catches up
 	paceLag     uint64                      // its lag at the last tick
 	parked      []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
@@ -143,13 +150,15 @@ func open(host *Host, cfg Config) (*Group, error) {
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
+		contacts: map[raft.ServerID]time.Time{}, opened: time.Now(),
 		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
-	g.Learn(cfg.Members)
-	g.Learn([]Member{cfg.Self})
-	if copies := dataMembers(cfg.Members); copies > 2 {
-		g.kickJitter = rand.N(cfg.Timing.Kick / 2)
+	if cfg.View.Index > 0 {
+		g.Follow(cfg.Members, cfg.View)
+	} else {
+		g.Learn(cfg.Members)
+		g.Learn([]Member{cfg.Self})
 	}
 	if cfg.Store != nil {
 		g.reshaped.Store(cfg.Store.Applied())
@@ -196,15 +205,6 @@ func open(host *Host, cfg Config) (*Group, error) {
 		g.goFunc(g.reclaim)
 	}
 	return g, nil
-}
-
-func dataMembers(members []Member) (n int) {
-	for _, m := range members {
-		if !m.Witness {
-			n++
-		}
-	}
-	return n
 }
 
 // goFunc runs f on a goroutine that Close waits for, unless the group is closing.
@@ -432,6 +432,7 @@ func (g *Group) Close() error {
 	g.cancel()
 	g.wg.Wait()
 	g.halt() // a rebuild may have ended meanwhile
+	g.noteTime(true)
 	g.writes.close()
 	if g.cfg.Store != nil {
 		g.room.drop(g, time.Now().Add(time.Hour))

@@ -16,6 +16,7 @@ type Host struct {
 	mux      *transport.Mux
 	scrubs   pacer                    // of all groups
 	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
+	handlers map[string]transport.Handler
 
 	born time.Time // for vouches; monotonic
 
@@ -55,7 +56,7 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		mux: mux, protocol: mux.Protocol, groups: map[string]*Group{},
 		born: time.Now(), vouchers: map[string]*voucher{}, vouchees: map[string]*vouchee{},
 	}
-	for method, handler := range map[string]transport.Handler{
+	h.handlers = map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
 		methodReserve:     h.serveReserve,
@@ -72,10 +73,12 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 		methodEntry:       h.serveEntry,
 		methodQuiet:       h.serveQuiet,
 		methodVouch:       h.serveVouch,
+		methodEpoch:       h.serveEpoch,
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
-	} {
+	}
+	for method, handler := range h.handlers {
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err
 		}

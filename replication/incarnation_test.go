@@ -58,6 +58,10 @@ func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
 	if _, copies := g.configured(g.running()); len(copies) != 1 {
 		t.Fatalf("the new owner counts %v as copies", copies)
 	}
+	eventually(t, "everybody knows the members", func() bool {
+		_, servers, err := g.configuration()
+		return err == nil && g.knowMembers(servers) == nil
+	})
 	for range 3 { // what maintain does
 		g.changing.Lock()
 		err := g.settle(ctx)

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -65,20 +63,87 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 	byID := map[raft.ServerID]Desired{}
 	for _, d := range want {
 		byID[d.ID] = d
-		g.Learn([]Member{d.Member})
+		if !g.follows() {
+			g.Learn([]Member{d.Member})
+		}
 	}
 	left := g.settle(ctx)
 	_, servers, err := g.configuration()
 	if err != nil {
 		return nil, err
 	}
+	if err := g.knowMembers(servers); err != nil {
+		return nil, err
+	}
 	for _, s := range servers {
-		if s.Suffrage == raft.Voter && byID[s.ID].Joining {
+		if d := byID[s.ID]; d.Joining && g.whole(d.Member, s) {
 			promoted = append(promoted, s.ID)
 		}
 	}
 	return promoted, left
 }
+
+// whole says whether a member votes and holds everything it should: the witness its log, a copy every acknowledged write.
+func (g *Group) whole(m Member, s raft.Server) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return s.Suffrage == raft.Voter && (m.Witness || m.ID == g.cfg.Self.ID || g.gate != nil && g.gate.Level(string(m.ID)) == witness.InSync)
+}
+
+// knowMembers returns an error while a voter that answers has yet to store the newest change of members. Nothing else is changed
+// until then, and nobody is told that it is done: a voter refuses its vote to whom it does not know to be one, so if the owner
+// died now, a copy that has just been promoted could not be elected by a witness that has not heard of it. One that does not answer, since
+// it is gone, hangs or must be rebuilt, is not waited for: perhaps it is what the change is about.
+func (g *Group) knowMembers(servers map[raft.ServerID]raft.Server) error {
+	patience := g.cfg.Timing.Gate.NoProgress
+	t := g.tenure.Load()
+	young := t != nil && time.Since(t.since) < patience
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id, s := range servers {
+		if s.Suffrage != raft.Voter || id == g.cfg.Self.ID || g.match[id] >= g.changed || g.needs[id] || gone(g.members, g.view, id) {
+			continue
+		}
+		if time.Since(g.heard[id]) < patience || young && g.host.mux.Up(string(s.Address)) {
+			return fmt.Errorf("%s has yet to hear of the newest change of members", id)
+		}
+	}
+	return nil
+}
+
+// changeMembers waits for a change of members and notes where in the log it is.
+func (g *Group) changeMembers(ctx context.Context, inst *instance, f raft.IndexFuture) error {
+	err := g.waitFor(ctx, f)
+	g.mu.Lock()
+	g.changed = inst.raft.LastIndex() // behind it, if it was not waited for to the end
+	if err != nil {
+		g.mu.Unlock()
+		return err
+	}
+	g.changed = f.Index()
+	g.mu.Unlock()
+	g.refreshVoters(inst)
+	// Most know of it in a moment. Those that do not are waited for before the next change.
+	ctx, cancel := context.WithTimeout(ctx, knowWait)
+	defer cancel()
+	poll := time.NewTicker(knowPoll)
+	defer poll.Stop()
+	for {
+		if _, servers, err := g.configuration(); err != nil || g.knowMembers(servers) == nil {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+const (
+	knowWait = time.Second
+	knowPoll = 5 * time.Millisecond
+)
 
 // configuration returns the Raft this node leads and serves with, and its servers.
 func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error) {
@@ -97,76 +162,7 @@ func (g *Group) configuration() (*instance, map[raft.ServerID]raft.Server, error
 	return inst, servers, nil
 }
 
-// Learn takes over what the catalog says about members, on every replica: whoever becomes the owner next must know who is a
-// witness and who has been replaced. Of one node's replica only the newest incarnation counts, and the
-// catalog this was read from may be old: a newer one that is known already stays.
-func (g *Group) Learn(members []Member) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	changed := false
-	for _, m := range members {
-		known := false
-		for id, k := range g.members {
-			switch {
-			case k.Node != m.Node:
-			case incarnation(id) > incarnation(m.ID):
-				known = true
-			case id != m.ID:
-				delete(g.members, id)
-			}
-		}
-		if !known && g.members[m.ID] != m {
-			g.members[m.ID], changed = m, true
-		}
-	}
-	if changed {
-		g.wake()
-	}
-}
-
-// nodeOf returns the node of "<node>/<incarnation>".
-func nodeOf(id raft.ServerID) string {
-	node, _, _ := strings.Cut(string(id), "/")
-	return node
-}
-
-// incarnation returns the number of "<node>/<incarnation>", 0 if there is none.
-func incarnation(id raft.ServerID) uint64 {
-	_, n, _ := strings.Cut(string(id), "/")
-	i, err := strconv.ParseUint(n, 10, 64)
-	if err != nil {
-		return 0
-	}
-	return i
-}
-
-// memberLocked returns what is known about a server; of one that is no member (yet, or any more) its node's replica tells
-// whether it is the witness. Zero if the node has none.
-func (g *Group) memberLocked(id raft.ServerID) Member {
-	if m, ok := g.members[id]; ok {
-		return m
-	}
-	node := nodeOf(id)
-	for _, m := range g.members {
-		if m.Node == node {
-			return Member{ID: id, Node: node, Witness: m.Witness}
-		}
-	}
-	return Member{}
-}
-
-// replaced says whether a server is an earlier incarnation of a member.
-func replaced(members map[raft.ServerID]Member, id raft.ServerID) bool {
-	node := nodeOf(id)
-	for _, m := range members {
-		if m.Node == node {
-			return incarnation(m.ID) > incarnation(id)
-		}
-	}
-	return false
-}
-
-// settle moves every member towards a vote, one step each, and removes servers that have been replaced. A member
+// settle moves every member towards a vote, removes servers that are gone, and at last those that leave. A member
 // that cannot be served from the log leaves the group until it has been rebuilt: Raft finds out where a server stands only
 // when it is added. settle returns an error while something is left to do. The caller holds changing.
 func (g *Group) settle(ctx context.Context) error {
@@ -176,47 +172,47 @@ func (g *Group) settle(ctx context.Context) error {
 	}
 	g.refreshVoters(inst) // a change that was given up on may have been made after all
 	g.mu.Lock()
-	members := maps.Clone(g.members)
+	members, view := maps.Clone(g.members), g.view
 	g.mu.Unlock()
-	var left error
-	for id := range servers {
-		if !replaced(members, id) {
+	if err := g.knowMembers(servers); err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(servers)) {
+		if !gone(members, view, id) {
 			continue
 		}
 		if id == g.cfg.Self.ID {
 			return fmt.Errorf("the catalog has replaced this owner, %s: move the LUN first", id)
 		}
-		if err := g.remove(ctx, inst, id, "it has been replaced"); err != nil {
+		if err := g.remove(ctx, inst, id, "it has been replaced or removed"); err != nil {
 			return err
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(members)) {
-		if id == g.cfg.Self.ID {
+	var left error
+	for _, id := range dataFirst(members) {
+		if id == g.cfg.Self.ID || members[id].Leaving || present(servers, givesWay(members, members[id])) {
 			continue
+		}
+		// What the one before has brought about.
+		if _, servers, err = g.configuration(); err != nil {
+			return err
 		}
 		s, present := servers[id]
 		if !present && newerThan(servers, id) {
 			continue // the catalog this was read from is old
 		}
-		if err := g.settleMember(ctx, inst, members[id], s, present); err != nil {
+		if err := g.settleMember(ctx, inst, members[id], s, servers); err != nil {
 			left = err
 		}
 	}
-	return left
-}
-
-// newerThan says whether the group has a later incarnation of a member.
-func newerThan(servers map[raft.ServerID]raft.Server, id raft.ServerID) bool {
-	node := nodeOf(id)
-	for have := range servers {
-		if nodeOf(have) == node && incarnation(have) > incarnation(id) {
-			return true
-		}
+	if left != nil {
+		return left
 	}
-	return false
+	return g.removeLeaving(ctx, inst, members)
 }
 
-func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, present bool) error {
+func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, servers map[raft.ServerID]raft.Server) error {
+	_, present := servers[m.ID]
 	g.mu.Lock()
 	needs, ordered := g.needs[m.ID], g.rebuild.orders[m.ID] != ""
 	g.mu.Unlock()
@@ -241,7 +237,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	case !present:
 		g.host.mux.Connect(m.Node)
 		g.log.Info("adding a learner to the group", "peer", string(m.ID))
-		if err := g.waitFor(ctx, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
+		if err := g.changeMembers(ctx, inst, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
 			return fmt.Errorf("add %s: %w", m.ID, err)
 		}
 		return fmt.Errorf("%s has yet to catch up", m.ID)
@@ -251,8 +247,11 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
 		return fmt.Errorf("%s is %d entries behind", m.ID, lag)
 	}
+	if err := g.inPairs(inst, m, servers); err != nil {
+		return err
+	}
 	g.log.Info("a learner has caught up and may vote", "peer", string(m.ID))
-	if err := g.waitFor(ctx, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
+	if err := g.changeMembers(ctx, inst, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
 		return fmt.Errorf("promote %s: %w", m.ID, err)
 	}
 	g.refreshVoters(inst)
@@ -264,9 +263,41 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	return nil
 }
 
+// inPairs returns an error while a member that has caught up should wait for another before it votes: with two voters
+// either one's loss stops the LUN, so a LUN of one goes on to three in one go if it can. The witness comes last, since the vote of one
+// without data is of use only beside two copies.
+func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft.Server) error {
+	g.mu.Lock()
+	members := maps.Clone(g.members)
+	g.mu.Unlock()
+	voters, copies := 0, 0
+	for id, s := range servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+			if !members[id].Witness {
+				copies++
+			}
+		}
+	}
+	if voters != 1 {
+		return nil
+	}
+	for id, other := range members {
+		s, present := servers[id]
+		switch {
+		case id == m.ID || other.Leaving || s.Suffrage == raft.Voter && present:
+		case m.Witness && copies < 2 && !other.Witness:
+			return fmt.Errorf("%s votes when a second copy does: %s has yet to", m.ID, id)
+		case !m.Witness && present && g.host.mux.Up(other.Node) && g.lag(inst, id) > caughtUpEntries:
+			return fmt.Errorf("%s votes together with %s, which is still behind", m.ID, id)
+		}
+	}
+	return nil
+}
+
 func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, why string) error {
 	g.log.Info("removing a replica from the group", "peer", string(id), "why", why)
-	if err := g.waitFor(ctx, inst.raft.RemoveServer(id, 0, 0)); err != nil {
+	if err := g.changeMembers(ctx, inst, inst.raft.RemoveServer(id, 0, 0)); err != nil {
 		return fmt.Errorf("remove %s: %w", id, err)
 	}
 	g.refreshVoters(inst)
@@ -299,6 +330,7 @@ func (g *Group) maintain() {
 			ticker.Reset(maintainEvery)
 			continue
 		}
+		g.noteTime(false)
 		if g.tenure.Load() == nil || !g.changing.TryLock() {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -42,6 +43,7 @@ type raftLog struct {
 
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
+	l.g.storedAt.Store(time.Now().UnixMilli())
 	return l.g.rouse(func() error {
 		if l.overlaps(logs) || mutant.Ack && l.g.termLed() == 0 {
 			return l.Log.Append(logs)

@@ -85,6 +85,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		if err == nil && resp.Success && resp.Term == req.Term {
 			p.g.lease.renew(id, req.Term, sent)
 		}
+		p.g.noteRefused(err)
 		return err
 	}
 	if p.hold(id, req, resp) {
@@ -157,7 +158,9 @@ func (p *peers) RequestVote(id raft.ServerID, target raft.ServerAddress, req *ra
 	if err := p.mayStand(req.LeadershipTransfer); err != nil {
 		return err
 	}
-	return p.inner.RequestVote(id, target, req, resp)
+	err := p.inner.RequestVote(id, target, req, resp)
+	p.g.noteRefused(err)
+	return err
 }
 
 // RequestPreVote implements raft.WithPreVote.
@@ -165,7 +168,9 @@ func (p *peers) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req 
 	if err := p.mayStand(false); err != nil {
 		return err
 	}
-	return p.inner.RequestPreVote(id, target, req, resp)
+	err := p.inner.RequestPreVote(id, target, req, resp)
+	p.g.noteRefused(err)
+	return err
 }
 
 // mayStand: a witness never stands, a data replica not while its promise lasts. An owner that transfers its leadership has
@@ -213,7 +218,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		return nil, errors.New("this replica is being rebuilt or has failed"), true
 	}
 	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(g.cfg.Self.ID), Addr: []byte(g.cfg.Self.Node)}
-	fromWitness := g.member(from).Witness
+	fromWitness := g.hearing(from).Witness
 	switch c := cmd.(type) {
 	case *raft.AppendEntriesRequest:
 		if fromWitness {
@@ -343,6 +348,7 @@ func (g *Group) replied(id raft.ServerID, req *raft.AppendEntriesRequest, resp *
 // answered notes a replica's answer to entries this owner sent.
 func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
 	g.noteAnswer(id, req, resp, err)
+	g.noteRefused(err)
 	g.releaseParked()
 }
 
@@ -367,7 +373,7 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 		index = req.Entries[n-1].Index
 	}
 	g.match[id] = max(g.match[id], index)
-	g.heard[id] = now
+	g.heard[id], g.contacts[id] = now, now
 	g.heardCommit[id] = max(g.heardCommit[id], req.LeaderCommitIndex)
 	delete(g.needs, id)
 	if isWitness {

@@ -140,7 +140,7 @@ func TestReplicaThatFallsBehindAgainIsRebuiltAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = g.settleMember(ctx, inst, receiver.cfg.Self, servers[id], true) // says that something is left to do
+		_ = g.settleMember(ctx, inst, receiver.cfg.Self, servers[id], servers) // says that something is left to do
 		if _, servers, err = g.configuration(); err != nil {
 			t.Fatal(err)
 		}

@@ -218,7 +218,14 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 	}
 }
 
-func witnesses(members []Member) (n int) { return len(members) - dataMembers(members) }
+func witnesses(members []Member) (n int) {
+	for _, m := range members {
+		if m.Witness {
+			n++
+		}
+	}
+	return n
+}
 
 // exact says whether every copy is.
 func (c *cluster) exact() bool {

@@ -95,6 +95,10 @@ func (g *Group) Status() Status {
 		return s
 	}
 	absent := maps.Clone(g.members)
+	servers := map[raft.ServerID]raft.Server{}
+	for _, srv := range f.Configuration().Servers {
+		servers[srv.ID] = srv
+	}
 	for _, srv := range f.Configuration().Servers {
 		m, known := g.members[srv.ID]
 		if !known {
@@ -122,6 +126,9 @@ func (g *Group) Status() Status {
 			case witness.InSync:
 			}
 		}
+		if p.Voter && !p.Self && p.Match < g.changed && s.Health == HealthHealthy && time.Since(g.heard[srv.ID]) < g.cfg.Timing.Gate.NoProgress {
+			s.Health = HealthCatchingUp // see Group.knowMembers
+		}
 		p.Lag = s.LastIndex - min(s.LastIndex, p.Match)
 		s.Peers = append(s.Peers, p)
 		delete(absent, srv.ID)
@@ -129,6 +136,7 @@ func (g *Group) Status() Status {
 	for id, m := range absent { // out of the group while it is being rebuilt, or not yet added
 		s.Peers = append(s.Peers, PeerStatus{Member: m, Level: "absent", Lag: s.LastIndex, Rebuild: g.rebuild.orders[id] != ""})
 		switch {
+		case m.Leaving, present(servers, givesWay(g.members, m)): // nobody counts on it any more, or yet
 		case m.Witness || g.rebuild.orders[id] == "":
 			s.Health = HealthDegraded
 		case s.Health == HealthHealthy:

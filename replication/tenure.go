@@ -58,10 +58,13 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	clear(g.heardCommit)
 	clear(g.needs)
 	clear(g.rebuild.orders)
+	g.changed = inst.raft.LastIndex()
 	g.mu.Unlock()
 	g.log.Info("elected owner; applying what came before", "term", term)
 	g.goFunc(func() {
 		started := time.Now()
+		newest := make(chan uint64, 1)
+		go func() { newest <- g.newestEpoch(ctx) }() // ends within epochWait
 		barrier := inst.raft.Barrier(0)
 		done := make(chan error, 1)
 		go func() { done <- barrier.Error() }()
@@ -76,6 +79,10 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		}
 		// The barrier was committed under this node's leadership. If the term has not moved, it was this term's.
 		if inst.raft.CurrentTerm() != term || inst.raft.State() != raft.Leader {
+			return
+		}
+		if epoch := <-newest; epoch > g.cfg.Epoch {
+			g.supersede(epoch)
 			return
 		}
 		before := g.inherited(inst, term)

@@ -75,6 +75,12 @@ func scrubbedLUN() api.LUN {
 	return l
 }
 
+// commandLine is a command line, what is typed into it, and the answers that differ from the standard ones.
+type commandLine struct {
+	name, line, input string
+	answers           map[string]any
+}
+
 // TestCommandLines runs each command line against a scripted API and compares everything it does (what it asks, prints
 // and returns) with a file.
 func TestCommandLines(t *testing.T) {
@@ -86,7 +92,7 @@ func TestCommandLines(t *testing.T) {
 		"GET /v1/luns/vm1": sampleLUN(), "POST /v1/luns": sampleLUN(), "POST /v1/luns/vm1/move": sampleLUN(),
 		"DELETE /v1/luns/" + sampleLUN().ID: map[string]any{},
 	}
-	for _, more := range []map[string]any{accessAnswers(), snapshotAnswers()} {
+	for _, more := range []map[string]any{accessAnswers(), snapshotAnswers(), recoveryAnswers()} {
 		for k, v := range more {
 			standard[k] = v
 		}
@@ -96,10 +102,7 @@ func TestCommandLines(t *testing.T) {
 	}
 	nobody, open := sampleLUN(), sampleLUN()
 	nobody.Access, open.Access = api.LUNAccess{}, api.LUNAccess{Open: true, SinglePath: true}
-	for _, tc := range []struct {
-		name, line, input string
-		answers           map[string]any
-	}{
+	for _, tc := range append(recoveryLines(), []commandLine{
 		{name: "status", line: "status"},
 		{name: "status-json", line: "status -o json"},
 		{name: "status-quiet", line: "status", answers: map[string]any{"GET /v1/status": api.Status{Cluster: "lab", Node: "a", LUNs: []api.LUN{}, Nodes: []api.Node{}, Alerts: []api.Alert{}}}},
@@ -255,7 +258,7 @@ func TestCommandLines(t *testing.T) {
 		{name: "run-bad-member", line: "run --node a --members a"},
 		{name: "witness-with-disk", line: "witness --file-capacity 1GiB"},
 		{name: "help", line: "help"},
-	} {
+	}...) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := &scripted{answers: map[string]any{}}
 			for k, v := range standard {

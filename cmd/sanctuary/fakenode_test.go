@@ -68,6 +68,21 @@ func (f *fakeNode) PauseScrub(context.Context, string, bool) error       { retur
 func (f *fakeNode) MoveLUN(context.Context, string, string) error        { return nil }
 func (f *fakeNode) DeleteLUN(context.Context, string) error              { return os.Remove(f.file()) }
 
+func (f *fakeNode) Recovery(context.Context, string, string) (api.Recovery, error) {
+	return api.Recovery{}, nil
+}
+
+func (f *fakeNode) RecoverLUN(context.Context, string, api.RecoverSpec) (api.Recovery, error) {
+	return api.Recovery{}, nil
+}
+
+func (f *fakeNode) ChangeReplicas(context.Context, string, api.ReplicaChange) (api.LUN, error) {
+	return api.LUN{}, nil
+}
+
+func (f *fakeNode) DrainNode(context.Context, string) (api.Drain, error) { return api.Drain{}, nil }
+func (f *fakeNode) RemoveNode(context.Context, string) error             { return nil }
+
 func (f *fakeNode) Hosts(context.Context) ([]api.Host, error)                 { return nil, nil }
 func (f *fakeNode) SetHost(context.Context, string, api.HostSpec, bool) error { return nil }
 func (f *fakeNode) RemoveHost(context.Context, string, bool) error            { return nil }

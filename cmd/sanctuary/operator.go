@@ -68,19 +68,19 @@ func (c *cli) nodeCommand() *cobra.Command {
 			}
 			return c.print(l, func(w io.Writer) { printNodes(w, l.Nodes) })
 		},
-	})
+	}, c.nodeDrain(), c.nodeRemove())
 	return group
 }
 
 func (c *cli) lunCommand() *cobra.Command {
 	group := &cobra.Command{
-		Use: "lun", Short: "Create, list, show, allow, move, clone, scrub and delete LUNs", Args: noSuchCommand, RunE: help,
+		Use: "lun", Short: "Create, list, show, allow, move, copy, clone, scrub, recover and delete LUNs", Args: noSuchCommand, RunE: help,
 		Long: `A LUN is a disk that initiators (ESXi, QEMU, Windows, Linux) use over iSCSI.
 
 Every node offers it under the same name and identity. One node owns it and serves it; when that node dies, another that has
 every acknowledged write takes over, and initiators that know all portals go on there.`,
 	}
-	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.lunClone(), c.lunScrub(), c.snapshotCommand(), c.lunDelete())
+	group.AddCommand(c.lunCreate(), c.lunList(), c.lunShow(), c.lunAllow(), c.lunDeny(), c.lunSet(), c.lunResize(), c.lunMove(), c.replicaCommand(), c.lunRecover(), c.lunClone(), c.lunScrub(), c.snapshotCommand(), c.lunDelete())
 	return group
 }
 
@@ -144,7 +144,7 @@ allow" says who.`,
 	f.Var(&size, "size", "capacity: a whole number with KiB, MiB, GiB or TiB; a multiple of 4KiB, at most 16TiB")
 	f.StringVar(&spec.Class, "class", "", "class of the pools the copies are kept in: ram, ssd or hdd (default: any that lasts)")
 	f.StringVar(&spec.Media, "media", "", "older name of --class: file (any that lasts) or ram")
-	f.IntVar(&spec.Copies, "copies", 0, "copies of the data (default: 2 if there are two data nodes, otherwise 1)")
+	f.IntVar(&spec.Copies, "copies", 0, "copies of the data, 1 to 5 (default: 2 if there are two data nodes, otherwise 1)")
 	f.StringSliceVar(&spec.Nodes, "node", nil, "data node to place a copy on; repeat for each copy (default: chosen by free space)")
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
 	f.StringSliceVar(&spec.Hosts, "host", nil, "host that may use it; repeat for each")

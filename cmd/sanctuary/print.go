@@ -122,7 +122,11 @@ func printLUN(w io.Writer, l api.LUN) {
 		if r.MatchIndex != 0 {
 			match = fmt.Sprint(r.MatchIndex)
 		}
-		rows = append(rows, []string{r.ID, r.Node, r.Role, r.State, yesNo(r.IsOwner), yesNo(r.Connected), yesNo(r.InSync), match})
+		state := r.State
+		if r.Leaving {
+			state = "leaving"
+		}
+		rows = append(rows, []string{r.ID, r.Node, r.Role, state, yesNo(r.IsOwner), yesNo(r.Connected), yesNo(r.InSync), match})
 	}
 	table(w, rows...)
 	for _, r := range l.Replicas {
@@ -130,6 +134,7 @@ func printLUN(w io.Writer, l api.LUN) {
 			line(w, "%s: %s", r.ID, r.Error)
 		}
 	}
+	printRecoveries(w, l.Recoveries)
 	if len(l.Scrub) > 0 {
 		line(w, "")
 		printScrub(w, l.Scrub)

@@ -62,7 +62,7 @@ func newRoot(env environment) *cobra.Command {
 	f.VarP(&c.output, "output", "o", "table for people, wide with more columns where there are some, json for programs: the API's own objects")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "wide", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 
-	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(), c.poolCommand(),
+	root.AddCommand(c.runCommand(), c.witnessCommand(), c.demoCommand(), c.statusCommand(), c.rescueCommand(), c.lunCommand(), c.hostCommand(), c.nodeCommand(), c.poolCommand(),
 		c.targetCommand(), c.sessionCommand(), c.reservationCommand(), c.settingCommand(), c.inspectCommand(), c.versionCommand())
 	root.InitDefaultCompletionCmd("completion")
 	wrapArgs(root)

@@ -177,6 +177,31 @@ func (f *fakeNode) MoveLUN(_ context.Context, ref, node string) error {
 	return f.fail
 }
 
+func (f *fakeNode) Recovery(_ context.Context, ref, node string) (api.Recovery, error) {
+	f.note("assess " + ref + " " + node)
+	return api.Recovery{LUN: ref, ID: lunID, History: 1, From: "beta/2", Replicas: []api.RecoveryReplica{}, Lost: api.RecoveryLoss{Unknown: []string{"alpha/1"}}}, f.fail
+}
+
+func (f *fakeNode) RecoverLUN(_ context.Context, ref string, spec api.RecoverSpec) (api.Recovery, error) {
+	f.note(fmt.Sprintf("recover %s in history %d, by %s", ref, spec.History, spec.By))
+	return api.Recovery{LUN: ref, ID: lunID, History: 2, From: "beta/2", Done: true, Replicas: []api.RecoveryReplica{}}, f.fail
+}
+
+func (f *fakeNode) ChangeReplicas(_ context.Context, ref string, c api.ReplicaChange) (api.LUN, error) {
+	f.note(fmt.Sprintf("replicas %s +%v -%v pool=%s witness=%s", ref, c.Add, c.Remove, c.Pool, c.Witness))
+	return f.luns[0], f.fail
+}
+
+func (f *fakeNode) DrainNode(_ context.Context, node string) (api.Drain, error) {
+	f.note("drain " + node)
+	return api.Drain{Node: node}, f.fail
+}
+
+func (f *fakeNode) RemoveNode(_ context.Context, node string) error {
+	f.note("remove node " + node)
+	return f.fail
+}
+
 func (f *fakeNode) Hosts(context.Context) ([]api.Host, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

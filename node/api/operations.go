@@ -133,6 +133,9 @@ func (s *Server) register() {
 	s.registerReservations()
 	s.registerScrub()
 	s.registerPools()
+	s.registerRecovery()
+	s.registerReplicas()
+	s.registerNodes()
 	s.registerSnapshots()
 }
 

@@ -46,6 +46,9 @@ type Service interface {
 	// the API.
 	Reservations(ctx context.Context, ref string) (Reservations, error)
 
+	// Recovery says what a forced recovery of a LUN would mean, after asking its other nodes. node: see RecoverSpec.Node.
+	Recovery(ctx context.Context, ref, node string) (Recovery, error)
+
 	// CloseSession ends the session of this node with that handle (the part of its ID behind the dot), or returns NotFound.
 	CloseSession(ctx context.Context, handle string) error
 
@@ -74,6 +77,14 @@ type Service interface {
 	OpenLUN(ctx context.Context, ref string, access LUNOpen) error
 	// ChangeLUN changes the attributes that are given.
 	ChangeLUN(ctx context.Context, ref string, change LUNChange) error
+	// RecoverLUN has a LUN go on from one copy, whatever is lost; a Conflict while it could help itself. The API has checked AcceptLoss.
+	RecoverLUN(ctx context.Context, ref string, spec RecoverSpec) (Recovery, error)
+	// ChangeReplicas records where a LUN's replicas shall be and returns without waiting for it to come about.
+	ChangeReplicas(ctx context.Context, ref string, change ReplicaChange) (LUN, error)
+	// DrainNode has everything a node holds moved to other nodes, as far as there is a place, and returns without waiting for it.
+	DrainNode(ctx context.Context, node string) (Drain, error)
+	// RemoveNode forgets a node: a Conflict while it runs or holds a replica. One that is not known is a success.
+	RemoveNode(ctx context.Context, node string) error
 	// PauseScrub says whether a LUN is to be scrubbed.
 	PauseScrub(ctx context.Context, ref string, paused bool) error
 	// SetSettings changes the settings given and leaves the others; an empty value means back to the default.

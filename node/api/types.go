@@ -66,6 +66,9 @@ type LUN struct {
 	Schedules []Schedule `json:"schedules,omitempty" doc:"Schedules of its snapshots"`
 	Space     *LUNSpace  `json:"space,omitempty" doc:"What it and its snapshots hold in one copy; counted in the background, absent at first"`
 
+	History    uint64           `json:"history,omitempty" doc:"Number of its history, if it has been recovered by force"`
+	Recoveries []RecoveryRecord `json:"recoveries,omitempty" doc:"Its forced recoveries, the newest last"`
+
 	Scrub []ReplicaScrub `json:"scrub,omitempty" doc:"The scrub of each copy, as far as the node in view knows: all of them if it is the owner"`
 }
 
@@ -88,6 +91,7 @@ type Replica struct {
 	Node       string `json:"node" doc:"Node that holds it"`
 	Role       string `json:"role" enum:"data,witness" doc:"data: holds blocks; witness: votes only"`
 	State      string `json:"state" enum:"pending,active,joining" doc:"pending: being created; active: has data; joining: receives its data, does not vote yet"`
+	Leaving    bool   `json:"leaving,omitempty" doc:"It goes when all others hold everything; until then it is one like any other"`
 	Connected  bool   `json:"connected" doc:"The owner reaches it (from a node that is not the owner: gossip believes it alive)"`
 	InSync     bool   `json:"in_sync" doc:"Has every acknowledged write; an acknowledgement waits for it"`
 	IsOwner    bool   `json:"is_owner" doc:"Serves the LUN"`
@@ -119,8 +123,8 @@ type LUNSpec struct {
 	BlockBytes int      `json:"block_bytes,omitempty" enum:"512,4096" default:"512" doc:"Logical block length in bytes; 512 suits every hypervisor"`
 	Class      string   `json:"class,omitempty" enum:"ram,ssd,hdd" doc:"Class of the pools it is to be in; ram: gone when the process ends, rebuilt from a peer. Empty: any that survives a power cut"`
 	Media      string   `json:"media,omitempty" enum:"file,ram" doc:"Older than class: file is any class that survives a power cut, ram is class ram"`
-	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"7" doc:"Copies of the data; 0 = 2 if there are two data nodes, otherwise 1"`
-	Nodes      []string `json:"nodes,omitempty" maxItems:"7" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
+	Copies     int      `json:"copies,omitempty" minimum:"0" maximum:"5" doc:"Copies of the data, and a witness if that is an even number; 0 = 2 if there are two data nodes, otherwise 1"`
+	Nodes      []string `json:"nodes,omitempty" maxItems:"5" doc:"Data nodes to place the copies on; empty = chosen by free space and load"`
 	Preferred  string   `json:"preferred,omitempty" doc:"Node that should own it"`
 	Hosts      []string `json:"hosts,omitempty" maxItems:"256" doc:"Hosts that may use it"`
 	Open       bool     `json:"open,omitempty" doc:"Let anyone who reaches a portal use it. Without hosts and open nobody may, until it is granted"`

@@ -90,8 +90,14 @@ func (s *Server) informants(l LUN) []string {
 	return nodes
 }
 
-// better returns the answer that knows more: an owner's before anybody else's, then the newer term.
+// better returns the answer that knows more: of a newer history, an owner's before anybody else's, then the newer term.
 func better(a, b LUN) LUN {
+	if a.History != b.History { // an owner of a history that has been given up is none
+		if b.History > a.History {
+			return b
+		}
+		return a
+	}
 	if byOwner := cmp.Compare(boolInt(b.View.Source == SourceOwner), boolInt(a.View.Source == SourceOwner)); byOwner != 0 {
 		if byOwner > 0 && b.Term >= a.Term {
 			return b

@@ -9,10 +9,11 @@ import (
 // possible until something is used that it does not know.
 const (
 	modelVersion     = 1
-	versionAccess    = 2                // hosts, access, portals, NonOptimized
-	versionClass     = 3                // the class of a LUN
-	versionSnapshots = 4                // Origin, ReadOnly, Schedules, Dropped
-	newestVersion    = versionSnapshots // the newest this program can read
+	versionAccess    = 2              // hosts, access, portals, NonOptimized
+	versionClass     = 3              // the class of a LUN
+	versionSnapshots = 4              // Origin, ReadOnly, Schedules, Dropped
+	versionMembers   = 5              // Leaving, Pool, Left, Recoveries, four and five copies
+	newestVersion    = versionMembers // the newest this program can read
 )
 
 // needs raises the model's version to at least v.
@@ -120,6 +121,7 @@ func (c *RemoveNode) apply(m *Model, r *Result) error {
 		}
 	}
 	delete(m.Nodes, c.Name)
+	m.forgetNode(c.Name)
 	for id := range m.Deleted {
 		bury(m, id, c.Name)
 	}
@@ -192,32 +194,24 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 
 // checkPlacement returns the node to own the LUN.
 func (c *CreateLUN) checkPlacement(m *Model) (string, error) {
-	data, witnesses := 0, 0
+	data, witnesses, err := m.checkPlaces(c.Name, c.Replicas)
+	if err != nil {
+		return "", err
+	}
+	if err := CheckShape(data, witnesses); err != nil {
+		return "", err
+	}
+	if data > 3 {
+		m.needs(versionMembers)
+	}
 	first := ""
-	seen := map[string]bool{}
 	for _, p := range c.Replicas {
-		n, ok := m.Nodes[p.Node]
-		switch {
-		case !ok:
-			return "", refuse(CodeNotFound, "LUN %q: there is no node %q in the cluster", c.Name, p.Node)
-		case seen[p.Node]:
-			return "", refuse(CodeInvalid, "LUN %q: node %q is given two replicas; one failure would take both", c.Name, p.Node)
-		case !p.Witness && n.Kind != KindData:
-			return "", refuse(CodeInvalid, "LUN %q: node %q is a witness and holds no data", c.Name, p.Node)
+		if p.Pool != "" {
+			return "", refuse(CodeInvalid, "LUN %q: the pools of a new LUN are chosen by its class", c.Name)
 		}
-		seen[p.Node] = true
-		if p.Witness {
-			witnesses++
-			continue
-		}
-		data++
-		if first == "" || p.Node == c.Preferred {
+		if !p.Witness && (first == "" || p.Node == c.Preferred) {
 			first = p.Node
 		}
-	}
-	if !(data == 1 && witnesses == 0 || data == 2 && witnesses == 1 || data == 3 && witnesses == 0) {
-		return "", refuse(CodeInvalid, "LUN %q: %d data replicas and %d witnesses are not supported: use one replica, two and a witness "+
-			"(so that one loss leaves a majority), or three", c.Name, data, witnesses)
 	}
 	if c.Preferred != "" && first != c.Preferred {
 		return "", refuse(CodeInvalid, "LUN %q: the preferred owner %q holds none of its data replicas", c.Name, c.Preferred)
@@ -239,7 +233,12 @@ func (c *DeleteLUN) apply(m *Model, r *Result) error {
 	for _, rep := range l.Replicas {
 		t.Nodes = append(t.Nodes, rep.Node)
 	}
+	for _, id := range l.Left {
+		node, _, _ := SplitReplicaID(id)
+		t.Nodes = append(t.Nodes, node)
+	}
 	slices.Sort(t.Nodes)
+	t.Nodes = slices.Compact(t.Nodes)
 	if l.Access != nil {
 		for _, g := range l.Access.Grants {
 			m.free(l.ID, g)
@@ -262,6 +261,10 @@ func (c *ReplicaStarted) apply(m *Model, r *Result) error {
 	switch {
 	case rep.State == ReplicaPending:
 		rep.State, rep.Claim = ReplicaActive, c.Claim
+	case rep.State == ReplicaJoining && rep.Claim == "":
+		rep.Claim = c.Claim // it stays joining until it holds the data
+	case rep.State == ReplicaJoining && rep.Claim == c.Claim:
+		r.Changed = false
 	case rep.State == ReplicaActive && rep.Claim == c.Claim:
 		r.Changed = false
 	default:
@@ -323,6 +326,8 @@ func (c *ReplicaPromoted) apply(m *Model, r *Result) error {
 		// A pending replica still has to bootstrap with the IDs of the LUN's creation, and Replaces is where they are kept.
 		// With at most three voters a replacement cannot be promoted without every other replica's vote anyway.
 		return refuse(CodeStale, "LUN %q: a replica has yet to start for the first time", l.Name)
+	case rep.Claim == "":
+		return refuse(CodeStale, "replica %s of LUN %q has no storage yet", c.Replica, l.Name)
 	default:
 		rep.State, rep.Replaces = ReplicaActive, ""
 	}

@@ -187,6 +187,11 @@ func (c *Catalog) startRaft() error {
 	} else if errors.Is(err, ErrCorrupt) {
 		return err
 	}
+	if rescued, err := c.store.rescued(); err != nil {
+		return err
+	} else if rescued {
+		c.guard.knows = c.knows
+	}
 	if err := c.bootstrap(through); err != nil {
 		return fmt.Errorf("write the first configuration: %w", err)
 	}

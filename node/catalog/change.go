@@ -37,10 +37,11 @@ type RemoveNode struct {
 	Name string `json:"name"`
 }
 
-// Placement asks for one replica of a new LUN.
+// Placement asks for one replica.
 type Placement struct {
 	Node    string `json:"node"`
 	Witness bool   `json:"witness,omitempty"`
+	Pool    string `json:"pool,omitempty"` // see Replica.Pool; only of a replica that is added to a LUN
 }
 
 // CreateLUN makes a LUN. ID is a UUID made by the proposer (nothing in apply is random).
@@ -50,7 +51,7 @@ type CreateLUN struct {
 	Geometry  block.Geometry `json:"geometry"`
 	Media     Media          `json:"media"`
 	Class     Class          `json:"class,omitempty"`     // see LUN.Class; every node must know it
-	Replicas  []Placement    `json:"replicas"`            // one data, two data and a witness, or three data
+	Replicas  []Placement    `json:"replicas"`            // see CheckShape
 	Preferred string         `json:"preferred,omitempty"` // the node to own it; empty: the first data replica's
 	// Access says who may use it from the start; nil, as programs before access control wrote it: anyone.
 	Access *NewAccess `json:"access,omitempty"`
@@ -70,7 +71,7 @@ type DeleteLUN struct {
 	ID string `json:"id"`
 }
 
-// ReplicaStarted turns a pending replica active. It is proposed BEFORE the storage is created and the replica started:
+// ReplicaStarted turns a pending replica active, and gives a joining one that nobody has claimed to the process that asks. It is proposed BEFORE the storage is created and the replica started:
 // from then on a missing storage under this ID means a loss, and never a second first start.
 type ReplicaStarted struct {
 	LUN     string `json:"lun"`
@@ -174,7 +175,8 @@ func newChange(kind string) Change {
 		&RegisterNode{}, &RemoveNode{}, &CreateLUN{}, &DeleteLUN{}, &ReplicaStarted{}, &ReplaceReplica{},
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
 		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{}, &ResizeLUN{},
-		&ReplicaCopied{}, &DropSnapshot{}, &SetSchedule{}, &RemoveSchedule{},
+		&ReplicaCopied{}, &DropSnapshot{}, &SetSchedule{}, &RemoveSchedule{}, &RecoverLUN{},
+		&SetReplicas{}, &ReplicaRemoved{}, &ReplicaDeleted{}, &ReplicaFilled{},
 	} {
 		if c.kind() == kind {
 			return c

@@ -35,15 +35,16 @@ type Transport interface {
 // on Raft's heartbeat short cut, which changes Raft's state off its own goroutine (hashicorp/raft#695).
 type guard struct {
 	Transport
-	first     bool           // this node is one of the first members
-	last      func() uint64  // last index in our own log
-	applied   func() uint64  // last index applied here
-	confirm   func() error   // makes the confirmation durable
-	confirmed atomic.Bool    //
-	consumer  chan raft.RPC  //
-	done      chan struct{}  //
-	stop      sync.Once      //
-	wg        sync.WaitGroup //
+	first     bool                        // this node is one of the first members
+	last      func() uint64               // last index in our own log
+	applied   func() uint64               // last index applied here
+	confirm   func() error                // makes the confirmation durable
+	knows     func(id raft.ServerID) bool // whether a server is a member; nil: all are listened to. See Rescue
+	confirmed atomic.Bool                 //
+	consumer  chan raft.RPC               //
+	done      chan struct{}               //
+	stop      sync.Once                   //
+	wg        sync.WaitGroup              //
 }
 
 // firstIndex is the index of the first configuration: a log that ends there holds nothing else.
@@ -52,6 +53,7 @@ const firstIndex = 1
 var (
 	errUnconfirmed = errors.New("this member of the catalog does not vote yet: it has not found its own registration in the catalog")
 	errStopped     = errors.New("the catalog is being closed")
+	errStranger    = errors.New("the catalog has gone on without this member: remove it, and let it join again with an empty data directory")
 )
 
 func (g *guard) start() {
@@ -82,6 +84,9 @@ func (g *guard) run() {
 }
 
 func (g *guard) check(rpc raft.RPC) error {
+	if h, ok := rpc.Command.(raft.WithRPCHeader); g.knows != nil && (!ok || !g.knows(raft.ServerID(h.GetRPCHeader().ID))) {
+		return errStranger
+	}
 	switch c := rpc.Command.(type) {
 	case *raft.RequestPreVoteRequest:
 		return g.mayVote(c.LastLogIndex)

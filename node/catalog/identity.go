@@ -118,10 +118,10 @@ func (r *Replica) replaceBy(id, claim string) {
 		r.Replaces += ","
 	}
 	r.Replaces += r.ID
-	r.ID, r.State, r.Claim = id, ReplicaJoining, claim
+	r.ID, r.State, r.Claim, r.Filled = id, ReplicaJoining, claim, false
 }
 
-// ReplicaOn returns the LUN's replica on a node.
+// ReplicaOn returns the LUN's replica on a node: while one takes the place of another there, the one that leaves.
 func (l LUN) ReplicaOn(node string) (Replica, bool) {
 	i := slices.IndexFunc(l.Replicas, func(r Replica) bool { return r.Node == node })
 	if i < 0 {

@@ -78,6 +78,12 @@ type Replica struct {
 	// Claim is the random name of the process start that may create this ID's storage, once. A process that finds
 	// no storage under an ID claimed by another start has lost it, and must ask for a new incarnation.
 	Claim string `json:"claim,omitempty"`
+	// Leaving: it goes as soon as every replica that stays or comes holds the data. Until then it counts as it always did.
+	Leaving bool `json:"leaving,omitempty"`
+	// Pool is where on its node the data of a replica that was added are to be, if somebody chose it; empty: in the pool that suits best.
+	Pool string `json:"pool,omitempty"`
+	// Filled: a joining replica whose node has another that leaves holds what the LUN held a moment ago. It joins when that one has left.
+	Filled bool `json:"filled,omitempty"`
 }
 
 // LUN is a logical unit.
@@ -108,6 +114,10 @@ type LUN struct {
 	Schedules []Schedule `json:"schedules,omitempty"` // by prefix
 	// Dropped are the IDs of the snapshots deleted last, the newest at the end; see maxDropped.
 	Dropped []string `json:"dropped,omitempty"`
+	// Left are the IDs of replicas that have been removed, until their nodes have deleted what they held.
+	Left []string `json:"left,omitempty"`
+	// Recoveries are the LUN's forced recoveries, the newest at the end.
+	Recoveries []Recovery `json:"recoveries,omitempty"`
 }
 
 // Tombstone remembers a deleted LUN until every node has deleted its storage. Storage is deleted on the evidence of a

@@ -1,7 +1,7 @@
-// Package placement chooses the nodes for a new LUN.
+// Package placement chooses the nodes for a new LUN, and for the copies that one is to have more.
 //
 // Invariant: it is a pure function of the catalog and of what gossip says at that moment; the catalog checks again
-// whatever must hold whoever proposed it. It does not move anything that exists.
+// whatever must hold whoever proposed it. It moves nothing by itself.
 package placement
 
 import (
@@ -27,7 +27,7 @@ type Node struct {
 type Request struct {
 	Bytes int64         // size of the LUN
 	Class catalog.Class // of the pools it may be in
-	// Copies is the number of data replicas: 1, 2 (and a witness) or 3; 0: the safest of 2 and 1 that the cluster's nodes allow
+	// Copies is the number of data replicas: 1, 3 or 5, or 2 or 4 and a witness; 0: the safest of 2 and 1 that the cluster's nodes allow
 	// for, whether or not they are up at present: a LUN is not made less safe because a node is being restarted.
 	Copies int
 	// Nodes, if not empty, are the data nodes to use, the preferred owner first. Their number is Copies, which may be 0 then.
@@ -80,7 +80,7 @@ func Choose(m *catalog.Model, up map[string]Node, r Request) (Choice, error) {
 	for _, n := range data {
 		choice.Replicas = append(choice.Replicas, catalog.Placement{Node: n})
 	}
-	if copies == 2 {
+	if copies%2 == 0 {
 		w, err := witness(m, up, data, load)
 		if err != nil {
 			return Choice{}, err
@@ -99,11 +99,11 @@ func copiesOf(m *catalog.Model, r Request) (int, error) {
 		copies = n
 	}
 	switch copies {
-	case 1, 2, 3:
+	case 1, 2, 3, 4, 5:
 		return copies, nil
 	case 0:
 	default:
-		return 0, fmt.Errorf("%d copies: use 1, 2 (and a witness) or 3", copies)
+		return 0, fmt.Errorf("%d copies: use 1, 3 or 5, or 2 or 4 and a witness", copies)
 	}
 	data := 0
 	for _, n := range m.Nodes {
@@ -201,7 +201,7 @@ func witness(m *catalog.Model, up map[string]Node, data []string, load map[strin
 		}
 	}
 	if len(fit) == 0 {
-		return "", fmt.Errorf("%w: two copies need a third node to vote, a witness or another data node%s. Start one, or ask for 1 copy", ErrImpossible, because(down))
+		return "", fmt.Errorf("%w: an even number of copies needs another node to vote, a witness or a data node%s. Start one, or ask for one copy less", ErrImpossible, because(down))
 	}
 	return slices.MinFunc(fit, func(a, b string) int {
 		return cmp.Or(
@@ -238,8 +238,8 @@ func b2i(b bool) int {
 
 // Beside returns the places of a clone: those of the LUN it comes from, since it shares what that has stored.
 func Beside(l catalog.LUN) (out []catalog.Placement) {
-	for _, r := range l.Replicas {
-		out = append(out, catalog.Placement{Node: r.Node, Witness: r.Witness})
+	for _, p := range l.Wanted() {
+		out = append(out, catalog.Placement{Node: p.Node, Witness: p.Witness})
 	}
 	return out
 }

@@ -287,6 +287,27 @@ func (s *Set) Place(want catalog.Class) (pool *Pool, release func(), err error) 
 	}, nil
 }
 
+// Take is Place for a pool that was chosen by its name.
+func (s *Set) Take(name string) (pool *Pool, release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pool = s.list[name]
+	switch {
+	case pool == nil:
+		return nil, nil, fmt.Errorf("this node has no pool %q (any more): see sanctuary pool list, or add it with sanctuary pool add", name)
+	case pool.removing:
+		return nil, nil, fmt.Errorf("pool %q is about to be removed", name)
+	case pool.Err() != nil:
+		return nil, nil, fmt.Errorf("pool %q is out of service: %w", name, pool.Err())
+	}
+	pool.users++
+	return pool, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		pool.users--
+	}, nil
+}
+
 // FreeBytes returns what one LUN could allocate, by class: in the pool that has most.
 func (s *Set) FreeBytes() map[catalog.Class]uint64 {
 	s.mu.Lock()

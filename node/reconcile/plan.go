@@ -6,8 +6,8 @@
 //   - Storage is created once for each replica ID, by the process start that claimed the ID in the catalog, after the
 //     catalog has recorded the claim. No storage under an ID that another start has claimed means it is lost, and the
 //     replica goes on under a new ID as a learner. So no voter ever forgets what it has acknowledged.
-//   - Storage is deleted on positive knowledge only: a tombstone, or a newer incarnation of the same replica that holds the
-//     data. A catalog that does not mention a LUN may be behind, or be a new one over old disks: such storage is left and reported.
+//   - Storage is deleted on positive knowledge only: a tombstone, a newer incarnation of the same replica that holds the
+//     data, or the record that the LUN has removed the replica. A catalog that does not mention a LUN may be behind, or be a new one over old disks: such storage is left and reported.
 //   - A clone's first replicas are made from the snapshot, never empty: one is begun only once that is there to be copied. Those that
 //     replace them are empty, joining, and are rebuilt from the others, which is recorded before they are made.
 //   - Nothing of a LUN that is lost is deleted or started: what is left is for the operator.
@@ -30,6 +30,7 @@ type Actual struct {
 	Claim   string              // the random name of this process start
 	Storage map[string][]string // replica IDs whose storage is here, by LUN ID
 	Running map[string]string   // the replica ID that runs, by LUN ID
+	History map[string]uint64   // the epoch of what runs, by LUN ID
 	Owned   map[string]bool     // LUN IDs whose group this node leads
 	Created map[string]bool     // replica IDs whose storage this process has created
 }
@@ -57,10 +58,16 @@ const (
 	Report
 	// Copied tells the catalog that a clone's replica has been made and needs the snapshot no more.
 	Copied
+	// Forget tells the catalog that nothing of a removed replica is left here.
+	Forget
+	// Prepare claims a replica that is to take the place of the one that runs here, and makes its storage. It is not started.
+	Prepare
+	// Fill brings that storage up to what the LUN holds, and tells the catalog.
+	Fill
 )
 
 func (k ActionKind) String() string {
-	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report", "copied"}[min(k, Copied)]
+	return [...]string{"?", "begin", "create", "start", "replace", "reconfigure", "stop", "delete", "report", "copied", "forget", "prepare", "fill"}[min(k, Fill)]
 }
 
 // Action is one step.
@@ -109,6 +116,9 @@ func Plan(m *catalog.Model, node string, a Actual) map[string][]Action {
 func planLUN(l catalog.LUN, node string, a Actual) []Action {
 	running, runs := a.Running[l.ID]
 	mine, ok := l.ReplicaOn(node)
+	if steps := planLeft(l, node, a); len(steps) > 0 {
+		return steps
+	}
 	switch {
 	case l.Lost && runs:
 		return []Action{stop(l, running, "every copy of the LUN has lost its data; an operator has to decide")}
@@ -127,6 +137,13 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 		steps = append(steps, stop(l, running, "replaced by "+mine.ID))
 		runs = false
 	}
+	if history := a.History[l.ID]; runs && history != 0 && history < l.Epoch {
+		if r, ok := l.RecoveredBy(); !ok || r.Replica != mine.ID {
+			return append(steps, stop(l, running, "the LUN has been recovered without it"))
+		}
+		steps = append(steps, stop(l, running, "the LUN goes on from it in a new history"))
+		runs = false
+	}
 	here := slices.Contains(a.Storage[l.ID], mine.ID)
 	switch {
 	case mine.State == catalog.ReplicaPending && here:
@@ -138,15 +155,20 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 	case !here && runs:
 		// The Runner still runs what it says it has no storage for: it is about to stop, or wrong. Waiting harms nobody.
 		return nil
+	case !here && mine.State == catalog.ReplicaJoining && mine.Claim == "":
+		return append(steps, Action{Begin, l, mine, "added here"})
 	case !here && mine.Claim == a.Claim && !a.Created[mine.ID]:
 		return append(steps, Action{Create, l, mine, "claimed by this process"})
 	case !here:
 		return append(steps, Action{Replace, l, mine, "its storage is not on this node: a blank disk, or memory that was lost with the last process"})
-	case a.Owned[l.ID] && unsettled(l):
-		steps = append(steps, Action{Reconfigure, l, mine, "a replica is joining"})
+	case a.Owned[l.ID] && !l.Settled():
+		steps = append(steps, Action{Reconfigure, l, mine, "replicas are joining or leaving"})
 	}
 	if here && l.IsWaiting(mine.ID) {
 		steps = append(steps, Action{Copied, l, mine, "it has been made from the snapshot"})
+	}
+	if runs {
+		steps = append(steps, planComing(l, node, a)...)
 	}
 	if mine.State == catalog.ReplicaActive {
 		for _, r := range a.Storage[l.ID] {
@@ -162,8 +184,36 @@ func stop(l catalog.LUN, replica, why string) Action {
 	return Action{Stop, l, catalog.Replica{ID: replica}, why}
 }
 
-func unsettled(l catalog.LUN) bool {
-	return slices.ContainsFunc(l.Replicas, func(r catalog.Replica) bool { return r.State == catalog.ReplicaJoining })
+// planComing makes and fills what is to take the place of the replica that runs here.
+func planComing(l catalog.LUN, node string, a Actual) []Action {
+	next, ok := l.ComingOn(node)
+	here := slices.Contains(a.Storage[l.ID], next.ID)
+	switch {
+	case !ok || here && next.Filled:
+		return nil
+	case here:
+		return []Action{{Fill, l, next, "it is to take the place of the replica that runs here"}}
+	case next.Claim == "" || next.Claim == a.Claim && !a.Created[next.ID]:
+		return []Action{{Prepare, l, next, "it is to take the place of the replica that runs here"}}
+	}
+	return []Action{{Replace, l, next, "its storage is not on this node: memory that was lost with the last process, or a blank disk"}}
+}
+
+// planLeft ends and deletes what the LUN has removed from this node. A newer replica of the LUN may be here as well.
+func planLeft(l catalog.LUN, node string, a Actual) (steps []Action) {
+	for _, id := range l.Left {
+		if n, _, _ := catalog.SplitReplicaID(id); n != node {
+			continue
+		}
+		if a.Running[l.ID] == id {
+			steps = append(steps, stop(l, id, "it has been removed from the LUN"))
+		}
+		if slices.Contains(a.Storage[l.ID], id) {
+			steps = append(steps, Action{Delete, l, catalog.Replica{ID: id}, "it has been removed from the LUN, whose other replicas hold everything"})
+		}
+		steps = append(steps, Action{Forget, l, catalog.Replica{ID: id}, "nothing of the removed replica is left"})
+	}
+	return steps
 }
 
 // older says whether a and b are incarnations of one node's replica and a was there before b.
@@ -192,6 +242,7 @@ func Orphans(m *catalog.Model, node string, a Actual) []Orphan {
 			case deleted && slices.Contains(t.Nodes, node):
 			case !exists:
 				out = append(out, Orphan{id, r, "the catalog does not know this LUN: it may be of another cluster, or the catalog may be new. It is left alone"})
+			case slices.Contains(l.Left, r): // about to be deleted
 			case !placed:
 				out = append(out, Orphan{id, r, fmt.Sprintf("LUN %q has no replica on this node any more. It is left alone", l.Name)})
 			case r != mine.ID && l.Lost:

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,6 +51,22 @@ func history(t interface{ Fatal(...any) }, changes string) *catalog.Model {
 			apply(&catalog.ReplaceReplica{LUN: lunID, Old: id, Claim: claim})
 		case "promoted":
 			apply(&catalog.ReplicaPromoted{LUN: lunID, Replica: id})
+		case "recovered":
+			l := m.LUNs[lunID]
+			apply(&catalog.RecoverLUN{LUN: lunID, Recovery: catalog.Recovery{Epoch: l.Epoch + 1, Replica: id}})
+		case "moved": // from b to c
+			apply(&catalog.RegisterNode{Name: "c", ID: uid(9), Kind: catalog.KindData})
+			apply(&catalog.SetReplicas{
+				LUN: lunID, Replicas: []catalog.Placement{{Node: "a"}, {Node: "c"}, {Node: "w", Witness: true}}, Was: []string{"a/1", "b/2", "w/3"},
+			})
+		case "swapped": // the witness and the copy on b
+			apply(&catalog.SetReplicas{
+				LUN: lunID, Replicas: []catalog.Placement{{Node: "a"}, {Node: "w", Witness: true}, {Node: "b", Pool: "other"}}, Was: []string{"a/1", "b/2", "w/3"},
+			})
+		case "filled":
+			apply(&catalog.ReplicaFilled{LUN: lunID, Replica: id})
+		case "removed":
+			apply(&catalog.ReplicaRemoved{LUN: lunID, Replica: id})
 		case "deleted":
 			apply(&catalog.DeleteLUN{ID: lunID})
 		case "clone": // the same LUN, begun as a clone
@@ -91,6 +108,7 @@ func TestPlan(t *testing.T) {
 		storage string
 		running string
 		owned   bool
+		epoch   uint64 // of what runs; 0: 1
 		created string
 		want    string
 		orphans int
@@ -132,11 +150,37 @@ func TestPlan(t *testing.T) {
 		{name: "clone told", history: "clone running copied:b/5", storage: "b/5", running: "b/5", want: ""},
 		{name: "clone lost before it was made", history: "clone running", want: "replace b/5"},
 		{name: "clone's successor needs no snapshot", history: "clone running replaced:b/5:me", storage: "b/7", running: "b/7", want: ""},
+		{name: "the copy a LUN goes on from", history: "running recovered:b/2", storage: "b/2", running: "b/2", want: "stop b/2, start b/2"},
+		{name: "and when it does", history: "running recovered:b/2", storage: "b/2", running: "b/2", epoch: 2, want: ""},
+		{name: "and after a restart", history: "running recovered:b/2", storage: "b/2", want: "start b/2"},
+		{name: "a copy the LUN went on without", history: "running recovered:a/1", storage: "b/2", running: "b/2", want: "stop b/2, begin b/4"},
+		{name: "and keeps until it has been rebuilt", history: "running recovered:a/1 started:b/4:me", storage: "b/2 b/4", running: "b/4", epoch: 2, want: ""},
+		{name: "and not longer", history: "running recovered:a/1 started:b/4:me promoted:b/4", storage: "b/2 b/4", running: "b/4", epoch: 2, want: "delete b/2"},
+		{name: "a witness the LUN went on without", node: "w", history: "running recovered:a/1", storage: "w/3", running: "w/3", want: "stop w/3, begin w/5"},
+		{name: "a lost LUN of which a copy is back", history: "running replaced:b/2:x replaced:a/1:x recovered:b/4", storage: "b/4", want: "start b/4"},
+		{name: "a copy is to come here", node: "c", history: "running moved", want: "begin c/4"},
+		{name: "one that comes, claimed by an earlier process", node: "c", history: "running moved started:c/4:x", want: "replace c/4"},
+		{name: "one that leaves goes on", history: "running moved", storage: "b/2", running: "b/2", want: ""},
+		{name: "also after a restart", history: "running moved", storage: "b/2", want: "start b/2"},
+		{name: "the owner, which leaves itself", history: "running moved", storage: "b/2", running: "b/2", owned: true, want: "reconfigure b/2"},
+		{name: "one that has left", history: "running moved started:c/4:x promoted:c/4 removed:b/2", storage: "b/2", running: "b/2", want: "stop b/2, delete b/2, forget b/2"},
+		{name: "and does not run", history: "running moved started:c/4:x promoted:c/4 removed:b/2", storage: "b/2", want: "delete b/2, forget b/2"},
+		{name: "and is gone", history: "running moved started:c/4:x promoted:c/4 removed:b/2", want: "forget b/2"},
+		{name: "somebody else has left", node: "a", history: "running moved started:c/4:x promoted:c/4 removed:b/2", storage: "a/1", running: "a/1", owned: true, want: ""},
+		{name: "another is to take its place", history: "running swapped", storage: "b/2", running: "b/2", want: "prepare b/4"},
+		{name: "the one that runs is started first", history: "running swapped", storage: "b/2", want: "start b/2"},
+		{name: "claimed, and not made", history: "running swapped started:b/4:me", storage: "b/2", running: "b/2", want: "prepare b/4"},
+		{name: "claimed by an earlier process", history: "running swapped started:b/4:x", storage: "b/2", running: "b/2", want: "replace b/4"},
+		{name: "made, and to be filled", history: "running swapped started:b/4:me", storage: "b/2 b/4", running: "b/2", want: "fill b/4"},
+		{name: "on the owner's node", history: "running swapped started:b/4:me", storage: "b/2 b/4", running: "b/2", owned: true, want: "reconfigure b/2, fill b/4"},
+		{name: "filled", history: "running swapped started:b/4:me filled:b/4", storage: "b/2 b/4", running: "b/2", want: ""},
+		{name: "its turn", history: "running swapped started:b/4:me filled:b/4 removed:b/2", storage: "b/2 b/4", running: "b/2", want: "stop b/2, delete b/2, forget b/2"},
+		{name: "and it starts", history: "running swapped started:b/4:me filled:b/4 removed:b/2", storage: "b/4", want: "forget b/2"},
 		{name: "strange replica ID", history: "running", storage: "b/2 x", running: "b/2", want: ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := history(t, test.history)
-			a := Actual{Claim: "me", Storage: map[string][]string{}, Running: map[string]string{}, Owned: map[string]bool{lunID: test.owned}, Created: map[string]bool{test.created: true}}
+			a := Actual{Claim: "me", Storage: map[string][]string{}, Running: map[string]string{}, History: map[string]uint64{lunID: max(test.epoch, 1)}, Owned: map[string]bool{lunID: test.owned}, Created: map[string]bool{test.created: true}}
 			if test.storage != "" {
 				a.Storage[lunID] = strings.Fields(test.storage)
 			}
@@ -161,13 +205,16 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 	histories := []string{
 		"", "started:b/2:me", "started:b/2:earlier", "running", "running replaced:b/2:me", "running replaced:b/2:earlier", "running replaced:b/2:me replaced:b/4:me",
 		"running replaced:b/2:me promoted:b/4", "running replaced:a/1:x replaced:b/2:me", "running deleted", "running deleted gone:b", "deleted gone:a gone:b gone:w",
+		"running recovered:a/1", "running recovered:b/2", "running recovered:a/1 started:b/4:me", "running recovered:a/1 started:b/4:me promoted:b/4",
+		"running moved", "running moved started:c/4:x promoted:c/4", "running moved started:c/4:x promoted:c/4 removed:b/2",
+		"running swapped", "running swapped started:b/4:me", "running swapped started:b/4:me filled:b/4", "running swapped started:b/4:me filled:b/4 removed:b/2",
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		m := history(t, rapid.SampledFrom(histories).Draw(t, "history"))
 		ids := rapid.SampledFrom([]string{"b/2", "b/4", "b/5", "b/9", "b/1"})
 		a := Actual{
 			Claim: "me", Storage: map[string][]string{lunID: rapid.SliceOfDistinct(ids, rapid.ID[string]).Draw(t, "storage")},
-			Running: map[string]string{}, Owned: map[string]bool{lunID: rapid.Bool().Draw(t, "owned")}, Created: map[string]bool{ids.Draw(t, "created"): true},
+			Running: map[string]string{}, History: map[string]uint64{lunID: rapid.Uint64Range(0, 2).Draw(t, "running history")}, Owned: map[string]bool{lunID: rapid.Bool().Draw(t, "owned")}, Created: map[string]bool{ids.Draw(t, "created"): true},
 		}
 		if rapid.Bool().Draw(t, "runs") {
 			a.Running[lunID] = ids.Draw(t, "running")
@@ -179,7 +226,7 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 			switch s.Kind {
 			case Delete:
 				newer := exists && !l.Lost && mine.State == catalog.ReplicaActive && older(s.Replica.ID, mine.ID)
-				if !newer && !tombstone {
+				if !newer && !tombstone && !slices.Contains(l.Left, s.Replica.ID) {
 					t.Fatalf("%v with %+v", s, l)
 				}
 			case Create:
@@ -187,7 +234,7 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 					t.Fatalf("%v with %+v", s, l)
 				}
 			case Begin:
-				if s.Replica.State != catalog.ReplicaPending {
+				if s.Replica.State != catalog.ReplicaPending && (s.Replica.State != catalog.ReplicaJoining || s.Replica.Claim != "") {
 					t.Fatalf("%v of %+v", s, s.Replica)
 				}
 			case Start:

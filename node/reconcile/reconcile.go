@@ -25,6 +25,8 @@ type Runner interface {
 	Storage(ctx context.Context) (map[string][]string, error)
 	// Running returns the replica ID that runs, by LUN ID.
 	Running() map[string]string
+	// History returns the epoch of the replica that runs, 0 if none does.
+	History(lun string) uint64
 	// Owns says whether this node leads the LUN's group and may change its members.
 	Owns(lun string) bool
 	// Prepared returns nil if the storage of a replica that is begun with its LUN can be made now, and an error that wraps
@@ -41,10 +43,19 @@ type Runner interface {
 	Stop(ctx context.Context, lun string) error
 	// Delete deletes the storage of a replica that does not run. Storage that is not there is a success.
 	Delete(ctx context.Context, lun, replica string) error
+	// Fill brings the storage of a replica that was created and does not run up to what its LUN holds, beside the one that runs. It
+	// does not wait for that: until it is done it returns an error that wraps ErrNotYet, and is called again.
+	Fill(ctx context.Context, l catalog.LUN, r catalog.Replica) error
 	// Reconfigure, on the owner, brings the group's members nearer to the catalog's: it removes the replicas'
-	// ReplacedIDs, adds joining replicas as learners, and makes those that have caught up voters. It returns the IDs of all
-	// joining replicas that are voters, in sync, with what they replace removed. It does not wait for a rebuild: it is called again.
-	Reconfigure(ctx context.Context, l catalog.LUN) (promoted []string, err error)
+	// ReplacedIDs, adds joining replicas as learners, makes those that have caught up voters, and when all that stay are in sync removes those that
+	// leave. It does not wait for a rebuild: it is called again.
+	Reconfigure(ctx context.Context, l catalog.LUN) (Settled, error)
+}
+
+// Settled is what Reconfigure has found done, by IDs of replicas.
+type Settled struct {
+	Promoted []string // joining ones that are voters, in sync, with what they replace removed
+	Removed  []string // leaving ones that are members no more
 }
 
 // ErrNotYet: a step waits for something that comes by itself. It is tried again soon, and is no failure.
@@ -169,9 +180,9 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 		return tick
 	}
 	r.blind = nil
-	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, Created: r.created}
+	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, History: map[string]uint64{}, Created: r.created}
 	for id := range a.Running {
-		a.Owned[id] = r.cfg.Runner.Owns(id)
+		a.Owned[id], a.History[id] = r.cfg.Runner.Owns(id), r.cfg.Runner.History(id)
 	}
 	r.orphans = Orphans(model, r.cfg.Node, a)
 	plans := Plan(model, r.cfg.Node, a)
@@ -252,14 +263,22 @@ func (r *Reconciler) ended(ctx context.Context, w *work, steps []Action, err err
 	r.Wake()
 }
 
-func (r *Reconciler) run(ctx context.Context, steps []Action) error {
+func (r *Reconciler) run(ctx context.Context, steps []Action) (waits error) {
 	for _, s := range steps {
 		r.log.Debug("reconcile", "step", s.Kind.String(), "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
-		if err := r.step(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", s, err)
+		err := r.step(ctx, s)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", s, err)
+		}
+		switch {
+		case err == nil:
+		case s.Kind == Reconfigure && errors.Is(err, ErrNotYet): // what comes next may be what it waits for
+			waits = err
+		default:
+			return err
 		}
 	}
-	return nil
+	return waits
 }
 
 func (r *Reconciler) step(ctx context.Context, s Action) error {
@@ -281,6 +300,18 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		return r.create(ctx, *result.LUN, *result.Replica)
 	case Create:
 		return r.create(ctx, s.LUN, s.Replica)
+	case Prepare:
+		result, err := r.propose(ctx, &catalog.ReplicaStarted{LUN: s.LUN.ID, Replica: s.Replica.ID, Claim: r.claim})
+		if err != nil {
+			return err
+		}
+		return r.make(ctx, *result.LUN, *result.Replica)
+	case Fill:
+		if err := run.Fill(ctx, s.LUN, s.Replica); err != nil {
+			return err
+		}
+		_, err := r.propose(ctx, &catalog.ReplicaFilled{LUN: s.LUN.ID, Replica: s.Replica.ID})
+		return err
 	case Start:
 		return r.start(ctx, s.LUN, s.Replica)
 	case Replace:
@@ -291,12 +322,18 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		}
 		return err // the new incarnation is created when it shows in the catalog here
 	case Reconfigure:
-		promoted, err := run.Reconfigure(ctx, s.LUN)
-		for _, id := range promoted {
+		settled, err := run.Reconfigure(ctx, s.LUN)
+		for _, id := range settled.Promoted {
 			if _, perr := r.propose(ctx, &catalog.ReplicaPromoted{LUN: s.LUN.ID, Replica: id}); perr != nil {
 				return errors.Join(err, perr)
 			}
-			r.log.Info("a replica holds the data again", "lun", s.LUN.Name, "replica", id)
+			r.log.Info("a replica holds the data", "lun", s.LUN.Name, "replica", id)
+		}
+		for _, id := range settled.Removed {
+			if _, perr := r.propose(ctx, &catalog.ReplicaRemoved{LUN: s.LUN.ID, Replica: id}); perr != nil {
+				return errors.Join(err, perr)
+			}
+			r.log.Info("a replica has left the LUN", "lun", s.LUN.Name, "replica", id)
 		}
 		return err
 	case Stop:
@@ -308,6 +345,9 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 	case Copied:
 		_, err := r.propose(ctx, &catalog.ReplicaCopied{LUN: s.LUN.ID, Replica: s.Replica.ID})
 		return err
+	case Forget:
+		_, err := r.propose(ctx, &catalog.ReplicaDeleted{LUN: s.LUN.ID, Replica: s.Replica.ID})
+		return err
 	case Report:
 		_, err := r.propose(ctx, &catalog.StorageDeleted{LUN: s.LUN.ID, Node: r.cfg.Node})
 		return err
@@ -315,8 +355,15 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 	return fmt.Errorf("unknown step %d", s.Kind)
 }
 
-// create is called only for a replica whose claim is ours, recorded in the catalog.
 func (r *Reconciler) create(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
+	if err := r.make(ctx, l, rep); err != nil {
+		return err
+	}
+	return r.start(ctx, l, rep)
+}
+
+// make is called only for a replica whose claim is ours, recorded in the catalog.
+func (r *Reconciler) make(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {
 	r.mu.Lock()
 	again := r.created[rep.ID]
 	r.mu.Unlock()
@@ -329,7 +376,7 @@ func (r *Reconciler) create(ctx context.Context, l catalog.LUN, rep catalog.Repl
 	r.mu.Lock()
 	r.created[rep.ID] = true
 	r.mu.Unlock()
-	return r.start(ctx, l, rep)
+	return nil
 }
 
 func (r *Reconciler) start(ctx context.Context, l catalog.LUN, rep catalog.Replica) error {

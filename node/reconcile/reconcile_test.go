@@ -66,6 +66,7 @@ type fakeRunner struct {
 	mu      sync.Mutex
 	storage map[string][]string
 	running map[string]string
+	history map[string]uint64
 	owns    bool
 	inSync  bool
 	fail    map[string]error
@@ -76,7 +77,7 @@ type fakeRunner struct {
 }
 
 func newFakeRunner(t *testing.T) *fakeRunner {
-	return &fakeRunner{t: t, storage: map[string][]string{}, running: map[string]string{}, fail: map[string]error{}, busy: map[string]bool{}, made: map[string]int{}}
+	return &fakeRunner{t: t, storage: map[string][]string{}, running: map[string]string{}, history: map[string]uint64{}, fail: map[string]error{}, busy: map[string]bool{}, made: map[string]int{}}
 }
 
 // Storage answers with what was so a while ago, as a look at a real disk does.
@@ -96,6 +97,12 @@ func (f *fakeRunner) Running() map[string]string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.running)
+}
+
+func (f *fakeRunner) History(lun string) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.history[lun]
 }
 
 func (f *fakeRunner) Owns(string) bool {
@@ -151,7 +158,7 @@ func (f *fakeRunner) Start(_ context.Context, l catalog.LUN, r catalog.Replica, 
 			f.t.Errorf("start of %s: %s runs", r.ID, f.running[l.ID])
 		}
 		if gone = !slices.Contains(f.storage[l.ID], r.ID); !gone {
-			f.running[l.ID] = r.ID
+			f.running[l.ID], f.history[l.ID] = r.ID, l.Epoch
 		}
 	})
 	if gone {
@@ -182,16 +189,23 @@ func (f *fakeRunner) Delete(_ context.Context, lun, replica string) error {
 	})
 }
 
-func (f *fakeRunner) Reconfigure(_ context.Context, l catalog.LUN) ([]string, error) {
-	var promoted []string
+func (f *fakeRunner) Fill(_ context.Context, l catalog.LUN, r catalog.Replica) error {
+	return f.do("fill", l.ID, r.ID, func() {})
+}
+
+func (f *fakeRunner) Reconfigure(_ context.Context, l catalog.LUN) (Settled, error) {
+	var done Settled
 	err := f.do("reconfigure", l.ID, "", func() {
 		for _, r := range l.Replicas {
 			if f.inSync && r.State == catalog.ReplicaJoining {
-				promoted = append(promoted, r.ID)
+				done.Promoted = append(done.Promoted, r.ID)
+			}
+			if f.inSync && r.Leaving {
+				done.Removed = append(done.Removed, r.ID)
 			}
 		}
 	})
-	return promoted, err
+	return done, err
 }
 
 func (f *fakeRunner) actions() string {

@@ -51,6 +51,7 @@ type cluster struct {
 	api     *client.Client
 	spawn   chan func() // runs on the thread all children are tied to
 
+	nodes []string         // allNodes and more
 	disks map[string]*disk // of each node, if they can lose their power
 
 	mu    sync.Mutex // guards procs
@@ -68,8 +69,9 @@ type process struct {
 type clusterSpec struct {
 	media     string
 	sizeBytes int64
-	keepBytes int64 // of journal; 0 is the product's default
-	power     bool  // the nodes' disks lose what was not synced when they are cut
+	keepBytes int64    // of journal; 0 is the product's default
+	power     bool     // the nodes' disks lose what was not synced when they are cut
+	more      []string // data nodes besides alpha and beta
 }
 
 // startCluster brings a healthy LUN up. Everything is gone when the test ends, unless it failed: then the directory stays.
@@ -86,7 +88,7 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, dir: dir, binary: binary, configs: map[string]config.Config{}, spawn: make(chan func()), procs: map[string]*process{}}
+	c := &cluster{t: t, nodes: append(slices.Clone(allNodes), s.more...), dir: dir, binary: binary, configs: map[string]config.Config{}, spawn: make(chan func()), procs: map[string]*process{}}
 	go func() { // a child dies with the thread that forked it: one that lives as long as the test
 		runtime.LockOSThread()
 		for f := range c.spawn {
@@ -98,7 +100,7 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	if s.power {
 		c.mountDisks()
 	}
-	for _, n := range allNodes {
+	for _, n := range c.nodes {
 		c.start(n)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
@@ -111,13 +113,13 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 				alive++
 			}
 		}
-		if err == nil && alive != len(allNodes) {
-			err = fmt.Errorf("%d of %d nodes alive", alive, len(allNodes))
+		if err == nil && alive != len(c.nodes) {
+			err = fmt.Errorf("%d of %d nodes alive", alive, len(c.nodes))
 		}
 		return err
 	})
 	c.until(ctx, "LUN created", func() error {
-		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Copies: 2, Open: true}, 0)
+		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Nodes: []string{alpha, beta}, Open: true}, 0)
 		return err
 	})
 	c.healthy()
@@ -126,13 +128,13 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 
 // configure writes the nodes' configurations.
 func (c *cluster) configure(s clusterSpec) {
-	ports := freePorts(c.t, 4*len(allNodes))
+	ports := freePorts(c.t, 4*len(c.nodes))
 	at := func(n, k int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[4*n+k])) }
 	var (
 		members   []config.Member
 		addresses []string
 	)
-	for i, n := range allNodes {
+	for i, n := range c.nodes {
 		kind := config.KindData
 		if n == witness {
 			kind = config.KindWitness
@@ -140,7 +142,7 @@ func (c *cluster) configure(s clusterSpec) {
 		members = append(members, config.Member{Name: n, Kind: kind, Peer: at(i, 0), Gossip: at(i, 1)})
 		addresses = append(addresses, at(i, 2))
 	}
-	for i, n := range allNodes {
+	for i, n := range c.nodes {
 		cfg := config.Default()
 		if n == witness {
 			cfg = config.DefaultWitness()
@@ -388,10 +390,18 @@ func other(node string) string {
 	return alpha
 }
 
-// paths names the LUN's portals, in the order of the nodes.
+// paths names the LUN's portals, in the order of the nodes: those of all data nodes where it may move to any of them.
 func (c *cluster) paths(l api.LUN) []initiator.PathConfig {
 	c.t.Helper()
 	var out []initiator.PathConfig
+	if len(c.nodes) > len(allNodes) {
+		for _, n := range c.nodes {
+			if n != witness {
+				out = append(out, initiator.PathConfig{Address: c.configs[n].Listen.ISCSI[0], Target: l.IQN, LUN: uint16(l.Number)})
+			}
+		}
+		return out
+	}
 	for _, p := range l.Portals {
 		out = append(out, initiator.PathConfig{Address: p.Address, Target: l.IQN, LUN: uint16(l.Number)})
 	}

@@ -229,7 +229,13 @@ func (w *load) finish(c *cluster) {
 	w.t.Helper()
 	close(w.stop)
 	w.wg.Wait()
-	for _, node := range []string{alpha, beta} {
+	var copies []string
+	for _, r := range c.healthy().Replicas {
+		if r.Role == api.RoleData {
+			copies = append(copies, r.Node)
+		}
+	}
+	for _, node := range copies {
 		c.healthy()
 		c.move(node)
 		w.readBack(c, node)

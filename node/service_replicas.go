@@ -1,0 +1,95 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+
+	"sanctuary/node/api"
+	"sanctuary/node/catalog"
+	"sanctuary/node/placement"
+)
+
+// ChangeReplicas implements api.Service.
+func (s service) ChangeReplicas(ctx context.Context, ref string, change api.ReplicaChange) (api.LUN, error) {
+	model, err := s.n.catalog.Barrier(ctx)
+	if err != nil {
+		return api.LUN{}, problem(err)
+	}
+	l, err := find(model, ref)
+	if err != nil {
+		return api.LUN{}, err
+	}
+	l, err = s.changeReplicas(ctx, model, l, placement.Change{Add: change.Add, Remove: change.Remove, Pool: change.Pool, Witness: change.Witness})
+	if err != nil {
+		return api.LUN{}, err
+	}
+	return s.lun(s.n.catalog.Model(), l), nil
+}
+
+func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog.LUN, change placement.Change) (catalog.LUN, error) {
+	places, err := placement.Apply(m, s.reachable(), l, change)
+	if err != nil {
+		return l, api.Invalid("Change the request, or add what is missing.", "%v", err)
+	}
+	wanted := &catalog.SetReplicas{LUN: l.ID, Replicas: places}
+	for _, r := range l.Replicas {
+		wanted.Was = append(wanted.Was, r.ID)
+	}
+	result, err := s.n.catalog.Propose(ctx, wanted)
+	if err != nil {
+		return l, problem(err)
+	}
+	return *result.LUN, nil
+}
+
+// DrainNode implements api.Service.
+func (s service) DrainNode(ctx context.Context, node string) (api.Drain, error) {
+	model, err := s.n.catalog.Barrier(ctx)
+	if err != nil {
+		return api.Drain{}, problem(err)
+	}
+	if _, ok := model.Nodes[node]; !ok {
+		return api.Drain{}, api.NotFound("there is no node %q in the cluster", node)
+	}
+	out := api.Drain{Node: node}
+	luns := slices.SortedFunc(maps.Values(model.LUNs), func(a, b catalog.LUN) int { return cmp.Compare(a.Name, b.Name) })
+	for _, l := range luns {
+		i := slices.IndexFunc(l.Wanted(), func(p catalog.Placement) bool { return p.Node == node })
+		if i < 0 {
+			continue
+		}
+		change := placement.Change{Remove: []string{node}}
+		if !l.Wanted()[i].Witness {
+			change.Add = []string{""}
+		}
+		moved := api.DrainLUN{LUN: l.Name, ID: l.ID}
+		// Each with the newest catalog, so that all do not go to the node that was the emptiest at first.
+		if _, err := s.changeReplicas(ctx, s.n.catalog.Model(), l, change); err != nil {
+			moved.Error = err.Error()
+		}
+		out.LUNs = append(out.LUNs, moved)
+	}
+	return out, nil
+}
+
+// RemoveNode implements api.Service.
+func (s service) RemoveNode(ctx context.Context, node string) error {
+	if node == s.n.cfg.Node {
+		return api.Conflict("Stop it first.", "node %q leads the catalog: it cannot be removed while it runs", node)
+	}
+	if _, alive := s.n.members().Lookup(node); alive {
+		return api.Conflict("Stop it first; then wait until sanctuary node list says that it is not alive.", "node %q runs: it would come back", node)
+	}
+	_, err := s.n.catalog.Propose(ctx, &catalog.RemoveNode{Name: node})
+	return problem(err)
+}
+
+// recoveriesView is a LUN's record of forced recoveries, as the API shows it.
+func recoveriesView(l catalog.LUN) (out []api.RecoveryRecord) {
+	for _, r := range l.Recoveries {
+		out = append(out, api.RecoveryRecord{History: r.Epoch, Replica: r.Replica, At: r.Time().UTC(), Through: r.Through, By: r.By, Why: r.Why, Lost: r.Lost})
+	}
+	return out
+}

@@ -1,0 +1,106 @@
+package replication
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+)
+
+// Four copies and a witness, and five copies: an acknowledged write is on all of them, any two may go, owners too, and nothing is lost.
+func TestFourAndFiveCopies(t *testing.T) {
+	for _, nodes := range []string{"a b c d w", "a b c d e"} {
+		t.Run(nodes, func(t *testing.T) {
+			c := newCluster(t, blockstore.MediaFile, strings.Fields(nodes)...)
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+			defer cancel()
+			owner := c.owner()
+			healthy := func() bool { return c.group(c.owner()).Status().Health == HealthHealthy }
+			eventually(t, "all in sync", healthy)
+			for n := range 50 {
+				if err := c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(n), tagged(n, 1)); err != nil {
+					t.Fatal(err)
+				}
+				last, _ := c.group(owner).cfg.Journal.LastIndex()
+				for node, x := range c.nodes {
+					if have, _ := x.group.cfg.Journal.LastIndex(); have < last && node != "w" {
+						t.Fatalf("write %d was acknowledged with the journal of %s at %d of %d", n, node, have, last)
+					}
+				}
+			}
+			var lost []string
+			for round := range uint64(2) {
+				lost = append(lost, c.owner())
+				c.stop(lost[round])
+				for n := range 50 {
+					if got, err := c.read(n); err != nil || got != round+1 {
+						t.Fatalf("with %v lost block %d is of version %d, %v", lost, n, got, err)
+					}
+					if err := c.write(ctx, n, round+2); err != nil {
+						t.Fatalf("with %v lost: %v", lost, err)
+					}
+				}
+			}
+			for _, n := range lost {
+				c.start(n, false)
+			}
+			eventually(t, "all in sync again", healthy)
+			for _, n := range []string{"b", "c", "d"} {
+				compareCopies(t, c, "a", n)
+			}
+		})
+	}
+}
+
+// An owner that is to leave stays as long as the copy that takes over does not hold everything, and nobody else goes either.
+func TestOwnerStaysUntilTheNewCopyHoldsEverything(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	for n := range 50 {
+		if err := c.write(ctx, n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := c.owner()
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	members := []Member{{ID: "c/9", Node: "c"}}
+	for _, m := range c.members {
+		m.Leaving = m.Node == owner
+		members = append(members, m)
+	}
+	view := View{Index: 5, Next: 10}
+	for _, n := range c.nodes {
+		n.group.Follow(members, view)
+	}
+	g := c.group(owner)
+	// Its node is not there yet: whatever is tried, nothing changes but that it is waited for.
+	for range 5 {
+		g.changing.Lock()
+		err := g.settle(ctx)
+		g.changing.Unlock()
+		if err == nil {
+			t.Fatal("settled without the new copy")
+		}
+	}
+	if s := g.Status(); !s.Serving {
+		t.Fatalf("the owner gave the LUN up: %+v", s)
+	}
+	if _, servers, err := g.configuration(); err != nil || !vote(servers, "a/1", "b/1", "w/1") {
+		t.Fatalf("members are %v, %v", servers, err)
+	}
+}
+
+// vote says whether these vote.
+func vote(servers map[raft.ServerID]raft.Server, ids ...raft.ServerID) bool {
+	for _, id := range ids {
+		if s, ok := servers[id]; !ok || s.Suffrage != raft.Voter {
+			return false
+		}
+	}
+	return true
+}

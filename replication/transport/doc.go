@@ -9,6 +9,7 @@
 //     the sender can tell apart otherwise. What was meant for an earlier incarnation never reaches a later one.
 //   - Every request ends: with its answer, with an error, or at its deadline. A pipeline that failed once stays failed and
 //     answers everything outstanding, so Raft falls back to plain requests instead of waiting for ever.
+//   - Under TLS nobody speaks for another node: the certificate is compared with the name a sender gives (identity.go).
 //   - Memory is bounded in bytes on both sides; a peer that stops reading costs its own share and blocks nobody else.
 //   - Payloads are not copied on the way out: the bytes of a raft.Log given to AppendEntries must never change afterwards,
 //     not even once the call has returned.

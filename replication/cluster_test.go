@@ -171,7 +171,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n.journal, err = journal.Open(folder, journal.Options{SegmentBytes: 1 << 20}); err != nil {
+		if n.journal, err = journal.Open(folder, journal.Options{SegmentBytes: 1 << 20, CacheBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		if cfg.Journal, err = n.journal.Log("replica"); err != nil {

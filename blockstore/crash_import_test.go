@@ -36,6 +36,68 @@ func TestCrashDuringImportIsOldInconsistentOrNew(t *testing.T) {
 	}
 }
 
+// TestCrashWhileAnImportIsAbandonedIsInconsistentOrOld cuts the power at every event of a rebuild that is given up.
+func TestCrashWhileAnImportIsAbandonedIsInconsistentOrOld(t *testing.T) {
+	t.Parallel()
+	seen := map[bool]int{}
+	for events, cut := int64(0), true; cut; events++ {
+		for seed := range uint64(4) {
+			r, abandoned := newImportRun(events), false
+			var w *storetest.World
+			w, cut = play(t, r.machine, script{chunks: 16, steps: []action{
+				write(0, 0, 70), snapshot(0), checkpoint(0), write(0, 2, 3), write(0, 66, 3), checkpoint(0),
+				func(w *storetest.World) error {
+					v := w.Members[0].Volume
+					if err := v.BeginImport(ctx); err != nil {
+						return err
+					}
+					r.begun = true
+					if err := errors.Join(v.Import(r.imported[0]), v.ImportSnapshot(r.snapshot)); err != nil {
+						return err
+					}
+					if _, err := v.Checkpoint(ctx); err != nil {
+						return err
+					}
+					if err := errors.Join(v.Import(r.imported[1]), v.AbandonImport(ctx)); err != nil {
+						return err
+					}
+					abandoned = true
+					return nil
+				},
+			}})
+			if !r.begun {
+				continue
+			}
+			r.machine.Crash(seed)
+			pool, err := r.machine.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := w.Members[0]
+			v, err := pool.Open(x.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			half := v.Inconsistent()
+			seen[half]++
+			if half {
+				if abandoned {
+					t.Fatalf("event %d, seed %d: inconsistent after AbandonImport", events, seed)
+				}
+				if err := v.AbandonImport(ctx); err != nil {
+					t.Fatalf("event %d, seed %d: %v", events, seed, err)
+				}
+			}
+			if err := errors.Join(x.Model.Compare(v), storetest.MakeRoom(v), x.Model.Compare(v), x.Model.CompareSpace(v, true), pool.Close()); err != nil {
+				t.Fatalf("event %d, seed %d, inconsistent %v: %v", events, seed, half, err)
+			}
+		}
+	}
+	if seen[false] == 0 || seen[true] == 0 {
+		t.Errorf("inconsistent after a crash or not: %v, want both", seen)
+	}
+}
+
 type importRun struct {
 	machine      *simulated
 	imported     [2][]block.Op // before the snapshot and after it

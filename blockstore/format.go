@@ -232,6 +232,7 @@ const (
 	flagInconsistent = 1 << 0
 	flagDeleted      = 1 << 1
 	flagHidden       = 1 << 0 // of a snapshot
+	flagBefore       = 1 << 1 // of a snapshot, with flagHidden
 )
 
 func (r *volumeRecord) encode() []byte {
@@ -268,6 +269,9 @@ func (r *volumeRecord) encode() []byte {
 		flags := uint32(0)
 		if s.hidden {
 			flags = flagHidden
+		}
+		if s.before {
+			flags |= flagBefore
 		}
 		b = binary.LittleEndian.AppendUint32(b, flags)
 		b = s.path.append(b)
@@ -314,7 +318,8 @@ func decodeVolume(b []byte) (r volumeRecord, err error) {
 		copy(s.ID[:], d.bytes(16))
 		s.Created, s.Index, s.Capacity = int64(d.u64()), d.u64(), block.Count(d.u64())
 		s.stored, s.epoch = int64(d.u64()), d.u32()
-		s.hidden = d.u32()&flagHidden != 0
+		flags := d.u32()
+		s.hidden, s.before = flags&flagHidden != 0, flags&flagBefore != 0
 		s.path = decodePath(&d)
 		s.Name = string(d.bytes(int(d.u16())))
 		r.lineage.snapshots = append(r.lineage.snapshots, s)

@@ -97,6 +97,7 @@ type InspectedSnapshot struct {
 	SizeBytes     int64  `json:"size_bytes"`
 	StoredBytes   int64  `json:"stored_bytes"`
 	KeptForClones bool   `json:"kept_for_clones,omitempty"` // it was deleted
+	BeforeRebuild bool   `json:"before_rebuild,omitempty"`  // no snapshot: what the volume held before the rebuild that is under way
 }
 
 // InspectedChunk is one entry of a volume's map.

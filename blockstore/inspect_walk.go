@@ -372,7 +372,7 @@ func (w *walk) reportOf(v *Volume, name string) InspectedVolume {
 	for i := range l.snapshots {
 		s := &l.snapshots[i]
 		r.Snapshots = append(r.Snapshots, InspectedSnapshot{
-			Name: s.Name, ID: s.ID.String(), Epoch: s.epoch, Index: s.Index, SizeBytes: s.Capacity.Bytes(), StoredBytes: s.stored * block.Size, KeptForClones: s.hidden,
+			Name: s.Name, ID: s.ID.String(), Epoch: s.epoch, Index: s.Index, SizeBytes: s.Capacity.Bytes(), StoredBytes: s.stored * block.Size, KeptForClones: s.hidden && !s.before, BeforeRebuild: s.before,
 		})
 	}
 	return r

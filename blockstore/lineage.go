@@ -57,7 +57,8 @@ type snapshot struct {
 	epoch  uint32 // the newest of its path
 	path   path
 	stored int64 // blocks
-	hidden bool  // deleted, and kept because clones need it
+	hidden bool  // deleted, and kept because clones need it; or before
+	before bool  // the contents from before an import (before.go)
 }
 
 // lineage is what a volume knows of its own past. It is never changed, only replaced.

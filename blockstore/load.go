@@ -60,7 +60,7 @@ func (p *Pool) forgetUnheld(volumes map[uint32]*Volume) error {
 			continue // removed with its last clone
 		}
 		for _, s := range v.lineage.Load().snapshots {
-			if s.hidden && !p.held(number, s.epoch) {
+			if s.hidden && !p.held(number, s.epoch) && !(s.before && v.inconsistent.Load()) {
 				v.forget(s.epoch)
 			}
 		}

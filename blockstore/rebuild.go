@@ -69,7 +69,7 @@ func (v *Volume) Chunks() uint32 { return v.m.chunks.Load() }
 
 // BeginImport marks the volume as inconsistent, durably: from now on until EndImport, over any crash, it refuses Apply and
 // ReadAt. Beginning again (to go on after a crash) is not an error. What was applied before is checkpointed with the mark.
-// Snapshots can be read all the time.
+// Snapshots can be read all the time. What the volume holds now is kept until the import ends, see Before.
 func (v *Volume) BeginImport(ctx context.Context) error {
 	v.checkpointMu.Lock()
 	defer v.checkpointMu.Unlock()
@@ -81,7 +81,13 @@ func (v *Volume) BeginImport(ctx context.Context) error {
 		v.applyMu.Unlock()
 		return err
 	}
-	if v.inconsistent.Swap(true) || v.pool.volatile {
+	if v.inconsistent.Swap(true) {
+		v.applyMu.Unlock()
+		return nil
+	}
+	was := v.lineage.Load()
+	v.keepBefore()
+	if v.pool.volatile {
 		v.applyMu.Unlock()
 		return nil
 	}
@@ -89,6 +95,9 @@ func (v *Volume) BeginImport(ctx context.Context) error {
 	v.applyMu.Unlock()
 	if err := v.commit(c); err != nil {
 		if errors.Is(err, block.ErrNoSpace) {
+			v.applyMu.Lock()
+			v.setLineage(was)
+			v.applyMu.Unlock()
 			v.inconsistent.Store(false) // nothing was imported yet
 		}
 		return err
@@ -170,8 +179,11 @@ func (v *Volume) EndImport(ctx context.Context, index uint64, state block.State)
 		return fmt.Errorf("state of %d bytes, at most %d", len(state.Blob), block.MaxStateBytes)
 	}
 	state.Blob = append([]byte(nil), state.Blob...)
+	was := v.lineage.Load()
+	now := was.withoutBefore()
 	if !v.pool.volatile {
 		c := v.capture()
+		c.record.lineage = now
 		c.record.applied, c.record.floor, c.record.state, c.record.inconsistent = index, index, state, false
 		if err := v.write(c); err != nil {
 			if errors.Is(err, block.ErrNoSpace) {
@@ -183,6 +195,10 @@ func (v *Volume) EndImport(ctx context.Context, index uint64, state block.State)
 		if err := v.pool.giveBack(c.freed, int64(len(c.freed))); err != nil {
 			return err
 		}
+	}
+	if now != was {
+		v.setLineage(now)
+		v.reclaimAt, v.reclaimDone = 0, false // that it is gone is durable
 	}
 	v.floor.Store(index)
 	v.state.Store(&state)

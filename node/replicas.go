@@ -130,6 +130,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 		LUN: l.ID, Epoch: l.Epoch, Self: member(r), Geometry: l.Geometry, Logger: s.n.log.With("lun-name", l.Name),
 		Timing: s.timing(), Limits: replication.Limits{JournalKeepBytes: int64(s.n.cfg.Journal.KeepBytes)},
 		OnChange: func() { go s.changed(l.ID) }, OnRollback: func() { go s.rolledBack(l.ID) }, Scrub: s.scrub(l, r),
+		Rebuild: s.rebuild(l, r),
 	}
 	cfg.Members, cfg.View, cfg.Bootstrap = members(l.Replicas), viewOf(s.n.catalog.Model(), l), members(bootstrap)
 	var started func() error

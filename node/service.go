@@ -178,7 +178,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 	pending := true
 	for _, r := range l.Replicas {
 		pending = pending && r.State == catalog.ReplicaPending
-		out.Replicas = append(out.Replicas, s.replica(r, st, peers))
+		out.Replicas = append(out.Replicas, s.replica(l.ID, r, st, peers))
 		if r.Witness {
 			continue
 		}
@@ -216,7 +216,7 @@ func lunHealth(st replication.Status) api.Health {
 	return api.HealthUnavailable
 }
 
-func (s service) replica(r catalog.Replica, st replication.Status, peers map[raft.ServerID]replication.PeerStatus) api.Replica {
+func (s service) replica(lun string, r catalog.Replica, st replication.Status, peers map[raft.ServerID]replication.PeerStatus) api.Replica {
 	out := api.Replica{
 		ID: r.ID, Node: r.Node, Role: api.RoleData, State: string(r.State), Connected: s.n.mux.Up(r.Node) || r.Node == s.n.cfg.Node,
 		IsOwner: st.Owner.Node == r.Node,
@@ -229,11 +229,12 @@ func (s service) replica(r catalog.Replica, st replication.Status, peers map[raf
 		out.InSync, out.MatchIndex = p.InSync, p.Match
 		switch {
 		case p.Rebuild:
-			out.Error = "being rebuilt"
+			out.Error, out.Rebuild = "being rebuilt", rebuildView(p.Progress)
 		case p.Level == "learner":
 			out.Error = fmt.Sprintf("catching up, %d entries behind", p.Lag)
 		}
 	}
+	s.n.replicas.showRebuild(&out, lun, st)
 	return out
 }
 

@@ -42,6 +42,9 @@ type cluster struct {
 	recovers string                                       // the node whose copy begins a new history when it is started next
 	geometry block.Geometry
 	scrub    func(node string) ScrubConfig // nil: no scrub
+	rebuild  RebuildConfig                 // File is set for every node on files
+	resolve  func(from, to string) string  // nil: addrs
+	without  []string                      // methods an older program does not know
 
 	wrapDev   func(node string, d vfs.Dev) vfs.Dev                              // nil: as it is
 	wrapStore func(node string, s Store) Store                                  // nil: as it is
@@ -71,7 +74,9 @@ func newCluster(t testing.TB, media blockstore.Media, nodes ...string) *cluster 
 func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
 	c.t, c.dir, c.media, c.addrs, c.nodes = t, t.TempDir(), media, map[string]string{}, map[string]*testNode{}
-	c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
+	if c.geometry == (block.Geometry{}) {
+		c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
+	}
 	for _, n := range nodes {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -140,7 +145,13 @@ func (c *cluster) tryStart(node string, first bool) error {
 	var err error
 	n.mux, err = transport.New(transport.Config{
 		Cluster: "test", Node: node, NodeID: node + "-id", Logger: log,
-		Resolve: func(peer string) (string, bool) { a, ok := c.addrs[peer]; return a, ok },
+		Resolve: func(peer string) (string, bool) {
+			if c.resolve != nil {
+				return c.resolve(node, peer), true
+			}
+			a, ok := c.addrs[peer]
+			return a, ok
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +164,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 		defer close(n.done)
 		_ = n.mux.Serve(l)
 	}()
-	if n.host, err = NewHost(n.mux); err != nil {
+	if n.host, err = newHost(n.mux, c.without); err != nil {
 		t.Fatal(err)
 	}
 	self := c.member(node)
@@ -168,8 +179,12 @@ func (c *cluster) tryStart(node string, first bool) error {
 		cfg.First = true // a new incarnation
 	}
 	dir := filepath.Join(c.dir, node)
+	cfg.Rebuild = c.rebuild
+	if c.media != blockstore.MediaRAM && !self.Witness {
+		cfg.Rebuild.File = filepath.Join(dir, "rebuild.json")
+	}
 	if self.Witness || c.media != blockstore.MediaRAM {
-		if n.journal, err = journal.Open(c.journalFolder(node), journal.Options{SegmentBytes: 1 << 20}); err != nil {
+		if n.journal, err = journal.Open(c.journalFolder(node), journal.Options{SegmentBytes: 1 << 20, CacheBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		if cfg.Journal, err = n.journal.Log("replica"); err != nil {

@@ -132,6 +132,7 @@ type Config struct {
 	Timing   Timing
 	Limits   Limits
 	Scrub    ScrubConfig
+	Rebuild  RebuildConfig
 	Logger   *slog.Logger
 	// OnChange is called when the owner, the health or a member's state may have changed. It must neither block nor call the
 	// Group: Raft's own goroutine may be the caller.

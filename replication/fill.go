@@ -38,10 +38,11 @@ func (h *Host) Fill(ctx context.Context, cfg Config) error {
 	if len(sources) == 0 {
 		return errors.New("there is no copy to fill this one from")
 	}
+	var cursor *rebuildCursor
 	for i := 0; ; i++ {
 		from := sources[i%len(sources)]
 		began := time.Now()
-		copied, err := g.rebuildOnce(from)
+		copied, err := g.rebuildOnce(g.ctx, from, &cursor)
 		if err == nil {
 			g.log.Info("filled, to take the place of another replica on this node", "from", from, "bytes", copied, "took", time.Since(began))
 			return nil

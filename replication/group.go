@@ -133,6 +133,15 @@ func open(host *Host, cfg Config) (*Group, error) {
 	if cfg.Limits.CheckpointBytes == 0 {
 		cfg.Limits.CheckpointBytes = 256 << 20
 	}
+	if cfg.Rebuild.BusyPercent == 0 {
+		cfg.Rebuild.BusyPercent = DefaultRebuildPercent
+	}
+	if cfg.Rebuild.StepBytes == 0 {
+		cfg.Rebuild.StepBytes = rebuildStepBytes
+	}
+	if cfg.Rebuild.SaveEvery == 0 {
+		cfg.Rebuild.SaveEvery = rebuildSaveEvery
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -194,7 +203,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 	}
 	if cfg.Store != nil && cfg.Store.Inconsistent() { // a rebuild was interrupted; it goes on
 		g.rebuild.running = true
-		g.goFunc(func() { g.rebuildFrom(g.nextSource("")) })
+		g.startRebuild(g.nextSource(""))
 	}
 	g.goFunc(g.tick)
 	g.goFunc(g.mendLog)

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 type Host struct {
 	mux      *transport.Mux
 	scrubs   pacer                    // of all groups
+	rebuilds rebuildPacers            // of all groups
+	use      use                      // by all groups
 	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
 	handlers map[string]transport.Handler
 
@@ -46,16 +49,25 @@ const (
 	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
 	methodRebuildSnapshotInfo = "replication.rebuild-snapshot-info"
 	methodRebuildSnapshotRead = "replication.rebuild-snapshot-read"
+
+	// Learner → owner, see rebuild_digest.go.
+	methodRebuildCount   = "replication.rebuild-count"
+	methodRebuildDigests = "replication.rebuild-digests"
+	methodRebuildBlocks  = "replication.rebuild-blocks"
 )
 
 var errNoReplica = errors.New("no replica of this LUN runs here")
 
 // NewHost returns a host without groups. It registers its methods with the transport, so there is one host per Mux.
-func NewHost(mux *transport.Mux) (*Host, error) {
+func NewHost(mux *transport.Mux) (*Host, error) { return newHost(mux, nil) }
+
+// newHost is NewHost without some methods; tests have older programs.
+func newHost(mux *transport.Mux, without []string) (*Host, error) {
 	h := &Host{
 		mux: mux, protocol: mux.Protocol, groups: map[string]*Group{},
 		born: time.Now(), vouchers: map[string]*voucher{}, vouchees: map[string]*vouchee{},
 	}
+	h.use.activity = h.activity
 	h.handlers = map[string]transport.Handler{
 		methodTerm:        h.serveTerm,
 		methodRoom:        h.serveRoom,
@@ -77,8 +89,14 @@ func NewHost(mux *transport.Mux) (*Host, error) {
 
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
+		methodRebuildCount:        h.serveRebuildCount,
+		methodRebuildDigests:      h.serveRebuildDigests,
+		methodRebuildBlocks:       h.serveRebuildBlocks,
 	}
 	for method, handler := range h.handlers {
+		if slices.Contains(without, method) {
+			continue
+		}
 		if err := mux.Handle(method, handler); err != nil {
 			return nil, err
 		}

@@ -257,6 +257,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	g.refreshVoters(inst)
 	g.mu.Lock()
 	delete(g.rebuild.orders, m.ID)
+	delete(g.rebuild.progress, m.ID)
 	delete(g.rebuild.pinUntil, m.ID)
 	g.mu.Unlock()
 	g.cfg.OnChange()

@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +25,9 @@ import (
 //	owner     adds it as a learner, sends N+1.., and gives the vote back
 //
 // The copy is fuzzy: a block may be newer than N. That is harmless, because entries hold absolute writes: replaying N+1..
-// writes the same again. (Entries about snapshots do not: see rebuild_snapshots.go, also for how snapshots come along.) A crash at any point leaves the mark, and the rebuild begins anew, comparing what it already has.
+// writes the same again. (Entries about snapshots do not: see rebuild_snapshots.go, also for how snapshots come along.) A crash at any
+// point leaves the mark, and the rebuild goes on where it was (rebuild_cursor.go), with whoever owns the LUN then. What the
+// volume held before is kept until the end (rebuild_before.go). How the two compare: rebuild_digest.go; how fast: rebuild_pace.go.
 
 // Rebuildable is what a rebuild asks of a Store; see blockstore.Volume for the promises.
 type Rebuildable interface {
@@ -39,15 +40,25 @@ type Rebuildable interface {
 	// ImportSnapshot keeps the present contents as a snapshot that another replica has; between BeginImport and EndImport.
 	ImportSnapshot(s block.Snapshot) error
 	EndImport(ctx context.Context, index uint64, state block.State) error
+	// Before is what is kept of the time before BeginImport; AbandonImport returns to it, ForgetBefore gives it up.
+	Before() (block.Snapshot, bool)
+	AbandonImport(ctx context.Context) error
+	ForgetBefore(ctx context.Context) error
 }
 
 // rebuildState is guarded by Group.mu.
 type rebuildState struct {
-	running  bool
-	order    string                      // receiver: the order it carries out or carried out last
-	copied   int64                       // receiver: bytes fetched so far
-	orders   map[raft.ServerID]string    // owner: what was ordered and has not ended with a vote
-	pinUntil map[raft.ServerID]time.Time // owner: the log stays for these
+	running bool
+	order   string          // receiver: the order it carries out or carried out last
+	done    RebuildProgress // receiver
+	rated   time.Time       // receiver: when done.PerSecond was last computed, and what had been seen then
+	ratedAt int64
+	heard   time.Time // receiver: when a source answered last
+	stop    func()    // receiver: ends the rebuild that runs and waits for that
+
+	orders   map[raft.ServerID]string          // owner: what was ordered and has not ended with a vote
+	progress map[raft.ServerID]RebuildProgress // owner: what the receivers said last
+	pinUntil map[raft.ServerID]time.Time       // owner: the log stays for these
 }
 
 const (
@@ -71,8 +82,8 @@ type rebuildOrder struct {
 
 // rebuildAnswer is what the receiver says to an order.
 type rebuildAnswer struct {
-	Done   bool  `json:"done"`
-	Copied int64 `json:"copied"` // bytes fetched so far
+	Done bool `json:"done"`
+	RebuildProgress
 }
 
 // rebuildPin is where the copy begins, as the owner says.
@@ -116,21 +127,45 @@ func (h *Host) serveRebuild(_ context.Context, _ string, req []byte) ([]byte, er
 	}
 	g.mu.Lock()
 	r := &g.rebuild
-	answer := rebuildAnswer{Done: !r.running && r.order == o.Order && g.inst != nil, Copied: r.copied}
+	answer := rebuildAnswer{Done: !r.running && r.order == o.Order && g.inst != nil, RebuildProgress: r.done}
 	start := !r.running && r.order != o.Order
+	if r.running && r.order == "" {
+		r.order = o.Order // one that was interrupted goes on by itself after a start; this is what it does
+	}
 	if start {
-		r.running, r.order, r.copied = true, o.Order, 0
+		r.running, r.order, r.done = true, o.Order, RebuildProgress{}
 	}
 	g.mu.Unlock()
 	if start {
-		g.goFunc(func() { g.rebuildFrom(o.Owner) })
+		g.startRebuild(o.Owner)
 	}
 	return json.Marshal(answer)
 }
 
+// startRebuild runs a rebuild on a goroutine of its own. The caller has set running.
+func (g *Group) startRebuild(owner string) {
+	ctx, cancel := context.WithCancel(g.ctx)
+	done := make(chan struct{})
+	g.mu.Lock()
+	g.rebuild.rated, g.rebuild.ratedAt, g.rebuild.heard = time.Now(), 0, time.Now()
+	g.rebuild.stop = func() {
+		cancel()
+		select {
+		case <-done:
+		case <-g.ctx.Done():
+		}
+	}
+	g.mu.Unlock()
+	g.goFunc(func() {
+		defer close(done)
+		defer cancel()
+		g.rebuildFrom(ctx, owner)
+	})
+}
+
 // rebuildFrom runs a rebuild to its end, trying again while the volume is in between. The owner may change meanwhile, so
 // every data member is asked in turn.
-func (g *Group) rebuildFrom(owner string) {
+func (g *Group) rebuildFrom(ctx context.Context, owner string) {
 	defer func() {
 		g.mu.Lock()
 		g.rebuild.running = false
@@ -138,15 +173,28 @@ func (g *Group) rebuildFrom(owner string) {
 		g.cfg.OnChange()
 	}()
 	g.halt()
+	var cursor *rebuildCursor
+	if g.cfg.Store.Inconsistent() {
+		cursor = g.loadRebuildCursor()
+	}
 	for {
 		started := time.Now()
-		copied, err := g.rebuildOnce(owner)
+		copied, err := g.rebuildOnce(ctx, owner, &cursor)
 		if err == nil {
+			g.dropRebuildCursor()
 			g.log.Info("rebuilt", "from", owner, "bytes", copied, "took", time.Since(started))
 		} else {
 			g.log.Warn("rebuild interrupted; trying again", "from", owner, "error", err)
 		}
-		if g.Err() != nil || g.ctx.Err() != nil {
+		if g.Err() != nil {
+			return
+		}
+		if err != nil && cursor != nil && g.cfg.Store.Inconsistent() {
+			if err := g.saveRebuildCursor(context.WithoutCancel(ctx), cursor); err != nil && ctx.Err() == nil {
+				g.log.Warn("how far the rebuild is was not written down", "error", err)
+			}
+		}
+		if ctx.Err() != nil {
 			return
 		}
 		if !g.cfg.Store.Inconsistent() { // rebuilt, or not yet begun: then the owner orders it again
@@ -160,9 +208,7 @@ func (g *Group) rebuildFrom(owner string) {
 			}
 			return
 		}
-		select {
-		case <-time.After(rebuildRetryDelay):
-		case <-g.ctx.Done():
+		if g.pause(ctx, rebuildRetryDelay) != nil {
 			return
 		}
 		owner = g.nextSource(owner)
@@ -191,46 +237,45 @@ func (g *Group) nextSource(after string) string {
 	return first
 }
 
-func (g *Group) rebuildOnce(owner string) (copied int64, err error) {
+func (g *Group) rebuildOnce(ctx context.Context, owner string, cursor **rebuildCursor) (copied int64, err error) {
 	store := g.cfg.Store
-	pin, err := g.askPin(owner)
+	pin, err := g.askPin(ctx, owner)
 	if err != nil {
 		return 0, err
 	}
-	since := uint64(0)
 	if !store.Inconsistent() {
-		since = store.Applied()
-	}
-	if since > pin.Index {
-		return 0, fmt.Errorf("the owner's log begins at %d, this replica has applied %d", pin.Index, since)
-	}
-	if err := store.BeginImport(g.ctx); err != nil {
-		return 0, err
+		if store.Applied() > pin.Index {
+			return 0, fmt.Errorf("the owner's log begins at %d, this replica has applied %d", pin.Index, store.Applied())
+		}
+		*cursor = g.newRebuildCursor(store.Applied())
+		// First the file, then the mark: a file that is older than the mark would be one of another rebuild.
+		if err := g.saveRebuildCursor(ctx, *cursor); err != nil {
+			return 0, err
+		}
+		if err := store.BeginImport(ctx); err != nil {
+			return 0, err
+		}
 	}
 	for {
-		n, err := g.copyPinned(owner, pin, since)
+		n, err := g.copyPinned(ctx, owner, pin, *cursor)
 		copied += n
-		next, lost := g.askPin(owner)
+		next, lost := g.askPin(ctx, owner)
 		switch {
 		case err != nil && (lost != nil || !movedOn(pin, next)):
 			return copied, err
 		case lost != nil:
 			return copied, lost
 		case err == nil && next.Reshaped <= pin.Index:
-			if err := store.EndImport(g.ctx, pin.Index, pin.State); err != nil {
+			if err := store.EndImport(ctx, pin.Index, pin.State); err != nil {
 				return copied, err
 			}
 			g.reshaped.Store(pin.Index) // for those who took this replica for a source before
 			g.dueReclaim()
 			return copied, g.beginLogAt(pin)
-		case err == nil:
-			since = pin.Index
 		}
 		pin = next
-		select {
-		case <-time.After(rebuildRoundPause):
-		case <-g.ctx.Done():
-			return copied, block.ErrClosed
+		if err := g.pause(ctx, rebuildRoundPause); err != nil {
+			return copied, err
 		}
 	}
 }
@@ -251,113 +296,50 @@ func (g *Group) beginLogAt(pin rebuildPin) error {
 	return g.cfg.Journal.Reset()
 }
 
-// copyChunks compares chunks with the owner's checksums of a state and fetches the blocks that differ.
-func (g *Group) copyChunks(owner string, state block.SnapshotID, records []byte) (copied int64, err error) {
-	var fetch []block.Sector
-	var zeros []block.Op
-	flush := func() error {
-		if len(fetch) == 0 {
-			return nil
-		}
-		ops, err := g.fetch(owner, state, fetch)
-		if err != nil {
+// importOps imports operations, in smaller pieces if there is no room for all at once: what a store foresees for many is more
+// than they take, and what they free can be used after a checkpoint. If not even that does, what was kept from before the
+// rebuild has to go: a copy that is whole is worth more than one that can be returned to.
+func (g *Group) importOps(ctx context.Context, ops []block.Op) error {
+	store := g.cfg.Store
+	err := store.Import(ops)
+	if !errors.Is(err, block.ErrNoSpace) || len(ops) == 0 {
+		return err
+	}
+	if _, err := store.Checkpoint(ctx); err != nil {
+		return err
+	}
+	if len(ops) > 1 {
+		if err := g.importOps(ctx, ops[:len(ops)/2]); err != nil {
 			return err
 		}
-		for _, op := range ops {
-			copied += int64(len(op.Data))
-		}
-		g.mu.Lock()
-		g.rebuild.copied += int64(len(fetch)) * block.Size
-		g.mu.Unlock()
-		fetch = fetch[:0]
-		return g.importOps(ops)
+		return g.importOps(ctx, ops[len(ops)/2:])
 	}
-	var mine blockstore.ChunkInfo
-	for ; len(records) > 0; records = records[chunkRecordBytes:] {
-		chunk := binary.LittleEndian.Uint32(records)
-		valid := binary.LittleEndian.Uint64(records[4:])
-		bad, err := g.cfg.Store.CheckChunk(chunk, &mine)
-		if err != nil {
-			return copied, err
-		}
-		for n := range block.BlocksPerChunk {
-			sum := binary.LittleEndian.Uint32(records[12+4*n:])
-			at := block.Sector(uint64(chunk)*block.BlocksPerChunk+uint64(n)) * block.SectorsPerBlock
-			theirs, ours := valid>>n&1 == 1, mine.Valid>>n&1 == 1
-			switch {
-			case theirs && (!ours || bad>>n&1 == 1 || mine.Sums[n] != sum):
-				fetch = append(fetch, at)
-				if len(fetch)*block.Size >= rebuildReadBytes {
-					if err := flush(); err != nil {
-						return copied, err
-					}
-				}
-			case !theirs && ours:
-				zeros = append(zeros, block.Op{Kind: block.OpZero, Range: block.Range{Start: at, Count: block.SectorsPerBlock}})
-			}
-		}
-		if len(zeros) >= 1024 || len(records) == chunkRecordBytes {
-			if err := g.importOps(zeros); err != nil {
-				return copied, err
-			}
-			zeros = nil
-		}
+	before, kept := store.Before()
+	if !kept {
+		return store.Import(ops)
 	}
-	return copied, flush()
-}
-
-// importOps imports operations, in smaller pieces if there is no room for all at once: what a store foresees for many is more
-// than they take, and what they free can be used after a checkpoint.
-func (g *Group) importOps(ops []block.Op) error {
-	err := g.cfg.Store.Import(ops)
-	if !errors.Is(err, block.ErrNoSpace) || len(ops) < 2 {
+	g.log.Warn("the pool has no room for a rebuild beside what the copy held before: that is given up", "entry", before.Index)
+	if err := store.ForgetBefore(ctx); err != nil {
 		return err
 	}
-	if _, err := g.cfg.Store.Checkpoint(g.ctx); err != nil {
-		return err
-	}
-	if err := g.importOps(ops[:len(ops)/2]); err != nil {
-		return err
-	}
-	return g.importOps(ops[len(ops)/2:])
+	return store.Import(ops)
 }
 
-// fetch reads blocks from the owner. The answer carries each block's checksum, verified here before anything is stored.
-func (g *Group) fetch(owner string, state block.SnapshotID, blocks []block.Sector) ([]block.Op, error) {
-	method, req := methodRebuildRead, []byte(nil)
-	if state != (block.SnapshotID{}) {
-		method, req = methodRebuildSnapshotRead, append(req, state[:]...)
-	}
-	req = binary.LittleEndian.AppendUint32(req, uint32(len(blocks)))
-	for _, at := range blocks {
-		req = binary.LittleEndian.AppendUint64(req, uint64(at))
-	}
-	answer, err := g.ask(owner, method, append(req, g.cfg.LUN...))
-	if err != nil {
-		return nil, err
-	}
-	if len(answer) != len(blocks)*(4+block.Size) {
-		return nil, fmt.Errorf("%d bytes for %d blocks", len(answer), len(blocks))
-	}
-	sums, data := answer[:4*len(blocks)], answer[4*len(blocks):]
-	ops := make([]block.Op, len(blocks))
-	for i, at := range blocks {
-		ops[i] = block.Op{
-			Kind: block.OpWrite, Range: block.Range{Start: at, Count: block.SectorsPerBlock},
-			Data: data[i*block.Size : (i+1)*block.Size], Sums: []uint32{binary.LittleEndian.Uint32(sums[4*i:])},
-		}
-		if err := ops[i].Verify(); err != nil {
-			return nil, err
-		}
-	}
-	return ops, nil
-}
-
-func (g *Group) ask(node, method string, req []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(g.ctx, 30*time.Second)
+// ask calls a method of the source.
+func (g *Group) ask(ctx context.Context, node, method string, req []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	var answer []byte
+	var err error
 	if node == g.cfg.Self.Node { // Fill: the owner is the replica beside this one
-		return g.host.handlers[method](ctx, node, req)
+		answer, err = g.host.handlers[method](ctx, node, req)
+	} else {
+		answer, err = g.host.mux.CallBulk(ctx, node, method, req)
 	}
-	return g.host.mux.CallBulk(ctx, node, method, req)
+	if err == nil {
+		g.mu.Lock()
+		g.rebuild.heard = time.Now()
+		g.mu.Unlock()
+	}
+	return answer, err
 }

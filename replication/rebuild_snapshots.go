@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
+	"sanctuary/replication/transport"
 )
 
 // A rebuilt replica has the source's snapshots, or it would differ at the next rollback. Snapshots of which both have the ID
@@ -19,8 +21,12 @@ import (
 //
 // What is compared: chunks that entries after since may have changed (Store.Changed, which speaks of all of them, whenever
 // they came). From the second state on less: the receiver's volume then is a snapshot both have, and only the blocks in which that
-// one and the next differ can be others (Store.Diff). Comparing costs 268 bytes on the wire and a read of the receiver's
-// blocks per chunk, and the source a walk through its map for every rebuildChunks chunks.
+// one and the next differ can be others (Store.Diff). Comparing costs 34 bytes on the wire and a read of the receiver's
+// blocks per chunk (rebuild_digest.go), and the source a walk through its map for every answer.
+//
+// Store.Diff compares two states of now. If the source is rolled back in the middle, it does not tell of what was copied before.
+// So after an interruption the receiver is not taken to be like a snapshot any more, but to be as of the snapshot's index, or
+// later (rebuildSpan.Since), which stays true.
 //
 // The copy of the live volume is fuzzy (rebuild.go), and replaying absolute writes mends that. Replaying an entry about
 // snapshots over it does not: a snapshot would be made of blocks that are newer than it. So if one was applied at the source
@@ -69,12 +75,12 @@ func snapshotsFromWire(list []rebuildSnapshot) ([]block.Snapshot, error) {
 	return out, nil
 }
 
-func (g *Group) askPin(owner string) (pin rebuildPin, err error) {
+func (g *Group) askPin(ctx context.Context, owner string) (pin rebuildPin, err error) {
 	order, err := json.Marshal(rebuildOrder{LUN: g.cfg.LUN, ID: g.cfg.Self.ID, Snapshots: true})
 	if err != nil {
 		return pin, err
 	}
-	answer, err := g.ask(owner, methodRebuildPin, order)
+	answer, err := g.ask(ctx, owner, methodRebuildPin, order)
 	if err != nil {
 		return pin, err
 	}
@@ -91,9 +97,9 @@ func movedOn(pin, next rebuildPin) bool {
 	})
 }
 
-// copyPinned makes snapshots and contents those the source had at the pin or has had since. Each chunk of the volume is what
-// the source had at since, or later.
-func (g *Group) copyPinned(owner string, pin rebuildPin, since uint64) (copied int64, err error) {
+// copyPinned makes snapshots and contents those the source had at the pin or has had since. The cursor says what the chunks of
+// the volume are, and is moved on.
+func (g *Group) copyPinned(ctx context.Context, owner string, pin rebuildPin, cursor *rebuildCursor) (copied int64, err error) {
 	theirs, err := snapshotsFromWire(pin.Snapshots)
 	if err != nil {
 		return 0, fmt.Errorf("answer of %s: %w", owner, err)
@@ -102,13 +108,10 @@ func (g *Group) copyPinned(owner string, pin rebuildPin, since uint64) (copied i
 	if err != nil {
 		return 0, err
 	}
-	part := rebuildPart{since: since}
+	copying := rebuildCopy{g: g, source: owner, cursor: cursor}
 	for _, s := range missing {
-		if s.Index <= since {
-			part.since = 0 // a replica that has applied that entry has the snapshot; this one is not what it seems
-		}
-		part.state = s.ID
-		n, err := g.copyPart(owner, part, s.Capacity)
+		copying.state, copying.since = s.ID, s.Index
+		n, err := copying.run(ctx, s.Capacity)
 		copied += n
 		if err != nil {
 			return copied, err
@@ -122,10 +125,10 @@ func (g *Group) copyPinned(owner string, pin rebuildPin, since uint64) (copied i
 		if err := g.cfg.Store.ImportSnapshot(s); err != nil {
 			return copied, err
 		}
-		part.like = s.ID
+		copying.like = s.ID
 	}
-	part.state = block.SnapshotID{}
-	n, err := g.copyPart(owner, part, pin.Capacity)
+	copying.state, copying.since = block.SnapshotID{}, pin.Index
+	n, err := copying.run(ctx, pin.Capacity)
 	return copied + n, err
 }
 
@@ -147,36 +150,93 @@ func (g *Group) dropSnapshots(theirs []block.Snapshot) (missing []block.Snapshot
 	return theirs[next:], nil
 }
 
-// copyPart makes the volume what one state of the source holds. capacity is at least that state's, 0 if the source does not
-// tell: those of older versions do not, and their LUNs do not grow.
-func (g *Group) copyPart(owner string, part rebuildPart, capacity block.Count) (copied int64, err error) {
+// rebuildCopy makes the volume what one state of the source holds after another.
+type rebuildCopy struct {
+	g      *Group
+	source string
+	cursor *rebuildCursor
+	state  block.SnapshotID // what is copied; zero: the live volume
+	like   block.SnapshotID // the volume is exactly that snapshot, where the cursor says so; zero: nobody vouches for it
+	since  uint64           // as of when a chunk is that was copied
+	saved  time.Time
+}
+
+// run copies one state. capacity is at least that state's, 0 if the source does not tell: those of older versions do not,
+// and their LUNs do not grow.
+func (c *rebuildCopy) run(ctx context.Context, capacity block.Count) (copied int64, err error) {
+	g := c.g
 	if capacity > 0 {
 		if err := g.cfg.Store.Import([]block.Op{{Kind: block.OpGrow, Range: block.Range{Count: capacity}}}); err != nil {
 			return 0, err
 		}
 	}
-	for next := uint32(0); ; {
-		method, req := methodRebuildInfo, []byte(nil)
-		if part.state != (block.SnapshotID{}) || part.like != (block.SnapshotID{}) {
-			method, req = methodRebuildSnapshotInfo, append(append(req, part.state[:]...), part.like[:]...)
+	if err := c.count(ctx); err != nil {
+		return 0, err
+	}
+	chunks, step := chunksOf(g.cfg.Store, endOfChunks), uint32(max(g.cfg.Rebuild.StepBytes/block.ChunkSize, 1))
+	for at := uint32(0); at < chunks; {
+		part, until, done := c.partAt(at)
+		if !done {
+			next, n, err := g.fetchDifference(ctx, c.source, part, at, min(until, chunks, at+step))
+			if errors.Is(err, errOldSource) {
+				next, n, err = g.compareOld(ctx, c.source, part, at, min(until, chunks))
+			}
+			copied += n
+			if err != nil {
+				return copied, err
+			}
+			until = next
 		}
-		req = binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(req, part.since), next)
-		answer, err := g.ask(owner, method, append(req, g.cfg.LUN...))
-		if err != nil {
-			return copied, err
-		}
-		if len(answer) < 4 || (len(answer)-4)%chunkRecordBytes != 0 {
-			return copied, fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
-		}
-		n, err := g.copyChunks(owner, part.state, answer[4:])
-		copied += n
-		if err != nil {
-			return copied, err
-		}
-		if next = binary.LittleEndian.Uint32(answer); next == 0 {
-			return copied, nil
+		at = until
+		c.cursor.passed(at, c.since, c.state)
+		if time.Since(c.saved) >= g.cfg.Rebuild.SaveEvery {
+			if err := g.saveRebuildCursor(ctx, c.cursor); err != nil && !errors.Is(err, block.ErrNoSpace) {
+				return copied, err
+			}
+			c.saved = time.Now()
 		}
 	}
+	c.cursor.passed(endOfChunks, c.since, c.state)
+	return copied, nil
+}
+
+// partAt returns what is to be compared from a chunk on, and where that ends; done: nothing up to there.
+func (c *rebuildCopy) partAt(chunk uint32) (part rebuildPart, until uint32, done bool) {
+	span, live := c.cursor.at(chunk), c.state == (block.SnapshotID{})
+	part = rebuildPart{state: c.state, since: span.Since}
+	switch {
+	case !live && span.State == c.state:
+		return part, span.Until, true
+	case c.like != (block.SnapshotID{}) && span.State == c.like:
+		part.like = c.like
+	case !live && c.since <= span.Since:
+		part.since = 0 // a replica that has applied that entry has the snapshot; this one is not what it seems
+	}
+	return part, span.Until, false
+}
+
+// count asks how much there is to compare, for those who watch.
+func (c *rebuildCopy) count(ctx context.Context) error {
+	total, chunks := int64(0), chunksOf(c.g.cfg.Store, endOfChunks)
+	for at := uint32(0); at < chunks; {
+		part, until, done := c.partAt(at)
+		until = min(until, chunks)
+		if !done {
+			answer, err := c.g.ask(ctx, c.source, methodRebuildCount, (&rebuildAsk{part, at, until}).encode(c.g.cfg.LUN))
+			switch {
+			case errors.Is(err, transport.ErrUnknownMethod):
+				return nil // an older program
+			case err != nil:
+				return err
+			case len(answer) != 8:
+				return fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
+			}
+			total += int64(binary.LittleEndian.Uint64(answer))
+		}
+		at = until
+	}
+	c.g.rebuildAhead(total)
+	return nil
 }
 
 // serveRebuildSnapshotInfo is serveRebuildInfo for a state that is a snapshot, or differs from one. The request is 16 bytes ID of

@@ -17,6 +17,7 @@ type importing struct {
 	Store
 	check    func()                     // before a chunk is compared
 	snapshot func(block.Snapshot) error // before a snapshot is imported
+	full     bool                       // no checkpoint succeeds
 	imported atomic.Int64               // snapshots
 }
 
@@ -25,6 +26,13 @@ func (s *importing) CheckChunk(chunk uint32, info *blockstore.ChunkInfo) (uint64
 		s.check()
 	}
 	return s.Store.CheckChunk(chunk, info)
+}
+
+func (s *importing) Checkpoint(ctx context.Context) (uint64, error) {
+	if s.full {
+		return s.Durable(), block.ErrNoSpace
+	}
+	return s.Store.Checkpoint(ctx)
 }
 
 func (s *importing) ImportSnapshot(snap block.Snapshot) error {

@@ -42,6 +42,12 @@ func (g *Group) orderRebuild(ctx context.Context, m Member) error {
 	if err := json.Unmarshal(raw, &answer); err != nil {
 		return fmt.Errorf("answer of %s: %w", m.ID, err)
 	}
+	g.mu.Lock()
+	if g.rebuild.progress == nil {
+		g.rebuild.progress = map[raft.ServerID]RebuildProgress{}
+	}
+	g.rebuild.progress[m.ID] = answer.RebuildProgress
+	g.mu.Unlock()
 	if !answer.Done {
 		return fmt.Errorf("%s is being rebuilt, %d bytes so far", m.ID, answer.Copied)
 	}

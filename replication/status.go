@@ -32,6 +32,8 @@ type PeerStatus struct {
 	Match   uint64 // newest index it has acknowledged in this term
 	Lag     uint64 // entries behind the owner
 	Rebuild bool   // it has to be, or is being, rebuilt by difference
+	// Progress is how far that is, as last heard.
+	Progress RebuildProgress
 }
 
 // Status is a snapshot of a group.
@@ -46,12 +48,12 @@ type Status struct {
 	Applied    uint64 // this replica's volume
 	Commit     uint64
 	LastIndex  uint64
-	Rebuilding bool  // this replica is being rebuilt
-	Copied     int64 // bytes fetched by the rebuild so far
-	Full       bool  // this replica waits for room in its pool
-	Failed     error
-	Repair     RepairStatus
-	Peers      []PeerStatus // only at the owner
+	Rebuilding bool // this replica is being rebuilt
+	RebuildProgress
+	Full   bool // this replica waits for room in its pool
+	Failed error
+	Repair RepairStatus
+	Peers  []PeerStatus // only at the owner
 }
 
 // Status returns a snapshot of the group. It does not block on Raft.
@@ -65,7 +67,7 @@ func (g *Group) Status() Status {
 	t := g.tenure.Load()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s.Rebuilding, s.Copied = g.rebuild.running, g.rebuild.copied
+	s.Rebuilding, s.RebuildProgress = g.rebuild.running, g.rebuild.done
 	if s.Failed != nil {
 		s.Health = HealthFailed
 		return s
@@ -104,7 +106,7 @@ func (g *Group) Status() Status {
 		if !known {
 			m = Member{ID: srv.ID, Node: string(srv.Address)}
 		}
-		p := PeerStatus{Member: m, Voter: srv.Suffrage == raft.Voter, Self: srv.ID == g.cfg.Self.ID, Match: g.match[srv.ID], Rebuild: g.needs[srv.ID]}
+		p := PeerStatus{Member: m, Voter: srv.Suffrage == raft.Voter, Self: srv.ID == g.cfg.Self.ID, Match: g.match[srv.ID], Rebuild: g.needs[srv.ID], Progress: g.rebuild.progress[srv.ID]}
 		switch {
 		case p.Self:
 			p.Level, p.InSync, p.Match = "owner", true, s.LastIndex
@@ -134,7 +136,7 @@ func (g *Group) Status() Status {
 		delete(absent, srv.ID)
 	}
 	for id, m := range absent { // out of the group while it is being rebuilt, or not yet added
-		s.Peers = append(s.Peers, PeerStatus{Member: m, Level: "absent", Lag: s.LastIndex, Rebuild: g.rebuild.orders[id] != ""})
+		s.Peers = append(s.Peers, PeerStatus{Member: m, Level: "absent", Lag: s.LastIndex, Rebuild: g.rebuild.orders[id] != "", Progress: g.rebuild.progress[id]})
 		switch {
 		case m.Leaving, present(servers, givesWay(g.members, m)): // nobody counts on it any more, or yet
 		case m.Witness || g.rebuild.orders[id] == "":

@@ -70,6 +70,8 @@ func Run(t *testing.T, m Medium) {
 		{"SpaceCanBeCancelled", testSpaceCancelled},
 		{"ClosedRefusesSnapshots", testSnapshotsClosed},
 		{"ImportKeepsSnapshots", testImportSnapshots},
+		{"ImportCanBeAbandoned", testAbandonImport},
+		{"ImportForgetsWhatWasBefore", testForgetBefore},
 		{"EverythingBesideSnapshots", testConcurrentSnapshots},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, m) })

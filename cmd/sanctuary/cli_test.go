@@ -111,6 +111,7 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-list", line: "lun list"},
 		{name: "lun-list-json", line: "lun list --output json"},
 		{name: "lun-show", line: "lun show vm1"},
+		{name: "lun-show-rebuild", line: "lun show vm1", answers: map[string]any{"GET /v1/luns/vm1": rebuilding()}},
 		{name: "lun-show-json", line: "lun show vm1 -o json"},
 		{name: "lun-show-unknown", line: "lun show nope"},
 		{name: "lun-show-nothing", line: "lun show"},
@@ -449,4 +450,17 @@ func TestTheConfigurationIsFileThenFlags(t *testing.T) {
 	if code, _ := run("", "run", "--check", "--config", filepath.Join(dir, "none.toml")); code != exitUsage {
 		t.Errorf("no file: %d", code)
 	}
+}
+
+// rebuilding is a LUN with a copy that is brought up to date.
+func rebuilding() api.LUN {
+	l := sampleLUN()
+	l.Health = api.HealthCatchingUp
+	asOf := time.Date(2026, 11, 2, 8, 0, 0, 0, time.UTC)
+	l.Replicas[1].InSync, l.Replicas[1].Error = false, "being rebuilt"
+	l.Replicas[1].Rebuild = &api.ReplicaRebuild{
+		Copied: 1 << 30, Total: 8 << 30, ToGo: 6 << 30, PerSecond: 100 << 20, SecondsLeft: 62,
+		Before: &api.RebuildBefore{Index: 4711, AsOf: &asOf, Began: asOf.Add(time.Hour)},
+	}
+	return l
 }

@@ -131,7 +131,7 @@ func printLUN(w io.Writer, l api.LUN) {
 	table(w, rows...)
 	for _, r := range l.Replicas {
 		if r.Error != "" {
-			line(w, "%s: %s", r.ID, r.Error)
+			line(w, "%s: %s%s", r.ID, r.Error, rebuildText(r.Rebuild))
 		}
 	}
 	printRecoveries(w, l.Recoveries)

@@ -82,6 +82,10 @@ func printInspectedPool(w io.Writer, p inspect.PoolReport, f inspectFlags) {
 			if s.KeptForClones {
 				kept = ", deleted and kept for clones"
 			}
+			if s.BeforeRebuild {
+				line(w, "  %s: what it held before the rebuild, as of entry %d, %s stored", inspectedName(v.Name, v.Number), s.Index, formatSize(s.StoredBytes))
+				continue
+			}
 			line(w, "  %s: snapshot %s (%s) of entry %d, epoch %d, %s, %s stored%s", inspectedName(v.Name, v.Number), s.Name, s.ID, s.Index, s.Epoch, formatSize(s.SizeBytes), formatSize(s.StoredBytes), kept)
 		}
 	}

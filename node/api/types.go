@@ -97,6 +97,8 @@ type Replica struct {
 	IsOwner    bool   `json:"is_owner" doc:"Serves the LUN"`
 	MatchIndex uint64 `json:"match_index" doc:"Last log entry known to be durable on it; 0 = not known here"`
 	Error      string `json:"error,omitempty" doc:"Why it is not running, if that is known"`
+
+	Rebuild *ReplicaRebuild `json:"rebuild,omitempty" doc:"How far its rebuild is, while there is one"`
 }
 
 // Portal is an address where initiators find the LUN.

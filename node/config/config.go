@@ -50,6 +50,7 @@ type Config struct {
 	Pools   Pools   `toml:"pools" json:"pools"`
 	Timing  Timing  `toml:"timing" json:"timing"`
 	Journal Journal `toml:"journal" json:"journal"`
+	Rebuild Rebuild `toml:"rebuild" json:"rebuild"`
 	Log     Log     `toml:"log" json:"log"`
 
 	// Refused, so that nobody believes to be protected by it: [tls], reserved for certificates of the cluster's own CA, for
@@ -142,6 +143,15 @@ type Journal struct {
 	SegmentBytes Size `toml:"segment_bytes" json:"segment_bytes"`
 }
 
+// Rebuild says how much of links and disks the node spends on copies that are brought up to date by comparison.
+type Rebuild struct {
+	// BusyPercent is the share of the time that rebuilds of copies on this node work while this node, or the one they are
+	// rebuilt from, serves anybody. 1 to 100. Default 20. While nobody is served there are no pauses.
+	BusyPercent int `toml:"busy_percent" json:"busy_percent"`
+	// MaxRate is the most this node sends for rebuilds in a second, at any time; 0 is no bound. At least 1MiB otherwise. Default 0.
+	MaxRate Size `toml:"max_rate" json:"max_rate"`
+}
+
 // Log says what the node writes to standard error.
 type Log struct {
 	// Level is "debug", "info", "warn" or "error". Default "info".
@@ -172,6 +182,7 @@ func Default() Config {
 			Lease: Duration(400 * time.Millisecond), OutOfSync: Duration(time.Second), Probe: Duration(300 * time.Millisecond),
 		},
 		Journal: Journal{KeepBytes: 1 << 30, SegmentBytes: 128 << 20},
+		Rebuild: Rebuild{BusyPercent: 20},
 		Log:     Log{Level: "info", Format: "text"},
 	}
 }

@@ -162,6 +162,8 @@ func TestValidateNamesTheFieldAndTheWayOut(t *testing.T) {
 		"timing.probe":          {func(c *Config) { c.Timing.Probe = Duration(time.Hour) }, "10s"},
 		"journal.segment_bytes": {func(c *Config) { c.Journal.SegmentBytes = 1 }, "1MiB"},
 		"journal.keep_bytes":    {func(c *Config) { c.Journal.KeepBytes = 1 }, "16MiB"},
+		"rebuild.busy_percent":  {func(c *Config) { c.Rebuild.BusyPercent = 0 }, "1 to 100"},
+		"rebuild.max_rate":      {func(c *Config) { c.Rebuild.MaxRate = 1000 }, "1MiB"},
 		"log.level":             {func(c *Config) { c.Log.Level = "loud" }, "debug"},
 		"log.format":            {func(c *Config) { c.Log.Format = "xml" }, "json"},
 		"members, this absent":  {func(c *Config) { c.Node = "z" }, "is not among them"},

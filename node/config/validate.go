@@ -20,6 +20,7 @@ const (
 	maxJournal  = 1 << 40
 	minSegment  = 1 << 20
 	maxSegment  = 2 << 30
+	minRebuild  = 1 << 20
 	maxMembers  = 7
 	nameRule    = "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end"
 	addressRule = "write host:port, such as 10.0.0.1:7440 or [fd00::1]:7440"
@@ -51,6 +52,12 @@ func (c Config) Validate() error {
 	}
 	if b := c.Journal.SegmentBytes; b < minSegment || b > maxSegment {
 		p.add("journal.segment_bytes", "%s: use 1MiB to 2GiB", b)
+	}
+	if r := c.Rebuild.BusyPercent; r < 1 || r > 100 {
+		p.add("rebuild.busy_percent", "%d: use 1 to 100", r)
+	}
+	if r := c.Rebuild.MaxRate; r != 0 && r < minRebuild {
+		p.add("rebuild.max_rate", "%s: use 1MiB or more, or 0 for no bound", r)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		p.add("log.level", "%q: use debug, info, warn or error", c.Log.Level)

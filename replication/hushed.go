@@ -61,7 +61,7 @@ func (g *Group) hush(q quietRequest, by *vouchee) error {
 	// As Raft makes its own.
 	h.beat = raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(q.Owner), Addr: []byte(nodeOf(q.Owner))},
-		Term:      q.Term, Leader: []byte(nodeOf(q.Owner)),
+		Term:      q.Term,
 	}
 	if !by.agree(g, h) {
 		return errNotInStep

@@ -32,7 +32,7 @@ import (
 //
 // When the library starts it reads the whole log, for the configurations in it: what an entry of ours carries is left out then, so that a start does
 // not take as long as reading all data that is kept. Later, an entry that cannot be read would make it panic, and end the process with every other LUN
-// it serves. So the goroutine that asks waits until the entry has been fetched from another copy (mend.go), which is as good as the
+// it serves. So the goroutine that asks waits until the entry has been fetched from another copy (mendlog.go), which is as good as the
 // replica being away; if that comes to nothing, the goroutine ends, not the process.
 type raftLog struct {
 	journal.Log

@@ -17,6 +17,7 @@ type index struct {
 	names    map[string]*groupIndex
 	segments []*segment // oldest first; the last one is written to
 	next     uint32     // number of the next group
+	nameless int        // groups that were dropped because both places of their names were bad
 	// early has, while a journal is read, entries that were moved and whose first place is gone already: they come after what follows them in
 	// the log. nil at any other time.
 	early map[*groupIndex]map[uint64]entryAt
@@ -24,15 +25,14 @@ type index struct {
 
 // entryAt is where one entry is: 32 bytes for each in the log.
 type entryAt struct {
-	term     uint64
-	segment  uint32 // its sequence number
-	offset   uint32
-	dataLen  uint32
-	extLen   uint32
-	sum      uint32
-	typ      raft.LogType
-	damaged  bool // its payload is lost
-	reserved uint16
+	term    uint64
+	segment uint32 // its sequence number
+	offset  uint32
+	dataLen uint32
+	extLen  uint32
+	sum     uint32
+	typ     raft.LogType
+	damaged bool // its payload is lost
 }
 
 func (e *entryAt) place() place { return place{e.segment, e.offset} }
@@ -215,6 +215,14 @@ func (x *index) forgetEarly(g *groupIndex, gone func(uint64) bool) {
 
 // done ends the reading of a journal: what was moved and goes before what is there is put there.
 func (x *index) done() {
+	for number, g := range x.groups {
+		if g.name == "" { // both places were bad: its log is gone, and whoever asks for it finds that
+			delete(x.early, g)
+			x.cutBack(g, 0)
+			delete(x.groups, number)
+			x.nameless++
+		}
+	}
 	for g, early := range x.early {
 		var before []entryAt
 		if len(g.entries) == 0 {
@@ -249,9 +257,14 @@ func (x *index) done() {
 }
 
 // begin is kindGroup: a new group, or one that is restated.
+// A name is "" while it cannot be read: a group has it in two places.
 func (x *index) begin(r *record) error {
 	name := string(r.data)
 	if g := x.groups[r.group]; g != nil {
+		if g.name == "" && name != "" && x.names[name] == nil {
+			g.name = name
+			x.names[name] = g
+		}
 		if g.name != name {
 			return fmt.Errorf("%w: group %d is %s and %s", errRecord, r.group, g.name, name)
 		}
@@ -263,7 +276,10 @@ func (x *index) begin(r *record) error {
 		return fmt.Errorf("%w: %s is two groups", errRecord, name)
 	}
 	g := &groupIndex{number: r.group, name: name, front: r.index, first: r.index, stable: map[string][]byte{}}
-	x.groups[r.group], x.names[name] = g, g
+	x.groups[r.group] = g
+	if name != "" {
+		x.names[name] = g
+	}
 	x.next = max(x.next, r.group+1)
 	return nil
 }

@@ -122,7 +122,7 @@ func (r *reading) findPlaces() {
 	switch {
 	case r.unknown:
 		data, next = dataUnknown, nextReplace
-	case len(r.names) > 0:
+	case r.index.nameless > 0:
 		data, next = dataNames, nextReplace
 	}
 	for i, f := range r.places {

@@ -108,11 +108,13 @@ func TestInspectFindsDamageByItsPlace(t *testing.T) {
 			w.flip(name(3), f[5].at+8)
 		}, append([]found{{"journal", "3", "a frame", dataUnknown}}, suspect...)},
 		{"name of a log, in one place", func(w *written, _ uint64) { w.flipAll(name(3), first(named)) }, []found{{"journal", "3", "the name", dataKnown}}},
+		{"name of a log, in the first segment", func(w *written, _ uint64) { w.flipAll(name(1), first(named)) }, []found{{"journal", "1", "the name", dataKnown}}},
 		{"name of a log, everywhere", func(w *written, _ uint64) {
 			for i := range uint64(3) {
 				w.flipAll(name(i+1), named)
 			}
 		}, []found{
+			{"journal", "1", "the name", dataNames},
 			{"journal", "1", "the name", dataNames},
 			{"journal", "2", "the name", dataNames},
 			{"journal", "2", "the name", dataNames},

@@ -87,7 +87,7 @@ func (j *Journal) prepare() (more bool, err error) {
 		return true, nil
 	}
 	j.mu.Lock()
-	if len(j.dead) == 0 {
+	if len(j.dead) == 0 || len(j.dead) == 1 && j.spare == nil { // one is kept, to be the next
 		j.mu.Unlock()
 		return false, nil
 	}

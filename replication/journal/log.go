@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -43,13 +42,6 @@ type Log interface {
 	io.Closer
 }
 
-// Damage is an entry whose payload is lost. Another copy of it is the same entry if its index and term are the same (Raft's log matching
-// property); Sum makes sure of it.
-type Damage struct {
-	Index, Term uint64
-	Sum         uint32 // CRC32C of Data and Extensions
-}
-
 // ErrTooLarge: an entry beyond what a segment can hold.
 var ErrTooLarge = errors.New("the entry is too large for the journal's segments")
 
@@ -66,6 +58,7 @@ type groupLog struct {
 
 	// Guarded by Journal.mu.
 	number      uint32 // 0: nothing was ever stored
+	named       int    // how often the name has been written since the log was opened, of a new one
 	first, last uint64 // 0 and 0: empty
 	durable     uint64
 	era         uint64     // counts what cuts the log off at the back
@@ -135,12 +128,17 @@ func (l *groupLog) ready() (records []record, err error) {
 	case l.j.Failed() != nil:
 		return nil, l.j.Failed()
 	}
-	if l.number == 0 {
+	switch {
+	case l.number == 0:
 		l.number = l.j.index.next
 		l.j.index.next++
-		records = append(records, newRecord(record{group: l.number, kind: kindGroup, data: []byte(l.name)}))
+		l.named = 1
+	case l.named == 1:
+		l.named = 2 // again, in another batch: damage to one place must not lose the name
+	default:
+		return nil, nil
 	}
-	return records, nil
+	return append(records, newRecord(record{group: l.number, kind: kindGroup, data: []byte(l.name)})), nil
 }
 
 func (l *groupLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
@@ -381,112 +379,6 @@ func (l *groupLog) Head(i uint64, out *raft.Log) error {
 		*out = raft.Log{Index: i, Term: e.term, Type: e.typ}
 	}
 	return err
-}
-
-func (l *groupLog) Damaged() (out []Damage) {
-	l.j.mu.Lock()
-	defer l.j.mu.Unlock()
-	g := l.group()
-	if g == nil || g.damaged == 0 {
-		return nil
-	}
-	for i := range g.entries {
-		if e := &g.entries[i]; e.damaged {
-			out = append(out, Damage{Index: g.first + uint64(i), Term: e.term, Sum: e.sum})
-		}
-	}
-	return out
-}
-
-func (l *groupLog) Mend(e *raft.Log) error {
-	rec := newRecord(record{kind: kindMoved, typ: e.Type, index: e.Index, term: e.Term, data: e.Data, exts: e.Extensions})
-	l.j.mu.Lock()
-	if _, err := l.ready(); err != nil {
-		l.j.mu.Unlock()
-		return err
-	}
-	g := l.group()
-	if g == nil || g.at(e.Index) == nil {
-		l.j.mu.Unlock()
-		return ErrCutOff
-	}
-	if was := g.at(e.Index); was.term != e.Term || was.typ != e.Type || was.sum != rec.sum || was.dataLen != rec.dataBytes || was.extLen != rec.extBytes {
-		l.j.mu.Unlock()
-		return fmt.Errorf("entry %d of term %d is not the one that is damaged, which is of term %d", e.Index, e.Term, was.term)
-	}
-	rec.group, rec.from = l.number, g.at(e.Index).place()
-	return l.j.submit(&request{records: []record{rec}, done: make(chan error, 1)})
-}
-
-// Raft writes its vote in two steps, the term voted in and then the candidate (hashicorp/raft #661): a crash between
-// them would leave the vote of one election beside the candidate of another. The first is held back and stored together with the second.
-const (
-	keyVoteTerm      = "LastVoteTerm"
-	keyVoteCandidate = "LastVoteCand"
-	keySnapshot      = "snapshot"
-)
-
-// Set implements raft.StableStore. The value is written twice, in two batches: so it is there after damage to either, and that the second is there shows
-// that the first is not torn.
-func (l *groupLog) Set(key, value []byte) error {
-	if len(key) == 0 || len(key) > 255 || len(value) > 2*MaxSnapshotBytes {
-		return fmt.Errorf("journal: a stable key of %d bytes with %d bytes", len(key), len(value))
-	}
-	l.j.mu.Lock()
-	if string(key) == keyVoteTerm {
-		l.voteTerm = append([]byte(nil), value...)
-		l.j.mu.Unlock()
-		return nil
-	}
-	records, err := l.ready()
-	if err != nil {
-		l.j.mu.Unlock()
-		return err
-	}
-	var values []record
-	if string(key) == keyVoteCandidate && l.voteTerm != nil {
-		values = append(values, newRecord(record{group: l.number, kind: kindStable, exts: []byte(keyVoteTerm), data: l.voteTerm}))
-	}
-	values = append(values, newRecord(record{group: l.number, kind: kindStable, exts: append([]byte(nil), key...), data: append([]byte(nil), value...)}))
-	voted := l.voteTerm
-	if err := l.j.submit(&request{records: append(records, values...), done: make(chan error, 1)}); err != nil {
-		return err
-	}
-	l.j.mu.Lock()
-	if _, err := l.ready(); err != nil {
-		l.j.mu.Unlock()
-		return err
-	}
-	if string(key) == keyVoteCandidate && len(voted) > 0 {
-		l.voteTerm = nil
-	}
-	return l.j.submit(&request{records: values, done: make(chan error, 1)})
-}
-
-// Get implements raft.StableStore: a key never set reads as empty.
-func (l *groupLog) Get(key []byte) ([]byte, error) {
-	l.j.mu.Lock()
-	defer l.j.mu.Unlock()
-	return append([]byte{}, l.stable(string(key))...), nil
-}
-
-// SetUint64 implements raft.StableStore.
-func (l *groupLog) SetUint64(key []byte, v uint64) error {
-	return l.Set(key, binary.BigEndian.AppendUint64(nil, v))
-}
-
-// GetUint64 implements raft.StableStore: a key never set reads as 0.
-func (l *groupLog) GetUint64(key []byte) (uint64, error) { return number(key, l.Get) }
-
-func number(key []byte, get func([]byte) ([]byte, error)) (uint64, error) {
-	v, err := get(key)
-	if err != nil || len(v) == 0 {
-		return 0, err
-	}
-	if len(v) != 8 {
-		return 0, fmt.Errorf("stable key %q holds %d bytes, not 8", key, len(v))
-	}
-	return binary.BigEndian.Uint64(v), nil
 }
 
 // Close closes the log; the journal stays open. What was appended is durable then, or the journal has failed.

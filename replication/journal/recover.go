@@ -151,7 +151,6 @@ type recovery struct {
 	unknown bool                        // something is lost, and it is not known what
 	values  map[uint32]map[value]bool   // stable values that were read, by group
 	missing map[uint32]map[value]string // those that could not be
-	names   map[uint32]bool             // groups whose name could not be read
 }
 
 // value tells stable values apart.
@@ -178,7 +177,7 @@ type labels struct {
 }
 
 func (r *recovery) run() error {
-	r.values, r.missing, r.names = map[uint32]map[value]bool{}, map[uint32]map[value]string{}, map[uint32]bool{}
+	r.values, r.missing = map[uint32]map[value]bool{}, map[uint32]map[value]string{}
 	files, err := r.files()
 	if err != nil {
 		return err
@@ -375,15 +374,14 @@ func (r *recovery) apply(s *segment, rec *record, damaged bool) {
 		}
 		r.values[rec.group][v] = true
 	case rec.kind == kindGroup && damaged:
-		r.find(s, int64(rec.offset), "the name of a group cannot be read")
-		if r.index.groups[rec.group] == nil {
-			r.names[rec.group] = true
+		r.find(s, int64(rec.offset), "the name of a group cannot be read; it is there twice")
+		known := ""
+		if g := r.index.groups[rec.group]; g != nil {
+			known = g.name
 		}
-		return
-	case rec.kind == kindGroup:
-		delete(r.names, rec.group)
+		rec.data, damaged = []byte(known), false
 	}
-	if err := r.index.apply(s, rec, damaged); err != nil && !r.names[rec.group] {
+	if err := r.index.apply(s, rec, damaged); err != nil {
 		r.find(s, int64(rec.offset), "%v", err)
 		r.unknown = true
 	}

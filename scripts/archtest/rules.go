@@ -49,7 +49,7 @@ var rules = []rule{
 	// One Raft group per LUN: no iSCSI, no gossip.
 	{Package: "replication/mutant", Not: join(consensus, surface)},
 	{Package: "replication/command", May: []string{"blockstore/block"}, Not: join(gossip, surface)},
-	{Package: "replication/journal", May: []string{"blockstore/block", "blockstore/vfs", "replication/command", "replication/mutant"}, Not: join(gossip, surface)},
+	{Package: "replication/journal", May: []string{"blockstore/block", "blockstore/vfs", "replication/command", "replication/journal/walv1", "replication/mutant"}, Not: join(gossip, surface)},
 	{Package: "replication/transport", May: []string{"blockstore/block", "replication/command", "replication/mutant", "proto", "proto/..."}, Not: join(gossip, surface)},
 	{Package: "replication/sim", May: []string{"blockstore", "blockstore/...", "replication", "replication/..."}, Not: join(gossip, surface)},
 	{Package: "replication/...", May: []string{"blockstore", "blockstore/...", "proto", "proto/...", "replication/..."}, Not: join(gossip, surface)},

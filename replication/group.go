@@ -133,15 +133,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 	if cfg.Limits.CheckpointBytes == 0 {
 		cfg.Limits.CheckpointBytes = 256 << 20
 	}
-	if cfg.Rebuild.BusyPercent == 0 {
-		cfg.Rebuild.BusyPercent = DefaultRebuildPercent
-	}
-	if cfg.Rebuild.StepBytes == 0 {
-		cfg.Rebuild.StepBytes = rebuildStepBytes
-	}
-	if cfg.Rebuild.SaveEvery == 0 {
-		cfg.Rebuild.SaveEvery = rebuildSaveEvery
-	}
+	cfg.Rebuild.setDefaults()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}

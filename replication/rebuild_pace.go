@@ -30,6 +30,18 @@ type RebuildConfig struct {
 	BytesPerSecond int64
 }
 
+func (c *RebuildConfig) setDefaults() {
+	if c.BusyPercent == 0 {
+		c.BusyPercent = DefaultRebuildPercent
+	}
+	if c.StepBytes == 0 {
+		c.StepBytes = rebuildStepBytes
+	}
+	if c.SaveEvery == 0 {
+		c.SaveEvery = rebuildSaveEvery
+	}
+}
+
 // DefaultRebuildPercent is the default of RebuildConfig.BusyPercent.
 const DefaultRebuildPercent = 20
 

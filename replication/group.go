@@ -314,8 +314,8 @@ func (g *Group) newRaft(inst *instance) (err error) {
 		}
 	}()
 	j := &raftLog{Log: g.cfg.Journal, g: g, inst: inst}
+	inst.peers.starting = func() { j.running.Store(true) }
 	inst.raft, err = raft.NewRaft(g.raftConfig(inst.notify), &machine{g: g, ctx: inst.ctx}, j, j, j.Snapshots(), inst.peers)
-	j.running.Store(true)
 	return err
 }
 

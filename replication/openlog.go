@@ -38,7 +38,7 @@ type raftLog struct {
 	journal.Log
 	g       *Group
 	inst    *instance
-	running atomic.Bool // the library has started
+	running atomic.Bool // the library has read the log
 }
 
 // StoreLogs implements raft.LogStore.

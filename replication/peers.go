@@ -20,7 +20,9 @@ type peers struct {
 	inner  Transport
 	g      *Group
 	closed chan struct{}
-	once   sync.Once
+	// starting, if not nil, is called when Raft has read its log and is about to run.
+	starting func()
+	once     sync.Once
 
 	mu    sync.Mutex // guards pipes; held for nothing else
 	pipes map[raft.ServerID]*holding
@@ -53,9 +55,16 @@ const (
 	witnessWait  = 50 * time.Millisecond
 )
 
-func (p *peers) Consumer() <-chan raft.RPC          { return p.inner.Consumer() }
-func (p *peers) LocalAddr() raft.ServerAddress      { return p.inner.LocalAddr() }
-func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {} // hashicorp/raft#695: it would change term and state off Raft's goroutine
+func (p *peers) Consumer() <-chan raft.RPC     { return p.inner.Consumer() }
+func (p *peers) LocalAddr() raft.ServerAddress { return p.inner.LocalAddr() }
+
+// SetHeartbeatHandler is the last thing that raft.NewRaft does before it starts its goroutines. The handler is not called: it would change term and state off
+// Raft's goroutine (hashicorp/raft#695).
+func (p *peers) SetHeartbeatHandler(func(raft.RPC)) {
+	if p.starting != nil {
+		p.starting()
+	}
+}
 
 // Close ends the waits here and closes the transport below.
 func (p *peers) Close() error {

@@ -31,15 +31,15 @@ func (j *memoryLog) Damaged() []Damage                          { return nil }
 func (j *memoryLog) Mend(*raft.Log) error                       { return ErrCutOff }
 func (j *memoryLog) Append(logs []*raft.Log) error              { return j.StoreLogs(logs) }
 func (j *memoryLog) AwaitDurable(uint64, <-chan struct{}) error { return nil }
-func (j *memoryLog) Durable() uint64 { _, last := j.recent.bounds(); return last }
+func (j *memoryLog) Durable() uint64                            { _, last := j.recent.bounds(); return last }
 
 func (j *memoryLog) FirstIndex() (uint64, error) { first, _ := j.recent.bounds(); return first, nil }
 
 func (j *memoryLog) LastIndex() (uint64, error) { _, last := j.recent.bounds(); return last, nil }
 
-func (j *memoryLog) StoreLog(l *raft.Log) error { return j.StoreLogs([]*raft.Log{l}) }
-func (j *memoryLog) Bytes() int64               { return j.recent.held() }
-func (j *memoryLog) Close() error               { return nil }
+func (j *memoryLog) StoreLog(l *raft.Log) error      { return j.StoreLogs([]*raft.Log{l}) }
+func (j *memoryLog) Bytes() int64                    { return j.recent.held() }
+func (j *memoryLog) Close() error                    { return nil }
 func (j *memoryLog) DeleteRange(lo, hi uint64) error { j.recent.deleteRange(lo, hi); return nil }
 
 func (j *memoryLog) Reset() error { return j.DeleteRange(0, math.MaxUint64) }

@@ -116,6 +116,9 @@ func (j *Journal) resume(r *recovery) error {
 		}
 		return s.dev.Sync()
 	case r.sealed:
+		if err := j.index.segments[len(j.index.segments)-1].dev.Sync(); err != nil { // as below
+			return err
+		}
 		s, err := j.nextSegment(j.index.segments[len(j.index.segments)-1].sequence + 1)
 		if err != nil {
 			return err
@@ -130,9 +133,9 @@ func (j *Journal) resume(r *recovery) error {
 		if err := j.turn(last); err != nil {
 			return err
 		}
-		return j.index.segments[len(j.index.segments)-1].dev.Sync()
 	}
-	return nil
+	// What was read may have been written by a process that was killed before it could sync: it is taken for durable from here on.
+	return j.index.segments[len(j.index.segments)-1].dev.Sync()
 }
 
 // recovery reads a journal. It writes nothing.

@@ -325,7 +325,9 @@ func (g *Group) acknowledge(proposal, index uint64) {
 		g.parked = append(g.parked, parked{index, proposal})
 	}
 	g.mu.Unlock()
-	if !wait {
+	if wait {
+		g.writes.park(proposal) // before settledIndex says that it has been applied
+	} else {
 		g.writes.settled(proposal, nil)
 	}
 }

@@ -76,6 +76,7 @@ type entry struct {
 	parts  []*part
 	bytes  int
 	failed bool // Raft has given it up, but it may still be committed: the writers have been told ErrUnknown
+	parked bool // it has taken effect; what it waits for are copies in sync
 
 	few [4]*part // memory of parts
 }
@@ -412,13 +413,23 @@ func (p *proposer) idle() bool {
 	return len(p.queue) == 0 && len(p.inflight) == 0 && !p.paused
 }
 
+// park notes that an entry has taken effect though it is not settled yet.
+func (p *proposer) park(id uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e := p.inflight[id]; e != nil {
+		e.parked = true
+	}
+}
+
 // seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed
-// under an earlier one has been applied too, or never will be (rule F).
+// under an earlier one has been applied too, or never will be (rule F). One that was applied and is parked is left to settled: to say that
+// it never happened would be false.
 func (p *proposer) seal(term uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, e := range p.inflight {
-		if e.failed && e.parts[0].w.fence < term {
+		if e.failed && !e.parked && e.parts[0].w.fence < term {
 			delete(p.inflight, id)
 			e.tell(block.ErrNotOwner)
 		}

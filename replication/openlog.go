@@ -91,8 +91,8 @@ func (g *Group) hold(req *raft.AppendEntriesRequest) bool {
 	if index <= g.cfg.Journal.Durable() {
 		return true
 	}
-	if last, err := g.cfg.Journal.LastIndex(); err == nil && last == 0 {
-		return true // the log begins behind a snapshot, and that is durable
+	if mark, _, ok := g.cfg.Journal.Snapshots().Newest(); ok && index <= mark.Index {
+		return true // a snapshot covers it, and that is durable; what is in the log may be older (a witness that was away)
 	}
 	return g.cfg.Journal.AwaitDurable(index, inst.ctx.Done()) == nil
 }

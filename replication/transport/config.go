@@ -1,10 +1,12 @@
 package transport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,8 +26,19 @@ type Config struct {
 	// the node is unknown (yet). It must not block and may be called from many goroutines.
 	Resolve func(node string) (addr string, ok bool)
 
+	// Dial connects to what Resolve gave; nil: over TCP.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+
 	Logger *slog.Logger // nil: slog.Default()
 	Limits Limits
+}
+
+func (c *Config) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if c.Dial != nil {
+		return c.Dial(ctx, addr)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", addr)
 }
 
 // Limits bounds time and memory. A zero field means its default.

@@ -99,8 +99,7 @@ func (p *peer) client() (*grpc.ClientConn, error) {
 			if !ok {
 				return nil, fmt.Errorf("no address known for node %s", p.node)
 			}
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
+			return m.cfg.dial(ctx, addr)
 		}),
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(0),

@@ -66,6 +66,13 @@ func (p *Power) Spend() (first bool, err error) {
 	return false, nil
 }
 
+// Cut ends the power now, between two events.
+func (p *Power) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lost = true
+}
+
 // Lost says whether the power is gone.
 func (p *Power) Lost() bool {
 	p.mu.Lock()

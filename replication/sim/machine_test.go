@@ -1,0 +1,233 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs/crashdev"
+	"sanctuary/replication"
+	"sanctuary/replication/journal"
+	"sanctuary/replication/transport"
+)
+
+const (
+	lun           = "6f1d"
+	volumeBytes   = 4 << 20
+	poolBytes     = 8 << 20
+	segmentBytes  = 1 << 20
+	keepBytes     = 256 << 10 // so little that a replica that was away for long must be rebuilt
+	checkpointing = 128 << 10
+)
+
+// machine is a node's hardware, and what the catalog says of the replica on it.
+type machine struct {
+	w       *world
+	name    string
+	witness bool
+	ram     bool // its replica's data and log end with the process
+
+	power   *crashdev.Power
+	folder  *crashdev.Folder // the journal's
+	disk    *crashdev.Dev    // the pool's; nil for a witness or in RAM
+	life    atomic.Int64     // incarnation of the replica
+	joining atomic.Bool      // it began empty, and has not been given a vote yet
+	started bool             // its replica has been started before
+	failing bool             // its disk has failed, whoever has noticed
+}
+
+// process is what runs on a machine until it is killed.
+type process struct {
+	m       *machine
+	port    *port
+	mux     *transport.Mux
+	host    *replication.Host
+	journal *journal.Journal // nil: in memory
+	pool    *blockstore.Pool
+	vol     *blockstore.Volume
+	group   *replication.Group
+	served  chan struct{}
+	dead    chan struct{} // closed when the process has been killed: what it says from then on is not heard
+	seen    atomic.Uint64
+	broke   atomic.Bool // the library has met an error of the disk at which it ends the process
+}
+
+func (m *machine) member() replication.Member {
+	return replication.Member{ID: raft.ServerID(fmt.Sprintf("%s/%d", m.name, m.life.Load())), Node: m.name, Witness: m.witness}
+}
+
+// blank gives the machine empty storage and its replica a new identity.
+func (m *machine) blank() {
+	m.power, m.failing = crashdev.NewPower(-1), false
+	m.folder, m.disk = crashdev.NewFolder(m.power), nil
+	if !m.witness && !m.ram {
+		m.disk = crashdev.New(blockstore.MediumBytes(poolBytes), m.power)
+	}
+	m.joining.Store(m.life.Add(1) > 1)
+	m.started = false
+}
+
+// start starts the process, which must not run.
+func (m *machine) start() error {
+	w := m.w
+	p := &process{m: m, served: make(chan struct{}), dead: make(chan struct{})}
+	p.port = w.net.listen(m.name)
+	var err error
+	p.mux, err = transport.New(transport.Config{
+		Cluster: "sim", Node: m.name, NodeID: m.name + "-id", Logger: w.logger(m.name),
+		Resolve: func(node string) (string, bool) { return node, true },
+		Dial:    w.dialer(p.port),
+	})
+	if err != nil {
+		return err
+	}
+	go func() {
+		defer close(p.served)
+		_ = p.mux.Serve(p.port)
+	}()
+	if p.host, err = replication.NewHost(p.mux); err == nil {
+		err = p.open()
+	}
+	if err != nil {
+		p.stop()
+		return err
+	}
+	m.started = true
+	w.setProcess(m, p)
+	return nil
+}
+
+func (p *process) open() (err error) {
+	m, w := p.m, p.m.w
+	g := block.Geometry{Capacity: block.CountOf(volumeBytes), LogicalBlockBytes: 512}
+	cfg := replication.Config{
+		LUN: lun, Epoch: 1, Self: m.member(), Members: w.members(), Geometry: g, Logger: w.logger(m.name), First: !m.started,
+		Limits: replication.Limits{JournalKeepBytes: keepBytes, CheckpointBytes: checkpointing},
+		Scrub: replication.ScrubConfig{Retry: time.Second, Settings: func() replication.ScrubSettings {
+			return replication.ScrubSettings{BytesPerSecond: 1 << 30, Paused: !w.scrubbing.Load()}
+		}},
+	}
+	if !m.started && !m.joining.Load() {
+		cfg.Bootstrap = w.members()
+	}
+	if m.ram {
+		cfg.Journal = journal.NewMemory()
+	} else {
+		p.journal, err = journal.Open(m.folder, journal.Options{SegmentBytes: segmentBytes, Logger: w.logger(m.name)})
+		if err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+		l, err := p.journal.Log(string(m.member().ID))
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		cfg.Journal = l
+	}
+	if !m.witness {
+		pc := blockstore.PoolConfig{Media: blockstore.MediaRAM, CapacityBytes: poolBytes}
+		if !m.ram {
+			pc.Device = m.disk
+		}
+		if p.pool, err = blockstore.OpenPool(pc); err != nil {
+			return fmt.Errorf("pool: %w", err)
+		}
+		if m.started && !m.ram {
+			p.vol, err = p.pool.Open(lun)
+		} else {
+			p.vol, err = p.pool.Create(lun, g)
+		}
+		if err != nil {
+			return fmt.Errorf("volume: %w", err)
+		}
+		cfg.Store = p.vol
+	}
+	cfg.Journal = log{cfg.Journal, p}
+	p.group, err = p.host.Open(cfg)
+	return err
+}
+
+// stop ends the process's goroutines. What it may still do to its disks nobody sees: they are not the machine's any more, or it is
+// the end of the run.
+func (p *process) stop() {
+	_ = p.mux.Close()
+	<-p.served
+	var err error
+	if p.group != nil {
+		err = p.group.Close()
+	}
+	if p.vol != nil {
+		err = errors.Join(err, p.vol.Close())
+	}
+	if p.pool != nil {
+		err = errors.Join(err, p.pool.Close())
+	}
+	if p.journal != nil {
+		err = errors.Join(err, p.journal.Close())
+	}
+	p.m.w.note("%s: its process has ended (%v)", p.m.name, err)
+}
+
+// die ends the process at once. With the power gone, so is what was not synced; else the system keeps it.
+func (m *machine) die(powerCut bool, seed uint64) {
+	p := m.w.process(m)
+	if p == nil {
+		return
+	}
+	m.w.h.inTerm(p.term())
+	m.w.setProcess(m, nil)
+	m.power.Cut()
+	close(p.dead)
+	m.w.net.leave(m.name, powerCut)
+	m.disks(powerCut, seed)
+	m.w.zombies.Go(p.stop)
+	if m.ram {
+		m.blank()
+	}
+}
+
+// disks gives the machine what is left on its disks: nobody else has them open, and none of them fails.
+func (m *machine) disks(powerCut bool, seed uint64) {
+	old, oldDisk := m.folder, m.disk
+	m.power, m.failing = crashdev.NewPower(-1), false
+	if powerCut {
+		m.folder = old.CloneForCrash(seed, m.power)
+	} else {
+		m.folder = old.Clone(m.power)
+	}
+	switch {
+	case oldDisk == nil:
+	case powerCut:
+		m.disk = oldDisk.CloneForCrash(seed+1, m.power)
+	default:
+		m.disk = oldDisk.Clone(m.power)
+	}
+}
+
+// term is the newest term that the process was seen in.
+func (p *process) term() uint64 {
+	t := p.group.Status().Term
+	for old := p.seen.Load(); old < t && !p.seen.CompareAndSwap(old, t); old = p.seen.Load() {
+	}
+	return p.seen.Load()
+}
+
+// log is a replica's log in a process that ends where the library would end it: it panics when its term cannot be stored.
+type log struct {
+	journal.Log
+	p *process
+}
+
+func (l log) SetUint64(key []byte, v uint64) error {
+	err := l.Log.SetUint64(key, v)
+	if err != nil && string(key) == "CurrentTerm" {
+		l.p.broke.Store(true)
+		runtime.Goexit()
+	}
+	return err
+}

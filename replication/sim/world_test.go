@@ -1,0 +1,216 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sanctuary/blockstore/block"
+	"sanctuary/replication"
+)
+
+// world is one run: a cluster, its network, its clients, and what is done to them.
+type world struct {
+	seed      uint64
+	shape     shape
+	began     time.Time
+	rng       *rand.Rand // of the schedule only
+	net       *network
+	nodes     []*machine
+	victim    *machine // the only one whose storage is ever damaged or lost
+	h         *history
+	hot       []uint64
+	values    atomic.Uint64
+	zombies   sync.WaitGroup // processes that were killed and have not ended
+	attempts  sync.WaitGroup // operations that their clients may not wait for any more
+	scrubbing atomic.Bool
+	damaged   bool // somewhere blocks are wrong until a scrub finds them
+	actions   []action
+
+	mu    sync.Mutex // guards what follows
+	trace []string
+	procs map[*machine]*process // those that run
+}
+
+func newWorld(seed uint64) *world {
+	w := &world{
+		seed: seed, began: time.Now(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))),
+		h: &history{}, procs: map[*machine]*process{},
+	}
+	w.shape = shapes[w.rng.IntN(len(shapes))]
+	for _, name := range strings.Fields(w.shape.nodes) {
+		m := &machine{w: w, name: name, witness: name == "w", ram: w.shape.ram && name != "w"}
+		w.nodes = append(w.nodes, m)
+		m.blank()
+	}
+	w.victim = w.data()[w.rng.IntN(len(w.data()))]
+	for len(w.hot) < hotBlocks {
+		w.hot = append(w.hot, w.rng.Uint64N(volumeBytes/block.Size-4))
+	}
+	return w
+}
+
+func (w *world) data() (out []*machine) {
+	for _, m := range w.nodes {
+		if !m.witness {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+func (w *world) value() value { return value(w.values.Add(1)) }
+
+func (w *world) note(format string, args ...any) {
+	line := fmt.Sprintf("%10.6f %s", time.Since(w.began).Seconds(), fmt.Sprintf(format, args...))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trace = append(w.trace, line)
+}
+
+func (w *world) process(m *machine) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.procs[m]
+}
+
+func (w *world) setProcess(m *machine, p *process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p == nil {
+		delete(w.procs, m)
+	} else {
+		w.procs[m] = p
+	}
+}
+
+func (w *world) alive() (out []*process) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.nodes {
+		if p := w.procs[m]; p != nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (w *world) members() (out []replication.Member) {
+	for _, m := range w.nodes {
+		out = append(out, m.member())
+	}
+	return out
+}
+
+// owner returns the process that serves in the highest term, or nil.
+func (w *world) owner() (owner *process) {
+	best := uint64(0)
+	for _, p := range w.alive() {
+		if f := p.group.Fence(); f.Index == math.MaxUint64 && f.Term > best {
+			best, owner = f.Term, p
+		}
+	}
+	return owner
+}
+
+// redundant says that every copy is in sync and every member has a vote, as the owner sees it.
+func (w *world) redundant() bool {
+	p := w.owner()
+	if p == nil {
+		return false
+	}
+	s := p.group.Status()
+	votes := 0
+	for _, peer := range s.Peers {
+		for _, m := range w.nodes {
+			if peer.Voter && peer.ID == m.member().ID && !m.joining.Load() {
+				votes++
+			}
+		}
+	}
+	return s.Health == replication.HealthHealthy && votes == len(w.nodes)
+}
+
+// watch notes who serves, until stop is closed, and tells the catalog's news as node does.
+func (w *world) watch(stop <-chan struct{}) {
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+		for _, p := range w.alive() {
+			if f := p.group.Fence(); f.Index == math.MaxUint64 && w.h.serves(p.m.name, f.Term) {
+				w.note("%s serves in term %d", p.m.name, f.Term)
+			}
+			if n%20 == 0 {
+				p.group.Learn(w.members())
+			}
+		}
+		if n%20 == 0 {
+			w.settle()
+		}
+	}
+}
+
+// settle is the catalog: it has the owner make the group what is wanted.
+func (w *world) settle() {
+	joins := false
+	var want []replication.Desired
+	for _, m := range w.nodes {
+		joins = joins || m.joining.Load()
+		want = append(want, replication.Desired{Member: m.member(), Joining: m.joining.Load()})
+	}
+	p := w.owner()
+	if p == nil || !joins {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	promoted, _ := p.group.SetMembers(ctx, want) // what is left to do is done the next time
+	for _, m := range w.nodes {
+		if m.joining.Load() && slices.Contains(promoted, m.member().ID) {
+			w.note("%s has its vote", m.member().ID)
+			m.joining.Store(false)
+		}
+	}
+}
+
+func (w *world) dialer(from *port) func(ctx context.Context, addr string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (net.Conn, error) { return w.net.dial(ctx, from, addr) }
+}
+
+func (w *world) logger(node string) *slog.Logger {
+	if !detailed {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(noteWriter{w, node}, &slog.HandlerOptions{Level: logLevel, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == "lun" {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+// noteWriter puts the product's own log into the trace.
+type noteWriter struct {
+	w    *world
+	node string
+}
+
+func (n noteWriter) Write(p []byte) (int, error) {
+	n.w.note("  %s| %s", n.node, strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// logLevel of what the product says in the trace: with SIM_LOG=2, what the library says, too.
+var logLevel = map[bool]slog.Level{false: slog.LevelInfo, true: slog.LevelDebug}[os.Getenv("SIM_LOG") == "2"]

@@ -29,11 +29,15 @@ BENCH_STORE_MIB ?=
 FUZZ_SECONDS ?= 20
 # Which rules, by their build tags without mutant_; empty is all.
 MUTANTS      ?=
+# Seeds of sim, and the first of them; seeds for each of the mutants.
+SIM_SEEDS    ?= 2000
+SIM_FIRST    ?= 1
+MUTANT_SEEDS ?= 200
 # Which tests of test-guest; empty is all.
 GUEST_TESTS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove mutants fuzz proto clean FORCE
+.PHONY: help build demo test unit crashes e2e test-guest lint bench conformance prove sim mutants simmutants fuzz proto clean FORCE
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +90,12 @@ prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what 
 
 mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')
 	MUTANTS='$(MUTANTS)' TAGS=$(TAGS) scripts/mutants
+
+sim: ## whole clusters on simulated disks and networks, SIM_SEEDS of them from SIM_FIRST on; a seed that failed is printed
+	SIM_SEEDS=$(SIM_SEEDS) SIM_FIRST=$(SIM_FIRST) TAGS=$(TAGS) scripts/sim
+
+simmutants: ## one rule after the other taken out of the product: sim must notice each (MUTANT_SEEDS)
+	TAGS=$(TAGS) $(GO) run -tags $(TAGS) ./scripts/simmutants -seeds $(MUTANT_SEEDS)
 
 fuzz: ## every fuzz target: those of target for FUZZ_SECONDS, the others a third of it
 	FUZZ_SECONDS=$(FUZZ_SECONDS) TAGS=$(TAGS) scripts/fuzz

@@ -106,10 +106,18 @@ func (l *raftLog) Set(key, value []byte) error {
 	return l.Log.Set(key, value)
 }
 
-// SetUint64 implements raft.StableStore.
+// SetUint64 implements raft.StableStore. Where a term cannot be stored the library would panic: this replica is out, and the goroutine ends, not the process.
 func (l *raftLog) SetUint64(key []byte, v uint64) error {
-	return l.Set(key, binary.BigEndian.AppendUint64(nil, v))
+	err := l.Set(key, binary.BigEndian.AppendUint64(nil, v))
+	if err != nil && string(key) == keyCurrentTerm && l.running.Load() {
+		l.g.fail(err)
+		runtime.Goexit()
+	}
+	return err
 }
+
+// keyCurrentTerm is the library's name for its term in the stable store.
+const keyCurrentTerm = "CurrentTerm"
 
 // GetLog implements raft.LogStore.
 func (l *raftLog) GetLog(index uint64, out *raft.Log) error {

@@ -47,12 +47,6 @@ func (w *world) pass(d time.Duration) {
 				i = -1
 			}
 		}
-		for _, p := range w.alive() {
-			if p.broke.Load() {
-				w.note("%s: the process ends itself: its disk has failed", p.m.name)
-				w.kill(p.m, false, w.between(100*time.Millisecond, time.Second))
-			}
-		}
 		if !now.Before(end) {
 			return
 		}

@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +54,6 @@ type process struct {
 	served  chan struct{}
 	dead    chan struct{} // closed when the process has been killed: what it says from then on is not heard
 	seen    atomic.Uint64
-	broke   atomic.Bool // the library has met an error of the disk at which it ends the process
 }
 
 func (m *machine) member() replication.Member {
@@ -147,7 +145,6 @@ func (p *process) open() (err error) {
 		}
 		cfg.Store = p.vol
 	}
-	cfg.Journal = log{cfg.Journal, p}
 	p.group, err = p.host.Open(cfg)
 	return err
 }
@@ -215,19 +212,4 @@ func (p *process) term() uint64 {
 	for old := p.seen.Load(); old < t && !p.seen.CompareAndSwap(old, t); old = p.seen.Load() {
 	}
 	return p.seen.Load()
-}
-
-// log is a replica's log in a process that ends where the library would end it: it panics when its term cannot be stored.
-type log struct {
-	journal.Log
-	p *process
-}
-
-func (l log) SetUint64(key []byte, v uint64) error {
-	err := l.Log.SetUint64(key, v)
-	if err != nil && string(key) == "CurrentTerm" {
-		l.p.broke.Store(true)
-		runtime.Goexit()
-	}
-	return err
 }

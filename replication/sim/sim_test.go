@@ -166,7 +166,7 @@ func (w *world) recover() {
 	w.net.heal()
 	for _, m := range w.nodes {
 		m.folder.SetHook(nil)
-		if p := w.process(m); p != nil && (m.failing || p.group.Err() != nil || p.broke.Load()) {
+		if p := w.process(m); p != nil && (m.failing || p.group.Err() != nil) {
 			w.note("%s: its disk is connected again", m.name)
 			m.die(true, w.rng.Uint64())
 		}

@@ -1,7 +1,7 @@
 // Command simmutants takes one rule after the other out of the product, and shows that the simulation notices.
 //
-// A mutant is a piece of source that is replaced while the simulation is built (scripts/sim, in an overlay: the tree is not touched), so the
-// product needs no hooks for it. It must be found: a rule whose removal nothing notices is not tested. A mutant whose source is not there any
+// A mutant is a build tag (replication/mutant), or a piece of source that is replaced while the simulation is built (scripts/sim, in an overlay: the
+// tree is not touched). It must be found: a rule whose removal nothing notices is not tested. A mutant whose source is not there any
 // more, once, is an error too.
 package main
 
@@ -16,54 +16,41 @@ import (
 	"strings"
 )
 
-// mutant replaces old by its own text, in one file.
+// mutant has a build tag (replication/mutant), or replaces old by new in one file.
 type mutant struct {
 	name     string
+	tag      string
 	file     string
 	old, new string
 }
 
 var mutants = []mutant{
 	{
-		"G: the journal answers before its sync", "replication/journal/commit.go",
-		"	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	if err := s.dev.Sync(); err != nil {\n		return err\n	}\n	h.batch++",
-		"	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	h.batch++",
+		name: "G: the journal answers before its sync", file: "replication/journal/commit.go",
+		old: "	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	if err := s.dev.Sync(); err != nil {\n		return err\n	}\n	h.batch++",
+		new: "	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	h.batch++",
+	},
+	{name: "G: a commit counts the owner's own copy before its journal has it on disk", tag: "mutant_g"},
+	{name: "G: a replica acknowledges entries before they are on disk", tag: "mutant_ack"},
+	{name: "G: a vote is given before it is on disk", tag: "mutant_vote"},
+	{name: "W: the witness is sent what the copy in sync does not have", tag: "mutant_w"},
+	{name: "F: an entry of another term than it was accepted in takes effect", tag: "mutant_f"},
+	{name: "L: a lease does not lapse", tag: "mutant_l"},
+	{
+		name: "F: a command counts though another owner has served since it was accepted", file: "replication/backend.go",
+		old: "if !t.before.Before(f) {", new: "if f == (block.Fence{}) {",
 	},
 	{
-		"G: peers' answers count before the owner's log is durable", "replication/openlog.go",
-		"if index <= g.cfg.Journal.Durable() {", "if true {",
+		name: "L: voters do not keep their promise", file: "replication/lease.go",
+		old: "return now.Before(p.until) && candidate != p.leader", new: "return now.Before(p.until) && candidate == p.leader && candidate != p.leader",
 	},
 	{
-		"G: a vote is not stored", "replication/journal/log.go",
-		"	if string(key) == keyVoteTerm {\n", "	if string(key) == keyVoteTerm || string(key) == keyVoteCandidate {\n",
+		name: "a new owner serves before it has applied what came before", file: "replication/tenure.go",
+		old: "go func() { done <- barrier.Error() }()", new: "done <- nil; _ = barrier",
 	},
 	{
-		"W: the witness hears everything at once", "replication/peers.go",
-		"limit, degraded, moved := g.gate.Limit(), g.gate.Degraded(), g.gateMove", "limit, degraded, moved := ^uint64(0), g.gate.Degraded(), g.gateMove",
-	},
-	{
-		"F: an entry takes effect in whatever term it is committed", "replication/machine.go",
-		"if e.Fence != l.Term {", "if e.Fence > l.Term {",
-	},
-	{
-		"F: a command counts though another owner has served since it was accepted", "replication/backend.go",
-		"if !t.before.Before(f) {", "if f == (block.Fence{}) {",
-	},
-	{
-		"L: reads without asking for the lease", "replication/backend.go",
-		"if g.lease.valid(t.term, time.Now()) {", "if g.lease.valid(t.term, time.Now()) || true {",
-	},
-	{
-		"L: voters do not keep their promise", "replication/lease.go",
-		"return now.Before(p.until) && candidate != p.leader", "return now.Before(p.until) && candidate == p.leader && candidate != p.leader",
-	},
-	{
-		"a new owner serves before it has applied what came before", "replication/tenure.go",
-		"go func() { done <- barrier.Error() }()", "done <- nil; _ = barrier",
-	},
-	{
-		"a blank disk comes back under the old identity", "replication/sim/machine_test.go",
-		"m.joining.Store(m.life.Add(1) > 1)", "m.life.Store(1)",
+		name: "a blank disk comes back under the old identity", file: "replication/sim/machine_test.go",
+		old: "m.joining.Store(m.life.Add(1) > 1)", new: "m.life.Store(1)",
 	},
 }
 
@@ -111,27 +98,37 @@ var verdict = regexp.MustCompile(`sim: (\d+) seeds held, (\d+) failed`)
 
 // try returns how many seeds failed.
 func (m mutant) try(dir string, seeds int) (found int, err error) {
-	path, err := filepath.Abs(m.file)
-	if err != nil {
-		return 0, err
-	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	if n := strings.Count(string(source), m.old); n != 1 {
-		return 0, fmt.Errorf("%s has what is to be replaced %d times, not once", m.file, n)
-	}
-	changed := filepath.Join(dir, filepath.Base(m.file))
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(source), m.old, m.new, 1)), 0o600); err != nil {
-		return 0, err
-	}
 	cmd := exec.Command("scripts/sim")
-	cmd.Env = append(os.Environ(), "SIM_KEEP=1", "SIM_SEEDS="+strconv.Itoa(seeds), "SIM_OVERLAY="+path+"\t"+changed)
+	cmd.Env = append(os.Environ(), "SIM_KEEP=1", "SIM_SEEDS="+strconv.Itoa(seeds))
+	if m.tag != "" {
+		cmd.Env = append(cmd.Env, "TAGS=hashicorpmetrics,"+m.tag)
+	} else {
+		path, changed, err := m.write(dir)
+		if err != nil {
+			return 0, err
+		}
+		cmd.Env = append(cmd.Env, "SIM_OVERLAY="+path+"\t"+changed)
+	}
 	out, err := cmd.CombinedOutput() // an error is what is hoped for
 	counts := verdict.FindSubmatch(out)
 	if counts == nil {
 		return 0, fmt.Errorf("the simulation did not run: %w\n%s", err, out)
 	}
 	return strconv.Atoi(string(counts[2]))
+}
+
+// write puts the changed file into dir.
+func (m mutant) write(dir string) (path, changed string, err error) {
+	if path, err = filepath.Abs(m.file); err != nil {
+		return "", "", err
+	}
+	source, err := os.ReadFile(path)
+	if err != nil {
+		return "", "", err
+	}
+	if n := strings.Count(string(source), m.old); n != 1 {
+		return "", "", fmt.Errorf("%s has what is to be replaced %d times, not once", m.file, n)
+	}
+	changed = filepath.Join(dir, filepath.Base(m.file))
+	return path, changed, os.WriteFile(changed, []byte(strings.Replace(string(source), m.old, m.new, 1)), 0o600)
 }

@@ -413,15 +413,6 @@ func (p *proposer) idle() bool {
 	return len(p.queue) == 0 && len(p.inflight) == 0 && !p.paused
 }
 
-// park notes that an entry has taken effect though it is not settled yet.
-func (p *proposer) park(id uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if e := p.inflight[id]; e != nil {
-		e.parked = true
-	}
-}
-
 // seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed
 // under an earlier one has been applied too, or never will be (rule F). One that was applied and is parked is left to settled: to say that
 // it never happened would be false.

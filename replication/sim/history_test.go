@@ -14,6 +14,9 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
+// value is what a block holds: 0 is all zeros, anything else a number that only one operation writes.
+type value uint64
+
 // kind is what an operation does to the register that a block is.
 type kind uint8
 

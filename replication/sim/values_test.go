@@ -1,3 +1,5 @@
+//go:build sim
+
 package sim
 
 import (
@@ -7,9 +9,6 @@ import (
 
 	"sanctuary/blockstore/block"
 )
-
-// value is what a block holds: 0 is all zeros, anything else a number that only one operation writes.
-type value uint64
 
 // A tagged sector is 512 bytes: the mark, value, block and sector, and then a pattern that follows from them. No two have the same
 // checksum for the product but by chance, so what it stores in a wrong place it can notice.

@@ -317,37 +317,6 @@ func (g *Group) termLed() uint64 {
 // parked is an entry that is committed and applied but not yet on every replica in sync.
 type parked struct{ index, proposal uint64 }
 
-// acknowledge ends an entry's writes once every replica in sync has it, which is normally at once.
-func (g *Group) acknowledge(proposal, index uint64) {
-	g.mu.Lock()
-	wait := g.gate != nil && !g.gate.Synced(index)
-	if wait {
-		g.parked = append(g.parked, parked{index, proposal})
-	}
-	g.mu.Unlock()
-	if wait {
-		g.writes.park(proposal) // before settledIndex says that it has been applied
-	} else {
-		g.writes.settled(proposal, nil)
-	}
-}
-
-// releaseParked ends what need not wait any more: the replica it waited for has it, or is out of sync, or this node has
-// ceased to lead (then the entry is committed, and the next owner has it).
-func (g *Group) releaseParked() {
-	for {
-		g.mu.Lock()
-		if len(g.parked) == 0 || g.gate != nil && !g.gate.Synced(g.parked[0].index) {
-			g.mu.Unlock()
-			return
-		}
-		p := g.parked[0]
-		g.parked = g.parked[1:]
-		g.mu.Unlock()
-		g.writes.settled(p.proposal, nil)
-	}
-}
-
 // replied sees an answer before Raft does: it holds a success back until it may be counted (rule G, openlog.go).
 func (g *Group) replied(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
 	if err == nil && resp.Success && !mutant.G && !g.hold(req) {

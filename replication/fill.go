@@ -24,6 +24,7 @@ func (h *Host) Fill(ctx context.Context, cfg Config) error {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.Rebuild.setDefaults()
 	g := &Group{
 		cfg: cfg, host: h, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)), members: map[raft.ServerID]Member{}, reclaimDue: make(chan struct{}, 1),
 	}

@@ -64,6 +64,7 @@ type peer struct {
 	since   time.Time // when it last had nothing outstanding or made progress
 	down    time.Time // when its connection broke; zero while it is up
 	near    time.Time // Out: since when it has kept up without a break; zero if it does not
+	goal    uint64    // CatchingUp: what may have been acknowledged without it ends here at the latest
 	falls   int       // its account of falls; see Timing.Settle
 }
 
@@ -92,9 +93,10 @@ func (g *Gate) Acked(replica string, index, tail uint64, now time.Time) {
 		}
 		if now.Sub(p.near) >= g.timing.settle(p.falls) {
 			p.set(CatchingUp, now)
+			p.goal = tail // what comes after waits for it (Synced)
 		}
 	}
-	if p.level == CatchingUp && index >= g.offered {
+	if p.level == CatchingUp && index >= max(g.offered, p.goal) {
 		p.set(InSync, now)
 	}
 }
@@ -222,11 +224,11 @@ func (g *Gate) Degraded() bool {
 	return false
 }
 
-// Synced says whether every replica in sync has acknowledged index: the condition, beside the commit, for acknowledging a
+// Synced says whether every replica that is in sync, or about to be, has acknowledged index: the condition, beside the commit, for acknowledging a
 // write. With two copies and a witness the commit implies it; with three copies a quorum is less than all.
 func (g *Gate) Synced(index uint64) bool {
 	for _, p := range g.peers {
-		if p.level == InSync && p.acked < index {
+		if p.level != Out && p.acked < index {
 			return false
 		}
 	}

@@ -1,0 +1,152 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal"
+)
+
+// A fill that is done again, because nobody heard that it was done or it was interrupted, brings what has changed since.
+func TestFillMayBeRepeated(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	vol, err := pool.Create("filled", c.geometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := journal.NewMemory()
+	for round := range uint64(5) {
+		for n := range 100 {
+			if err := c.write(ctx, n*40, 10*round+1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stop := make(chan struct{})
+		done := make(chan struct{})
+		go func() { // it goes on changing
+			defer close(done)
+			for v := 10*round + 2; ; v = min(v+1, 10*round+9) {
+				for n := range 50 {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					_ = c.write(ctx, n*40, v)
+				}
+			}
+		}()
+		err := c.nodes["b"].host.Fill(ctx, Config{LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: c.members, Geometry: c.geometry, Store: vol, Journal: l})
+		close(stop)
+		<-done
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := 50; n < 100; n++ { // those that did not change meanwhile
+			got := make([]byte, block.Size)
+			if err := vol.ReadAt(blockRange(n*40), got); err != nil || !bytes.Equal(got, tagged(n*40, 10*round+1)) {
+				v, uerr := untag(n*40, got)
+				t.Fatalf("round %d, block %d: version %d (%v), %v", round, n, v, uerr, err)
+			}
+		}
+		if err := vol.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if vol, err = pool.Open("filled"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	vol.Close()
+}
+
+// A fill that was interrupted has copied a part, which has changed by the time it goes on, from another owner.
+func TestInterruptedFillGoesOn(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
+	defer cancel()
+	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	vol, err := pool.Create("filled", c.geometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { vol.Close() }()
+	l := journal.NewMemory()
+	const blocks = 6000
+	big := make([]byte, 64*block.Size)
+	for n := 0; n < blocks; n += 64 {
+		for i := range 64 {
+			copy(big[i*block.Size:], tagged(n+i, 1))
+		}
+		g := c.group(c.owner())
+		if err := g.Write(ctx, g.Fence(), block.BytesRange(int64(n)*block.Size, int64(len(big))), big); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill := func(ctx context.Context) error {
+		return c.nodes["b"].host.Fill(ctx, Config{LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: c.members, Geometry: c.geometry, Store: vol, Journal: l})
+	}
+	for round := range uint64(6) {
+		version := round + 2
+		short, stop := context.WithTimeout(ctx, time.Duration(10+15*round)*time.Millisecond)
+		t.Logf("round %d: %v", round, fill(short))
+		stop()
+		for n := 0; n < blocks; n += 37 {
+			if err := c.write(ctx, n, version); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if round%2 == 1 {
+			owner := c.owner()
+			other := map[string]string{"a": "b", "b": "a"}[owner]
+			eventually(t, "in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+			if err := c.group(owner).Transfer(ctx, c.member(other).ID); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "moved", func() bool { return c.group(other).Status().Serving })
+		}
+		if round == 3 {
+			vol.Close()
+			if vol, err = pool.Open("filled"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := fill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		got, want := make([]byte, block.Size), make([]byte, block.Size)
+		bad := 0
+		for n := range blocks {
+			if err := vol.ReadAt(blockRange(n), got); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.nodes[c.owner()].vol.ReadAt(blockRange(n), want); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				v, _ := untag(n, got)
+				w, _ := untag(n, want)
+				if bad++; bad < 5 {
+					t.Errorf("round %d, block %d: version %d, want %d", round, n, v, w)
+				}
+			}
+		}
+		if bad > 0 {
+			t.Fatalf("%d blocks differ", bad)
+		}
+	}
+}

@@ -40,6 +40,9 @@ func (h *Host) Fill(ctx context.Context, cfg Config) error {
 		return errors.New("there is no copy to fill this one from")
 	}
 	var cursor *rebuildCursor
+	if cfg.Store.Inconsistent() { // one that was interrupted goes on
+		cursor = g.loadRebuildCursor()
+	}
 	for i := 0; ; i++ {
 		from := sources[i%len(sources)]
 		began := time.Now()

@@ -108,6 +108,7 @@ type head struct {
 	records  int
 	buf      []byte
 	moved    []record // in the batch that is being written
+	batchAt  int64    // where the last batch that was read at the start begins
 }
 
 // Stats is what an operator may want to know.

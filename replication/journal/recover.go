@@ -116,7 +116,7 @@ func (j *Journal) resume(r *recovery) error {
 		}
 		return s.dev.Sync()
 	case r.sealed:
-		if err := j.index.segments[len(j.index.segments)-1].dev.Sync(); err != nil { // as below
+		if err := j.index.segments[len(j.index.segments)-1].dev.Sync(); err != nil { // its end may be all that is not: without it the frames are read
 			return err
 		}
 		s, err := j.nextSegment(j.index.segments[len(j.index.segments)-1].sequence + 1)
@@ -130,12 +130,33 @@ func (j *Journal) resume(r *recovery) error {
 		return s.dev.Sync()
 	case r.anew:
 		last := j.index.segments[len(j.index.segments)-1]
+		if err := j.settle(last); err != nil {
+			return err
+		}
 		if err := j.turn(last); err != nil {
 			return err
 		}
+		return j.index.segments[len(j.index.segments)-1].dev.Sync()
 	}
-	// What was read may have been written by a process that was killed before it could sync: it is taken for durable from here on.
-	return j.index.segments[len(j.index.segments)-1].dev.Sync()
+	return j.settle(j.index.segments[len(j.index.segments)-1])
+}
+
+// settle makes durable what was read. The process before may have been killed before it could sync; or its last sync may have failed, after which the system
+// goes on showing what it has not written, and says of it that it has been synced. So the last batch is written again, the only one of which that can be so.
+func (j *Journal) settle(s *segment) error {
+	from := j.head.batchAt
+	if from <= blockBytes {
+		from = 0 // the first one: the header is as new
+	}
+	if b := make([]byte, j.head.at-from); len(b) > 0 {
+		if err := s.dev.ReadAt(b, from); err != nil {
+			return err
+		}
+		if err := s.dev.WriteAt(b, from); err != nil {
+			return err
+		}
+	}
+	return s.dev.Sync()
 }
 
 // recovery reads a journal. It writes nothing.

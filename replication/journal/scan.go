@@ -227,6 +227,9 @@ func (s *scan) commit(f found) {
 		rec.put(line[:])
 		h.footer = append(h.footer, line[:]...)
 	}
+	if f.batch != h.batch {
+		h.batchAt = f.at
+	}
 	h.records += len(f.records)
 	h.before, h.beforeIn, h.chain, h.batch, h.at = f.at, f.batch, f.sum, f.batch, f.at+f.bytes
 	h.previous = bare(f.records)

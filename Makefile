@@ -14,7 +14,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=$(shell git rev-parse HEAD >/dev/null 2>&
 LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 
 # A test that hangs must not hang the machine.
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 # Packages for test and vet; narrow them while you work: make test PACKAGES=./blockstore/...
 PACKAGES     ?= ./...
 DEMO_FLAGS   ?=

@@ -22,8 +22,18 @@ type shape struct {
 
 // shapes, as often as they occur here.
 var shapes = []shape{
-	{nodes: "a b w"}, {nodes: "a b w"}, {nodes: "a b w"}, {nodes: "a b w"}, {nodes: "a b w"}, {nodes: "a b w"},
-	{nodes: "a b w", ram: true}, {nodes: "a b w", ram: true}, {nodes: "a b c"}, {nodes: "a b c"}, {nodes: "a b c", ram: true}, {nodes: "a"},
+	{nodes: "a b w"},
+	{nodes: "a b w"},
+	{nodes: "a b w"},
+	{nodes: "a b w"},
+	{nodes: "a b w"},
+	{nodes: "a b w"},
+	{nodes: "a b w", ram: true},
+	{nodes: "a b w", ram: true},
+	{nodes: "a b c"},
+	{nodes: "a b c"},
+	{nodes: "a b c", ram: true},
+	{nodes: "a"},
 }
 
 // action is something that is due later: a machine starts again, a cable is plugged in.

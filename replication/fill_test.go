@@ -128,6 +128,10 @@ func TestInterruptedFillGoesOn(t *testing.T) {
 		if err := fill(ctx); err != nil {
 			t.Fatal(err)
 		}
+		vol.Close() // as a node does before the replica is started
+		if vol, err = pool.Open("filled"); err != nil {
+			t.Fatal(err)
+		}
 		got, want := make([]byte, block.Size), make([]byte, block.Size)
 		bad := 0
 		for n := range blocks {

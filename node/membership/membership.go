@@ -219,8 +219,14 @@ func (m *Membership) Update(meta Meta) error {
 	if same {
 		return nil
 	}
-	return m.list.UpdateNode(0)
+	// It returns an error only if nobody has been told in time; who has not been is told when the two compare what they know. Without a bound it
+	// would wait for ever for those who have just died, and a node that is to stop with it.
+	_ = m.list.UpdateNode(updateWait)
+	return nil
 }
+
+// updateWait bounds the wait for an update to go out.
+const updateWait = time.Second
 
 // Close says goodbye, so that the others need not find out, and ends everything Start began.
 func (m *Membership) Close() error { return m.end(true) }

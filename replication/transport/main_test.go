@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,7 +116,7 @@ func within(t testing.TB, d time.Duration, what string, fn func()) {
 type tap struct {
 	l      net.Listener
 	target string
-	delay  time.Duration // each way; set before anything is sent
+	delay  atomic.Int64 // each way, in nanoseconds; of connections that are made from then on
 
 	mu    sync.Mutex
 	free  chan struct{} // closed while not held
@@ -170,7 +171,7 @@ func (p *tap) pump(from, to net.Conn) {
 		delete(p.conns, to)
 		p.mu.Unlock()
 	}()
-	if p.delay > 0 {
+	if p.delay.Load() > 0 {
 		p.slowly(from, to)
 		return
 	}
@@ -218,7 +219,7 @@ func (p *tap) slowly(from, to net.Conn) {
 		if err != nil {
 			return
 		}
-		way <- piece{time.Now().Add(p.delay), b[:n]}
+		way <- piece{time.Now().Add(time.Duration(p.delay.Load())), b[:n]}
 	}
 }
 

@@ -274,9 +274,10 @@ func TestFollowerErrorsUnderLoadDoNotWedgeThePipeline(t *testing.T) {
 
 // On a link of long delay a pipeline moves what may be under way in every round trip, not a few requests.
 func TestPipelineFillsALongLink(t *testing.T) {
-	const round, window, size, count = 50 * time.Millisecond, 4 << 20, 512 << 10, 80
+	const round, window, size, count = 200 * time.Millisecond, 4 << 20, 512 << 10, 80
 	p := newPair(t, func(c *GroupConfig) { c.MaxInflightBytes = window })
-	p.tap.delay = round / 2
+	p.tap.delay.Store(int64(round / 2))
+	p.tap.cut() // what was connected before is as fast as it was
 	p.serve(t)
 	pipe, err := p.from.AppendEntriesPipeline("server-b", "b")
 	if err != nil {

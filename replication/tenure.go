@@ -216,7 +216,7 @@ func (g *Group) tickOnce(now time.Time) {
 		}
 	}
 	pace, paced := g.paceLocked(inst.raft.LastIndex(), now)
-	kicked, again := g.kicked, g.kickedAgain
+	kicked, again, jitter := g.kicked, g.kickedAgain, g.kickJitter
 	g.mu.Unlock()
 	if paced {
 		g.writes.setPace(pace)
@@ -225,7 +225,7 @@ func (g *Group) tickOnce(now time.Time) {
 		g.releaseParked()
 		g.cfg.OnChange()
 	}
-	if !kicked.IsZero() && !again && now.Sub(kicked) >= g.kickTimeout()+g.kickJitter {
+	if !kicked.IsZero() && !again && now.Sub(kicked) >= g.kickTimeout()+jitter {
 		g.setHeartbeat(inst, g.kickTimeout(), kicked)
 	}
 	// What the old owner had sent before it died may still be counted as contact for a moment.

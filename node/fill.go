@@ -59,11 +59,9 @@ func (s *replicas) fill(ctx context.Context, l catalog.LUN, r catalog.Replica) (
 		Timing: s.timing(),
 	}
 	if inMemory(l, r) {
-		s.mu.Lock()
-		m := s.memory[memoryKey(l.ID, r.ID)]
-		s.mu.Unlock()
-		if m == nil {
-			return fmt.Errorf("replica %s has no storage here", r.ID)
+		m, err := s.held(l, r)
+		if err != nil {
+			return err
 		}
 		cfg.Journal, run.volume = m.journal, m.volume
 	} else {

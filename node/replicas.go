@@ -117,6 +117,16 @@ func (s *replicas) units() map[string]*scsi.Unit {
 	return out
 }
 
+// held returns what a replica has in memory.
+func (s *replicas) held(l catalog.LUN, r catalog.Replica) (*memoryReplica, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.memory[memoryKey(l.ID, r.ID)]; m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("replica %s has no storage here", r.ID)
+}
+
 // Start implements reconcile.Runner.
 func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) (err error) {
 	s.mu.Lock()
@@ -135,11 +145,9 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 	cfg.Members, cfg.View, cfg.Bootstrap = members(l.Replicas), viewOf(s.n.catalog.Model(), l), members(bootstrap)
 	var started func() error
 	if inMemory(l, r) {
-		s.mu.Lock()
-		m := s.memory[memoryKey(l.ID, r.ID)]
-		s.mu.Unlock()
-		if m == nil {
-			return fmt.Errorf("replica %s has no storage here", r.ID)
+		m, err := s.held(l, r)
+		if err != nil {
+			return err
 		}
 		if err := s.recoverInMemory(l, r, m); err != nil {
 			return err

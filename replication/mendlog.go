@@ -158,11 +158,7 @@ func (g *Group) mendOnce() (whole bool, err error) {
 // fetchEntry mends one entry. gone says that the owner can be asked, and does not have it.
 func (g *Group) fetchEntry(d journal.Damage) (gone bool, err error) {
 	err = errors.New("no other data replica is known")
-	for _, m := range g.others() {
-		if m.Witness {
-			continue
-		}
-		var a entryAnswer
+	for _, m := range g.copies() {
 		a, asked := g.askEntry(m, d)
 		if asked != nil {
 			err = fmt.Errorf("%s: %w", m.ID, asked)
@@ -183,18 +179,6 @@ func (g *Group) fetchEntry(d journal.Damage) (gone bool, err error) {
 		return true, nil
 	}
 	return false, err
-}
-
-// others are the other members that are known.
-func (g *Group) others() (out []Member) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, m := range g.members {
-		if m.ID != g.cfg.Self.ID {
-			out = append(out, m)
-		}
-	}
-	return out
 }
 
 // giveUpLog makes this a replica that has fallen behind to its volume's checkpoint.

@@ -70,19 +70,22 @@ func (a *rebuildAsk) encode(lun string) []byte {
 	return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, a.from), a.until)
 }
 
-// asked decodes a request and finds the group, which must own the LUN.
-func (h *Host) asked(req []byte) (g *Group, a rebuildAsk, rest []byte, err error) {
+// asked decodes a request, and finds the group, which must own the LUN, and the state of it that is meant.
+func (h *Host) asked(req []byte) (g *Group, a rebuildAsk, state blockstore.Reader, rest []byte, err error) {
 	if len(req) < 2 || len(req) < 2+int(req[1])+16+16+8+8 {
-		return nil, a, nil, errors.New("malformed request")
+		return nil, a, nil, nil, errors.New("malformed request")
 	}
 	if req[0] != rebuildWireVersion {
-		return nil, a, nil, fmt.Errorf("rebuild request of version %d, this program knows version %d", req[0], rebuildWireVersion)
+		return nil, a, nil, nil, fmt.Errorf("rebuild request of version %d, this program knows version %d", req[0], rebuildWireVersion)
 	}
-	lun, b := string(req[2:2+req[1]]), req[2+int(req[1]):]
+	named := 2 + int(req[1])
+	lun, b := string(req[2:named]), req[named:]
 	a.state, a.like, a.since = block.SnapshotID(b[:16]), block.SnapshotID(b[16:32]), binary.LittleEndian.Uint64(b[32:])
 	a.from, a.until = binary.LittleEndian.Uint32(b[40:]), binary.LittleEndian.Uint32(b[44:])
-	g, err = h.servingGroup(lun)
-	return g, a, b[48:], err
+	if g, err = h.servingGroup(lun); err == nil {
+		state, err = g.stateOf(a.state)
+	}
+	return g, a, state, b[48:], err
 }
 
 // chunksOf returns the chunks of a state, at most until.
@@ -92,11 +95,7 @@ func chunksOf(state blockstore.Reader, until uint32) uint32 {
 
 // serveRebuildCount answers with how many bytes of chunks may differ: u64.
 func (h *Host) serveRebuildCount(_ context.Context, _ string, req []byte) ([]byte, error) {
-	g, a, _, err := h.asked(req)
-	if err != nil {
-		return nil, err
-	}
-	state, err := g.stateOf(a.state)
+	g, a, state, _, err := h.asked(req)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +108,7 @@ func (h *Host) serveRebuildCount(_ context.Context, _ string, req []byte) ([]byt
 // node; then for each run of chunks a varint, how many to skip (beginning at the one asked for, then behind the last run), and
 // a varint: n chunks that hold nothing, or 0 for one chunk, with 8 × u32 digests.
 func (h *Host) serveRebuildDigests(ctx context.Context, _ string, req []byte) ([]byte, error) {
-	g, a, _, err := h.asked(req)
-	if err != nil {
-		return nil, err
-	}
-	state, err := g.stateOf(a.state)
+	g, a, state, _, err := h.asked(req)
 	if err != nil {
 		return nil, err
 	}
@@ -175,15 +170,11 @@ func flagOf(b bool) byte {
 // for each. The answer: u8 whether somebody uses the node, u16 how many groups it is about; per group u8 which blocks are stored,
 // u8 which are sent, u32 digest, u32 checksum of each sent; then the data of all that are sent.
 func (h *Host) serveRebuildBlocks(ctx context.Context, _ string, req []byte) ([]byte, error) {
-	g, a, rest, err := h.asked(req)
+	g, a, state, rest, err := h.asked(req)
 	if err != nil {
 		return nil, err
 	}
 	wanted, err := decodeGroups(a.from, rest)
-	if err != nil {
-		return nil, err
-	}
-	state, err := g.stateOf(a.state)
 	if err != nil {
 		return nil, err
 	}

@@ -279,12 +279,17 @@ func (s *Set) Place(want catalog.Class) (pool *Pool, release func(), err error) 
 		slices.Sort(out)
 		return nil, nil, fmt.Errorf("this node has no pool %s that can be used (out of service: %q): add one with sanctuary pool add", what, out)
 	}
+	return pool, s.use(pool), nil
+}
+
+// use notes that somebody is about to put something into the pool, until release is called. Called with mu held.
+func (s *Set) use(pool *Pool) (release func()) {
 	pool.users++
-	return pool, func() {
+	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		pool.users--
-	}, nil
+	}
 }
 
 // Take is Place for a pool that was chosen by its name.
@@ -300,12 +305,7 @@ func (s *Set) Take(name string) (pool *Pool, release func(), err error) {
 	case pool.Err() != nil:
 		return nil, nil, fmt.Errorf("pool %q is out of service: %w", name, pool.Err())
 	}
-	pool.users++
-	return pool, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		pool.users--
-	}, nil
+	return pool, s.use(pool), nil
 }
 
 // FreeBytes returns what one LUN could allocate, by class: in the pool that has most.

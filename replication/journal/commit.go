@@ -107,7 +107,7 @@ func (j *Journal) batch() {
 	}
 	for i := range j.head.moved {
 		if m := &j.head.moved[i]; !j.skip(m, nil) {
-			j.mustApply(j.index.segments[len(j.index.segments)-1], m)
+			j.mustApply(j.index.last(), m)
 		}
 	}
 	j.head.moved = nil
@@ -145,10 +145,9 @@ func (r *request) finish(err error) {
 
 // writeBatch writes one batch, and a new segment before it if it does not fit. It returns the requests that are done with it.
 func (j *Journal) writeBatch() (taken []*request, err error) {
-	h := &j.head
 	for {
 		j.mu.Lock()
-		cur := j.index.segments[len(j.index.segments)-1]
+		cur := j.index.last()
 		frames, done, full := j.take(cur)
 		j.mu.Unlock()
 		if full {
@@ -157,14 +156,14 @@ func (j *Journal) writeBatch() (taken []*request, err error) {
 			}
 			continue
 		}
-		return done, j.put(cur, frames, h)
+		return done, j.put(cur, frames[0].at)
 	}
 }
 
-// put writes frames and syncs.
-func (j *Journal) put(s *segment, frames []*frame, h *head) error {
-	start := frames[0].at
-	if err := s.dev.WriteAt(h.buf, start); err != nil {
+// put writes the frames that were made, from an offset on, and syncs.
+func (j *Journal) put(s *segment, at int64) error {
+	h := &j.head
+	if err := s.dev.WriteAt(h.buf, at); err != nil {
 		return err
 	}
 	if err := s.dev.Sync(); err != nil {
@@ -273,15 +272,7 @@ func (j *Journal) skip(rec *record, before []record) bool {
 func (h *head) frame(s *segment, journal uint64, records []record) *frame {
 	f := &frame{sequence: s.sequence, journal: journal, batch: h.batch + 1, at: h.at, chain: h.chain, before: h.before, beforeIn: h.beforeIn, records: records, previous: h.previous}
 	h.buf = f.encode(h.buf)
-	for i := range records {
-		var line [recordBytes]byte
-		records[i].put(line[:])
-		h.footer = append(h.footer, line[:]...)
-	}
-	h.records += len(records)
-	h.before, h.beforeIn, h.chain = f.at, f.batch, f.sum
-	h.at += f.bytes
-	h.previous = bare(records)
+	h.pass(f)
 	return f
 }
 
@@ -300,6 +291,11 @@ func (j *Journal) turn(cur *segment) error {
 	if err := j.seal(cur); err != nil {
 		return err
 	}
+	return j.advance(cur)
+}
+
+// advance begins the segment behind one that is full.
+func (j *Journal) advance(cur *segment) error {
 	j.making.Lock() // until it is the last one: the janitor makes the one after that
 	defer j.making.Unlock()
 	next, err := j.nextSegment(cur.sequence + 1)
@@ -336,13 +332,15 @@ func (j *Journal) seal(s *segment) error {
 func (j *Journal) begin(s *segment) error {
 	h := &j.head
 	j.ahead.Store(false)
-	label := header{sequence: s.sequence, journal: j.id, batch: h.batch, bytes: s.bytes, chain: h.chain}
-	if err := s.dev.WriteAt(label.encode(), 0); err != nil {
+	j.mu.Lock()
+	j.index.segments = append(j.index.segments, s) // whatever becomes of it, it is closed with them
+	j.mu.Unlock()
+	first := header{sequence: s.sequence, journal: j.id, batch: h.batch, bytes: s.bytes, chain: h.chain}
+	if err := s.dev.WriteAt(first.encode(), 0); err != nil {
 		return err
 	}
-	h.at, h.before, h.beforeIn, h.previous, h.footer, h.records = blockBytes, 0, h.batch, nil, nil, 0
+	h.begin()
 	j.mu.Lock()
-	j.index.segments = append(j.index.segments, s)
 	h.buf = h.buf[:0]
 	for range 2 { // it may be the only place that has a name or a vote, and damage to one place must not lose them
 		for table := j.index.table(); len(table) > 0; {

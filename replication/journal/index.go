@@ -74,6 +74,9 @@ func (g *groupIndex) at(i uint64) *entryAt {
 	return &g.entries[i-g.first]
 }
 
+// last is the segment that is written to.
+func (x *index) last() *segment { return x.segments[len(x.segments)-1] }
+
 func (x *index) segment(sequence uint32) *segment {
 	if len(x.segments) == 0 {
 		return nil
@@ -130,12 +133,9 @@ func (x *index) cutBack(g *groupIndex, i uint64) {
 // errRecord: a record says what cannot be.
 var errRecord = errors.New("a record that cannot be")
 
-// apply makes one record of a segment take effect. damaged says that its payload is not there.
+// apply makes one record of a segment take effect. damaged says of an entry that its payload is not there; of names and values recovery.apply has taken care.
 func (x *index) apply(s *segment, r *record, damaged bool) error {
 	if r.kind == kindGroup {
-		if damaged {
-			return fmt.Errorf("%w: the name of group %d is lost", errRecord, r.group)
-		}
 		return x.begin(r)
 	}
 	g := x.groups[r.group]
@@ -196,18 +196,12 @@ func (x *index) apply(s *segment, r *record, damaged bool) error {
 			delete(x.names, g.name)
 		}
 	case kindStable:
-		if damaged {
-			return fmt.Errorf("%w: a value of %s is lost", errStable, g.name)
-		}
 		g.stable[string(r.exts)] = slices.Clone(r.data)
 	default:
 		return fmt.Errorf("%w: kind %d", errRecord, r.kind)
 	}
 	return nil
 }
-
-// errStable: the payload of a stable value is lost. Each is written twice, in two batches, so that is no loss by itself.
-var errStable = errors.New("a stable value cannot be read")
 
 func (x *index) forgetEarly(g *groupIndex, gone func(uint64) bool) {
 	maps.DeleteFunc(x.early[g], func(i uint64, _ entryAt) bool { return gone(i) })

@@ -75,7 +75,7 @@ func (j *Journal) prepare() (more bool, err error) {
 	j.making.Lock()
 	defer j.making.Unlock()
 	j.mu.Lock()
-	next := j.index.segments[len(j.index.segments)-1].sequence + 1
+	next := j.index.last().sequence + 1
 	wanted := j.ahead.Load() && (j.spare == nil || j.spare.sequence != next)
 	j.mu.Unlock()
 	if wanted {

@@ -111,6 +111,23 @@ type head struct {
 	batchAt  int64    // where the last batch that was read at the start begins
 }
 
+// begin makes it the beginning of a segment.
+func (h *head) begin() {
+	h.at, h.before, h.beforeIn, h.previous, h.footer, h.records = blockBytes, 0, h.batch, nil, nil, 0
+}
+
+// pass moves it behind a frame.
+func (h *head) pass(f *frame) {
+	var line [recordBytes]byte
+	for i := range f.records {
+		f.records[i].put(line[:])
+		h.footer = append(h.footer, line[:]...)
+	}
+	h.records += len(f.records)
+	h.before, h.beforeIn, h.chain, h.at = f.at, f.batch, f.sum, f.at+f.bytes
+	h.previous = bare(f.records)
+}
+
 // Stats is what an operator may want to know.
 type Stats struct {
 	Segments int   // files in use
@@ -153,24 +170,6 @@ func (j *Journal) Stalled() time.Duration {
 		return 0
 	}
 	return time.Since(j.opened) - time.Duration(since)
-}
-
-// Groups returns the names of all groups.
-func (j *Journal) Groups() []string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	names := make([]string, 0, len(j.index.names))
-	for name := range j.index.names {
-		names = append(names, name)
-	}
-	return names
-}
-
-// Has says whether there is a group of that name: whether anything was ever stored in it.
-func (j *Journal) Has(name string) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.index.names[name] != nil
 }
 
 // Usable says whether there is a group of that name, and whether a replica may go on from it: not if something of it is lost, and it is not known what.

@@ -178,7 +178,9 @@ func (l *groupLog) append(logs []*raft.Log, wait bool) error {
 	for i := range r.records {
 		r.records[i].group = l.number
 	}
-	r.records = append(before, r.records...)
+	if len(before) > 0 {
+		r.records = append(before, r.records...)
+	}
 	switch first := logs[0].Index; {
 	case l.last == 0:
 		l.first = first

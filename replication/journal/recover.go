@@ -51,6 +51,11 @@ func Open(folder vfs.Folder, opts Options) (_ *Journal, err error) {
 	}}
 	defer func() {
 		if err != nil {
+			for _, s := range j.index.segments {
+				if !slices.Contains(r.opened, s) {
+					err = errors.Join(err, s.dev.Close())
+				}
+			}
 			err = errors.Join(err, r.close())
 		}
 	}()
@@ -110,35 +115,29 @@ func (j *Journal) resume(r *recovery) error {
 		if err != nil {
 			return err
 		}
-		r.opened = append(r.opened, s)
 		if err := j.begin(s); err != nil {
 			return err
 		}
-		return s.dev.Sync()
 	case r.sealed:
-		if err := j.index.segments[len(j.index.segments)-1].dev.Sync(); err != nil { // its end may be all that is not: without it the frames are read
+		last := j.index.last()
+		if err := last.dev.Sync(); err != nil { // its end may be all that is not: without it the frames are read
 			return err
 		}
-		s, err := j.nextSegment(j.index.segments[len(j.index.segments)-1].sequence + 1)
-		if err != nil {
+		if err := j.advance(last); err != nil {
 			return err
 		}
-		r.opened = append(r.opened, s)
-		if err := j.begin(s); err != nil {
-			return err
-		}
-		return s.dev.Sync()
 	case r.anew:
-		last := j.index.segments[len(j.index.segments)-1]
+		last := j.index.last()
 		if err := j.settle(last); err != nil {
 			return err
 		}
 		if err := j.turn(last); err != nil {
 			return err
 		}
-		return j.index.segments[len(j.index.segments)-1].dev.Sync()
+	default:
+		return j.settle(j.index.last())
 	}
-	return j.settle(j.index.segments[len(j.index.segments)-1])
+	return j.index.last().dev.Sync()
 }
 
 // settle makes durable what was read. The process before may have been killed before it could sync; or its last sync may have failed, after which the system
@@ -172,13 +171,20 @@ type recovery struct {
 	sealed bool // the last segment is full
 	anew   bool // it is better not to go on in the last segment
 
-	unknown bool                        // something is lost, and it is not known what
-	values  map[uint32]map[value]bool   // stable values that were read, by group
-	missing map[uint32]map[value]string // those that could not be
+	unknown bool                      // something is lost, and it is not known what
+	values  map[uint32]map[value]bool // stable values that were read, by group
+	missing map[uint32]map[value]bool // those that could not be
 }
 
 // value tells stable values apart.
 type value struct{ sum, dataBytes, extBytes uint32 }
+
+func noteValue(in map[uint32]map[value]bool, group uint32, v value) {
+	if in[group] == nil {
+		in[group] = map[value]bool{}
+	}
+	in[group][v] = true
+}
 
 func (r *recovery) find(s *segment, off int64, format string, args ...any) {
 	r.log(block.Finding{Kind: "journal", Path: s.name, Offset: off, What: fmt.Sprintf(format, args...)})
@@ -201,7 +207,7 @@ type labels struct {
 }
 
 func (r *recovery) run() error {
-	r.values, r.missing = map[uint32]map[value]bool{}, map[uint32]map[value]string{}
+	r.values, r.missing = map[uint32]map[value]bool{}, map[uint32]map[value]bool{}
 	files, err := r.files()
 	if err != nil {
 		return err
@@ -233,7 +239,7 @@ func (r *recovery) run() error {
 			}
 		}
 		r.index.segments = append(r.index.segments, f.segment)
-		r.head.at, r.head.before, r.head.beforeIn, r.head.previous, r.head.footer, r.head.records = blockBytes, 0, r.head.batch, nil, nil, 0
+		r.head.begin()
 		last := i == len(begun)-1
 		ok, err := r.footer(f)
 		if err != nil {
@@ -386,17 +392,11 @@ func (r *recovery) apply(s *segment, rec *record, damaged bool) {
 	v := value{rec.sum, rec.dataBytes, rec.extBytes}
 	switch {
 	case rec.kind == kindStable && damaged:
-		if r.missing[rec.group] == nil {
-			r.missing[rec.group] = map[value]string{}
-		}
-		r.missing[rec.group][v] = s.name
+		noteValue(r.missing, rec.group, v)
 		r.find(s, int64(rec.offset), "a value of term or vote cannot be read; it is there twice")
 		return
 	case rec.kind == kindStable:
-		if r.values[rec.group] == nil {
-			r.values[rec.group] = map[value]bool{}
-		}
-		r.values[rec.group][v] = true
+		noteValue(r.values, rec.group, v)
 	case rec.kind == kindGroup && damaged:
 		r.find(s, int64(rec.offset), "the name of a group cannot be read; it is there twice")
 		known := ""

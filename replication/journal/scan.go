@@ -36,7 +36,7 @@ func (s *scan) run() error {
 		if err != nil {
 			return err
 		}
-		if ok && (f.batch != batch && f.batch != batch+1 || f.chain != chain && !s.afterGap()) {
+		if ok && (f.batch != batch && f.batch != batch+1 || f.chain != chain) {
 			ok = false // left over from an earlier end
 		}
 		if !ok {
@@ -61,17 +61,8 @@ func (s *scan) run() error {
 		}
 		s.take(f)
 		at, chain, batch = f.at+f.bytes, f.sum, f.batch
-		if ok && f.bad {
-			// What follows decides. Its batch stays what it is.
-			continue
-		}
 	}
 	return s.end()
-}
-
-// afterGap says that the frame before is one whose checksum is not known.
-func (s *scan) afterGap() bool {
-	return len(s.held) > 0 && s.held[len(s.held)-1].records == nil && s.held[len(s.held)-1].bad
 }
 
 // read reads the frame at an offset, with all its payloads.
@@ -221,18 +212,12 @@ func (s *scan) settle() {
 func (s *scan) commit(f found) {
 	h := &s.recovery.head
 	for i := range f.records {
-		rec := &f.records[i]
-		s.apply(s.segment, rec, f.lost[i])
-		var line [recordBytes]byte
-		rec.put(line[:])
-		h.footer = append(h.footer, line[:]...)
+		s.apply(s.segment, &f.records[i], f.lost[i])
 	}
 	if f.batch != h.batch {
-		h.batchAt = f.at
+		h.batch, h.batchAt = f.batch, f.at
 	}
-	h.records += len(f.records)
-	h.before, h.beforeIn, h.chain, h.batch, h.at = f.at, f.batch, f.sum, f.batch, f.at+f.bytes
-	h.previous = bare(f.records)
+	h.pass(&f.frame)
 }
 
 // end says where the journal goes on. What is still held was torn: nobody was told of it.

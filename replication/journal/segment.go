@@ -52,15 +52,32 @@ type header struct {
 func (h header) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, blockBytes)
-	copy(b, headerMagic)
-	le.PutUint32(b[8:], formatVersion)
 	le.PutUint64(b[16:], h.sequence)
 	le.PutUint64(b[24:], h.journal)
 	le.PutUint64(b[32:], uint64(h.bytes))
 	le.PutUint64(b[40:], h.batch)
 	le.PutUint32(b[48:], h.chain)
-	le.PutUint32(b[4:], block.Sum(b[8:labelBytes]))
+	return label(b, headerMagic)
+}
+
+// label fills in what a header and a trailer have in common.
+func label(b []byte, magic string) []byte {
+	copy(b, magic)
+	binary.LittleEndian.PutUint32(b[8:], formatVersion)
+	binary.LittleEndian.PutUint32(b[4:], block.Sum(b[8:labelBytes]))
 	return b
+}
+
+// checkLabel returns errNoLabel if b does not begin with such a one, or ErrVersion.
+func checkLabel(b []byte, magic string) error {
+	le := binary.LittleEndian
+	if string(b[:4]) != magic || le.Uint32(b[4:]) != block.Sum(b[8:labelBytes]) {
+		return errNoLabel
+	}
+	if v := le.Uint32(b[8:]); v != formatVersion {
+		return fmt.Errorf("the journal has %w %d, this program reads version %d", ErrVersion, v, formatVersion)
+	}
+	return nil
 }
 
 // errNoLabel: there is no header, or no trailer.
@@ -68,11 +85,8 @@ var errNoLabel = errors.New("nothing of the journal's")
 
 func parseHeader(b []byte) (h header, err error) {
 	le := binary.LittleEndian
-	if string(b[:4]) != headerMagic || le.Uint32(b[4:]) != block.Sum(b[8:labelBytes]) {
-		return h, errNoLabel
-	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
-		return h, fmt.Errorf("the journal has %w %d, this program reads version %d", ErrVersion, v, formatVersion)
+	if err := checkLabel(b, headerMagic); err != nil {
+		return h, err
 	}
 	return header{
 		sequence: le.Uint64(b[16:]), journal: le.Uint64(b[24:]), bytes: int64(le.Uint64(b[32:])), batch: le.Uint64(b[40:]), chain: le.Uint32(b[48:]),
@@ -90,8 +104,6 @@ type trailer struct {
 func (t trailer) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, blockBytes)
-	copy(b, trailerMagic)
-	le.PutUint32(b[8:], formatVersion)
 	le.PutUint32(b[12:], t.records)
 	le.PutUint64(b[16:], t.sequence)
 	le.PutUint64(b[24:], t.journal)
@@ -99,17 +111,13 @@ func (t trailer) encode() []byte {
 	le.PutUint64(b[40:], t.batch)
 	le.PutUint32(b[48:], t.chain)
 	le.PutUint32(b[52:], t.sum)
-	le.PutUint32(b[4:], block.Sum(b[8:labelBytes]))
-	return b
+	return label(b, trailerMagic)
 }
 
 func parseTrailer(b []byte) (t trailer, err error) {
 	le := binary.LittleEndian
-	if string(b[:4]) != trailerMagic || le.Uint32(b[4:]) != block.Sum(b[8:labelBytes]) {
-		return t, errNoLabel
-	}
-	if v := le.Uint32(b[8:]); v != formatVersion {
-		return t, fmt.Errorf("the journal has %w %d, this program reads version %d", ErrVersion, v, formatVersion)
+	if err := checkLabel(b, trailerMagic); err != nil {
+		return t, err
 	}
 	return trailer{
 		records: le.Uint32(b[12:]), sequence: le.Uint64(b[16:]), journal: le.Uint64(b[24:]), footer: int64(le.Uint64(b[32:])), batch: le.Uint64(b[40:]),

@@ -27,8 +27,8 @@ type mutant struct {
 var mutants = []mutant{
 	{
 		name: "G: the journal answers before its sync", file: "replication/journal/commit.go",
-		old: "	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	if err := s.dev.Sync(); err != nil {\n		return err\n	}\n	h.batch++",
-		new: "	if err := s.dev.WriteAt(h.buf, start); err != nil {\n		return err\n	}\n	h.batch++",
+		old: "	if err := s.dev.WriteAt(h.buf, at); err != nil {\n		return err\n	}\n	if err := s.dev.Sync(); err != nil {\n		return err\n	}\n	h.batch++",
+		new: "	if err := s.dev.WriteAt(h.buf, at); err != nil {\n		return err\n	}\n	h.batch++",
 	},
 	{name: "G: a commit counts the owner's own copy before its journal has it on disk", tag: "mutant_g"},
 	{name: "G: a replica acknowledges entries before they are on disk", tag: "mutant_ack"},

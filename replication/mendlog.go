@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/replication/journal"
 )
 
@@ -197,14 +198,10 @@ func (g *Group) giveUpLog() (whole bool, err error) {
 	if err := g.cfg.Journal.Reset(); err != nil {
 		return false, err
 	}
-	g.mending.over()
-	g.mu.Lock()
-	closing := g.closing
-	g.mu.Unlock()
-	if closing {
-		return true, nil
+	if err := g.start(); err != nil && !errors.Is(err, block.ErrClosed) {
+		g.fail(fmt.Errorf("start without the damaged log: %w", err))
 	}
-	return true, g.start()
+	return true, nil
 }
 
 // reached notes that this replica has again what it once had.

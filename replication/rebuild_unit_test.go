@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -225,5 +226,19 @@ func TestNodeIsInUseFromAFewCommandsOn(t *testing.T) {
 	u.mu.Unlock()
 	if look(time.Second, 0) {
 		t.Error("it is never forgotten")
+	}
+}
+
+// A peer may claim any length for the LUN's name.
+func TestRebuildRequestWithALongName(t *testing.T) {
+	h := &Host{groups: map[string]*Group{}}
+	for n := range 256 {
+		req := append([]byte{rebuildWireVersion, byte(n)}, make([]byte, n+48)...)
+		if _, _, _, _, err := h.asked(req); !errors.Is(err, errNoReplica) {
+			t.Fatalf("a name of %d bytes: %v", n, err)
+		}
+		if _, _, _, _, err := h.asked(req[:len(req)-1]); err == nil || errors.Is(err, errNoReplica) {
+			t.Fatalf("a name of %d bytes, one byte short: %v", n, err)
+		}
 	}
 }

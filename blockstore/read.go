@@ -15,6 +15,7 @@ type Reader interface {
 	Allocated(r block.Range) (allocated bool, n block.Count, err error)
 	ChunkInfo(chunk uint32, info *ChunkInfo) error
 	CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error)
+	ReadChunk(chunk uint32, blocks uint64, info *ChunkInfo, fn func(n int, data []byte)) (bad uint64, err error)
 }
 
 var _, _ Reader = (*Volume)(nil), (*View)(nil)
@@ -157,6 +158,9 @@ func (p *Pool) readBlocks(chunk, slot uint32, first int, dst []byte) error {
 // oneBlock holds the blocks of which a read wants only a part.
 var oneBlock = sync.Pool{New: func() any { return new([block.Size]byte) }}
 
+// oneChunk holds what is read of a chunk to be checked or passed on.
+var oneChunk = sync.Pool{New: func() any { return new([block.ChunkSize]byte) }}
+
 // readPart reads a part of one block; the whole block is verified.
 func (p *Pool) readPart(chunk, slot uint32, first int, skip int64, dst []byte) error {
 	buf := oneBlock.Get().(*[block.Size]byte)
@@ -248,18 +252,24 @@ type ChunkInfo struct {
 // works during an import. The medium may hold something else: after a crash, until the log is replayed, and when it has
 // rotted; CheckChunk tells.
 func (v *Volume) ChunkInfo(chunk uint32, info *ChunkInfo) error {
-	_, err := v.live().info(chunk, info, false)
+	_, err := v.live().info(chunk, info, 0, nil)
 	return err
 }
 
 // CheckChunk is ChunkInfo that also reads every valid block and returns those that do not match their checksum, as a
-// bitmap. The receiver of a rebuild that cannot replay its log to the end must treat them as different from the source's.
-// The chunk cannot be written meanwhile.
+// bitmap. The chunk cannot be written meanwhile.
 func (v *Volume) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error) {
-	return v.live().info(chunk, info, true)
+	return v.live().info(chunk, info, ^uint64(0), nil)
 }
 
-func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err error) {
+// ReadChunk is CheckChunk of some of the blocks, a bitmap, that passes on what it reads: fn gets each block that is valid and not bad, in ascending
+// order, all as of one moment. It must not keep data, nor call the volume. Like ChunkInfo it works during an import.
+func (v *Volume) ReadChunk(chunk uint32, blocks uint64, info *ChunkInfo, fn func(n int, data []byte)) (bad uint64, err error) {
+	return v.live().info(chunk, info, blocks, fn)
+}
+
+// info reads the blocks in check, and passes them on if fn is not nil.
+func (s state) info(chunk uint32, info *ChunkInfo, check uint64, fn func(n int, data []byte)) (bad uint64, err error) {
 	if chunk >= chunksFor(s.capacity) {
 		return 0, fmt.Errorf("chunk %d: %w", chunk, block.ErrOutOfRange)
 	}
@@ -276,10 +286,10 @@ func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err 
 	*info = ChunkInfo{Index: s.lastIndex(chunk)}
 	var slots slotMap
 	info.Valid = g.resolve(chunk, ^uint64(0), &slots)
-	var buf *[block.Size]byte
-	if check {
-		buf = oneBlock.Get().(*[block.Size]byte)
-		defer oneBlock.Put(buf)
+	var buf *[block.ChunkSize]byte
+	if check != 0 {
+		buf = oneChunk.Get().(*[block.ChunkSize]byte)
+		defer oneChunk.Put(buf)
 	}
 	for rest := info.Valid; rest != 0; {
 		first, n := runOf(rest)
@@ -290,23 +300,29 @@ func (s state) info(chunk uint32, info *ChunkInfo, check bool) (bad uint64, err 
 		}
 		rest &^= blockMask(first, n)
 		if slots[first] == lostSlot {
-			bad |= blockMask(first, n)
+			bad |= blockMask(first, n) & check
 			continue
 		}
 		if err := s.v.pool.sums.get(slots[first], first, info.Sums[first:first+n]); err != nil {
 			return 0, s.v.pool.fail("read checksums from the medium", err)
 		}
-		for i := first; check && i < first+n; i++ {
-			if err := s.v.pool.dev.ReadAt(buf[:], s.v.pool.layout.slotOffset(slots[i])+int64(i)*block.Size); err != nil {
+		for want := blockMask(first, n) & check; want != 0; {
+			at, run := runOf(want)
+			want &^= blockMask(at, run)
+			data := buf[:run*block.Size]
+			if err := s.v.pool.dev.ReadAt(data, s.v.pool.layout.slotOffset(slots[first])+int64(at)*block.Size); err != nil {
 				return 0, s.v.pool.fail("read from the medium", err)
 			}
-			if block.Sum(buf[:]) != info.Sums[i] {
-				bad |= 1 << i
+			for i := range run {
+				one := data[i*block.Size : (i+1)*block.Size]
+				switch {
+				case block.Sum(one) != info.Sums[at+i]:
+					bad |= 1 << (at + i)
+				case fn != nil:
+					fn(at+i, one)
+				}
 			}
 		}
-	}
-	if !check {
-		bad = 0
 	}
 	return bad, nil
 }

@@ -102,13 +102,18 @@ func (w *View) Allocated(r block.Range) (allocated bool, n block.Count, err erro
 
 // ChunkInfo is Volume.ChunkInfo.
 func (w *View) ChunkInfo(chunk uint32, info *ChunkInfo) error {
-	_, err := w.s.info(chunk, info, false)
+	_, err := w.s.info(chunk, info, 0, nil)
 	return err
 }
 
 // CheckChunk is Volume.CheckChunk.
 func (w *View) CheckChunk(chunk uint32, info *ChunkInfo) (bad uint64, err error) {
-	return w.s.info(chunk, info, true)
+	return w.s.info(chunk, info, ^uint64(0), nil)
+}
+
+// ReadChunk is Volume.ReadChunk.
+func (w *View) ReadChunk(chunk uint32, blocks uint64, info *ChunkInfo, fn func(n int, data []byte)) (bad uint64, err error) {
+	return w.s.info(chunk, info, blocks, fn)
 }
 
 // Diff calls fn, in ascending order, for the ranges of whole blocks in which two states of the volume may differ. The zero

@@ -117,6 +117,9 @@ func compareChunks(r blockstore.Reader, g block.Geometry, want contents) error {
 			if bad, err := r.CheckChunk(uint32(c), &info); err != nil || bad != 0 {
 				return fmt.Errorf("check of chunk %d: bad blocks %#x, %w", c, bad, err)
 			}
+			if err := compareRead(r, uint32(c), want); err != nil {
+				return err
+			}
 		}
 		for n := range block.BlocksPerChunk {
 			b, ok := want[uint64(c*block.BlocksPerChunk+n)]
@@ -133,6 +136,24 @@ func compareChunks(r blockstore.Reader, g block.Geometry, want contents) error {
 		return fmt.Errorf("chunk beyond the end: %w", err)
 	}
 	return nil
+}
+
+// compareRead compares what is passed on of every third block of a chunk, and that it is of those that are stored.
+func compareRead(r blockstore.Reader, chunk uint32, want contents) (wrong error) {
+	const some = 0x9249249249249249
+	passed := uint64(0)
+	var info blockstore.ChunkInfo
+	bad, err := r.ReadChunk(chunk, some, &info, func(n int, data []byte) {
+		at := uint64(chunk)*block.BlocksPerChunk + uint64(n)
+		if passed>>n != 0 || !bytes.Equal(data, want.block(at)) {
+			wrong = fmt.Errorf("block %d is passed on after %#x, and begins with %x, want %x", at, passed, data[:8], want.block(at)[:8])
+		}
+		passed |= 1 << n
+	})
+	if err != nil || bad != 0 || passed != info.Valid&some {
+		return fmt.Errorf("blocks %#x of chunk %d are passed on of %#x, bad %#x, %w", passed, chunk, info.Valid, bad, err)
+	}
+	return wrong
 }
 
 // compareAllocated follows Allocated from one change to the next through r, which may begin and end anywhere.

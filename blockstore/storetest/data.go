@@ -95,6 +95,11 @@ func testCorrupt(t *testing.T, m Medium) {
 		if err != nil || bad != 1<<n {
 			t.Fatalf("CheckChunk: %#x, %v, want bit %d", bad, err, n)
 		}
+		passed := uint64(0)
+		bad, err = v.ReadChunk(1, ^uint64(1), &info, func(n int, _ []byte) { passed |= 1 << n })
+		if err != nil || bad != 1<<n&^1 || passed != ^uint64(1)&^bad {
+			t.Fatalf("ReadChunk: %#x bad, %#x passed on, %v, want bit %d", bad, passed, err, n)
+		}
 		must(t, v.ReadAt(blocks(65, 1), make([]byte, block.Size))) // its neighbours are served
 		step(t, v, model, model.Write(64+n, 1))                    // and rewriting it heals it
 		compare(t, v, model)

@@ -41,10 +41,11 @@ type cluster struct {
 	epochs   map[string]uint64                            // history, by node; absent: 1
 	recovers string                                       // the node whose copy begins a new history when it is started next
 	geometry block.Geometry
-	scrub    func(node string) ScrubConfig // nil: no scrub
-	rebuild  RebuildConfig                 // File is set for every node on files
-	resolve  func(from, to string) string  // nil: addrs
-	without  []string                      // methods an older program does not know
+	scrub    func(node string) ScrubConfig      // nil: no scrub
+	rebuild  RebuildConfig                      // File is set for every node on files
+	resolve  func(from, to string) string       // nil: addrs
+	without  []string                           // methods an older program does not know
+	contents func(n int, version uint64) []byte // what write puts into a block; nil: tagged
 
 	wrapDev   func(node string, d vfs.Dev) vfs.Dev                              // nil: as it is
 	wrapStore func(node string, s Store) Store                                  // nil: as it is
@@ -302,9 +303,13 @@ func (c *cluster) group(node string) *Group { return c.nodes[node].group }
 
 // write stores one tagged block through whoever owns the LUN, trying again as an initiator would.
 func (c *cluster) write(ctx context.Context, n int, version uint64) error {
+	contents := c.contents
+	if contents == nil {
+		contents = tagged
+	}
 	for {
 		for _, node := range c.nodes {
-			err := node.group.Write(ctx, node.group.Fence(), blockRange(n), tagged(n, version))
+			err := node.group.Write(ctx, node.group.Fence(), blockRange(n), contents(n, version))
 			if err == nil {
 				return nil
 			}

@@ -51,9 +51,9 @@ const (
 	methodRebuildSnapshotRead = "replication.rebuild-snapshot-read"
 
 	// Learner → owner, see rebuild_digest.go.
-	methodRebuildCount   = "replication.rebuild-count"
-	methodRebuildDigests = "replication.rebuild-digests"
-	methodRebuildBlocks  = "replication.rebuild-blocks"
+	methodRebuildCount  = "replication.rebuild-count"
+	methodRebuildHashes = "replication.rebuild-hashes"
+	methodRebuildGroups = "replication.rebuild-groups"
 )
 
 var errNoReplica = errors.New("no replica of this LUN runs here")
@@ -90,8 +90,8 @@ func newHost(mux *transport.Mux, without []string) (*Host, error) {
 		methodRebuildSnapshotInfo: h.serveRebuildSnapshotInfo,
 		methodRebuildSnapshotRead: h.serveRebuildSnapshotRead,
 		methodRebuildCount:        h.serveRebuildCount,
-		methodRebuildDigests:      h.serveRebuildDigests,
-		methodRebuildBlocks:       h.serveRebuildBlocks,
+		methodRebuildHashes:       h.serveRebuildHashes,
+		methodRebuildGroups:       h.serveRebuildGroups,
 	}
 	for method, handler := range h.handlers {
 		if slices.Contains(without, method) {

@@ -19,7 +19,7 @@ import (
 //
 //	owner     notices that its log is too short (InstallSnapshot), takes the replica out of the group, tells it to rebuild
 //	receiver  stops its Raft, marks its volume inconsistent, asks the owner to keep its log from index N on (pin)
-//	receiver  fetches the checksums of chunks changed since what it has, then only the blocks that differ
+//	receiver  fetches digests of the chunks changed since what it has, then only the blocks that differ
 //	receiver  makes all that durable as index N, in one step with clearing the mark; begins a new log behind N
 //	receiver  starts Raft again, under the same term and vote
 //	owner     adds it as a learner, sends N+1.., and gives the vote back
@@ -35,6 +35,7 @@ type Rebuildable interface {
 	Changed(since uint64, fn func(r block.Range) error) error
 	ChunkInfo(chunk uint32, info *blockstore.ChunkInfo) error
 	CheckChunk(chunk uint32, info *blockstore.ChunkInfo) (bad uint64, err error)
+	ReadChunk(chunk uint32, blocks uint64, info *blockstore.ChunkInfo, fn func(n int, data []byte)) (bad uint64, err error)
 	BeginImport(ctx context.Context) error
 	Import(ops []block.Op) error
 	// ImportSnapshot keeps the present contents as a snapshot that another replica has; between BeginImport and EndImport.

@@ -29,15 +29,18 @@ type comparison struct {
 
 // myChunk is a chunk as the receiver has it: what is bad counts as missing.
 type myChunk struct {
-	blockstore.ChunkInfo
+	contents
 	stored uint64 // with what is bad
+	left   int    // groups that are pending
+	want   uint64 // the digest of the whole chunk, as the first step said
+	again  bool   // all of its groups are gone through
 }
 
 // fetchDifference makes chunks what the source has, from one on and before another, as far as one answer of the source goes, and
 // returns where that ends. errOldSource: it does not know how.
 func (g *Group) fetchDifference(ctx context.Context, source string, part rebuildPart, from, until uint32) (next uint32, copied int64, err error) {
 	c := comparison{g: g, source: source, part: part, mine: map[uint32]*myChunk{}, worked: time.Now()}
-	answer, err := g.ask(ctx, source, methodRebuildDigests, (&rebuildAsk{part, from, until}).encode(g.cfg.LUN))
+	answer, err := g.ask(ctx, source, methodRebuildHashes, (&rebuildAsk{part, from, until}).encode(g.cfg.LUN))
 	switch {
 	case errors.Is(err, transport.ErrUnknownMethod):
 		return 0, 0, errOldSource
@@ -66,12 +69,17 @@ func (c *comparison) take(ctx context.Context, from, next uint32, b []byte) erro
 	for len(b) > 0 {
 		skip, n := binary.Uvarint(b)
 		b = b[max(n, 0):]
-		empty, m := binary.Uvarint(b)
-		if n <= 0 || m <= 0 || skip > uint64(next-at) || empty > uint64(next-at)-skip || empty == 0 && len(b) < m+4*groupsPerChunk {
+		kind, m := binary.Uvarint(b)
+		b = b[max(m, 0):]
+		if n <= 0 || m <= 0 || skip > uint64(next-at) {
 			return errors.New("malformed digests")
 		}
-		b, at = b[m:], at+uint32(skip)
-		if empty > 0 {
+		at += uint32(skip)
+		if kind > digestsOfBad {
+			empty := kind - digestsOfBad
+			if empty > uint64(next-at) {
+				return errors.New("malformed digests")
+			}
 			if err := c.zero(ctx, at, uint32(empty)); err != nil {
 				return err
 			}
@@ -79,10 +87,17 @@ func (c *comparison) take(ctx context.Context, from, next uint32, b []byte) erro
 			c.g.rebuildSeen(int64(empty) * block.ChunkSize)
 			continue
 		}
-		if err := c.compare(at, b[:4*groupsPerChunk]); err != nil {
+		var bad uint64
+		if kind == digestsOfBad && len(b) >= 8 {
+			bad, b = binary.LittleEndian.Uint64(b), b[8:]
+		}
+		if at == next || len(b) < chunkDigestBytes {
+			return errors.New("malformed digests")
+		}
+		if err := c.compare(at, bad, b[:chunkDigestBytes]); err != nil {
 			return err
 		}
-		b, at = b[4*groupsPerChunk:], at+1
+		b, at = b[chunkDigestBytes:], at+1
 		c.g.rebuildSeen(block.ChunkSize)
 		if err := c.fetch(ctx, maxRebuildGroups-groupsPerChunk); err != nil {
 			return err
@@ -127,37 +142,58 @@ func zeroOps(chunk uint32, first int, bitmap uint64) (ops []block.Op) {
 	return ops
 }
 
-// compare adds the groups of a chunk that differ to pending.
-func (c *comparison) compare(chunk uint32, digests []byte) error {
-	info := &myChunk{}
-	bad, err := c.g.cfg.Store.CheckChunk(chunk, &info.ChunkInfo)
-	if err != nil {
+// compare adds the groups of a chunk that differ to pending. Of what is bad at the source there are only checksums to compare.
+func (c *comparison) compare(chunk uint32, bad uint64, digests []byte) error {
+	mine := &myChunk{want: binary.LittleEndian.Uint64(digests[4*groupsPerChunk:])}
+	if err := mine.read(c.g.cfg.Store, chunk, ^uint64(0), nil); err != nil {
 		return err
 	}
-	info.stored = info.Valid
-	info.Valid &^= bad
+	mine.stored = mine.valid
+	mine.valid &^= mine.bad
+	mine.vouch(bad & mine.valid)
+	if mine.bad == 0 && mine.digest() == mine.want {
+		return nil
+	}
+	c.mine[chunk] = mine
 	for n := range groupsPerChunk {
-		have, sums := groupOf(info.Valid, n), info.Sums[n*groupBlocks:]
 		// A block that is bad here is as good as missing, but the source may have none there either: then the digest is the same.
-		if groupDigest(have, sums) == binary.LittleEndian.Uint32(digests[4*n:]) && groupOf(bad, n) == 0 {
-			continue
+		if uint32(groupDigest(groupOf(mine.valid, n), mine.group(n))) != binary.LittleEndian.Uint32(digests[4*n:]) || groupOf(mine.bad, n) != 0 {
+			c.pending = append(c.pending, c.wanted(chunk, n))
 		}
-		w := wantedGroup{chunk: chunk, group: n, have: have}
-		for i := range groupBlocks {
-			w.sums[i] = uint16(sums[i])
-		}
-		c.pending = append(c.pending, w)
-		c.mine[chunk] = info
+	}
+	if mine.left == 0 { // two digests are alike in 32 bits
+		c.pending = c.wantAll(c.pending, chunk)
 	}
 	return nil
+}
+
+// wanted returns a group that is asked for, with what there is of it.
+func (c *comparison) wanted(chunk uint32, group int) wantedGroup {
+	mine := c.mine[chunk]
+	w := wantedGroup{chunk: chunk, group: group, have: groupOf(mine.valid, group)}
+	for n, h := range mine.group(group) {
+		w.sums[n] = uint16(h)
+	}
+	mine.left++
+	return w
+}
+
+// wantAll appends all groups of a chunk.
+func (c *comparison) wantAll(to []wantedGroup, chunk uint32) []wantedGroup {
+	c.mine[chunk].again = true
+	for n := range groupsPerChunk {
+		to = append(to, c.wanted(chunk, n))
+	}
+	return to
 }
 
 // fetch asks for the blocks of pending groups until at most so many are left.
 func (c *comparison) fetch(ctx context.Context, most int) error {
 	for len(c.pending) > most {
 		from := c.pending[0].chunk
-		req := encodeGroups((&rebuildAsk{c.part, from, endOfChunks}).encode(c.g.cfg.LUN), from, c.pending)
-		answer, err := c.g.ask(ctx, c.source, methodRebuildBlocks, req)
+		asked := c.pending[:min(len(c.pending), maxRebuildGroups)]
+		req := encodeGroups((&rebuildAsk{c.part, from, endOfChunks}).encode(c.g.cfg.LUN), from, asked)
+		answer, err := c.g.ask(ctx, c.source, methodRebuildGroups, req)
 		if err != nil {
 			return err
 		}
@@ -165,10 +201,10 @@ func (c *comparison) fetch(ctx context.Context, most int) error {
 			return fmt.Errorf("answer of %d bytes to a rebuild request", len(answer))
 		}
 		n := int(binary.LittleEndian.Uint16(answer[1:]))
-		if n == 0 || n > len(c.pending) {
-			return fmt.Errorf("answer about %d groups of %d", n, len(c.pending))
+		if n == 0 || n > len(asked) {
+			return fmt.Errorf("answer about %d groups of %d", n, len(asked))
 		}
-		again, err := c.store(ctx, c.pending[:n], answer[3:])
+		again, err := c.store(ctx, asked[:n], answer[3:])
 		if err != nil {
 			return err
 		}
@@ -185,17 +221,17 @@ func (c *comparison) fetch(ctx context.Context, most int) error {
 func (c *comparison) store(ctx context.Context, groups []wantedGroup, b []byte) (again []wantedGroup, err error) {
 	type answered struct {
 		valid, sent uint8
-		digest      uint32
+		digest      uint64
 		sums        []byte
 	}
 	list, total := make([]answered, len(groups)), 0
 	for i := range groups {
-		if len(b) < 6 || len(b) < 6+4*bits.OnesCount8(b[1]) {
+		if len(b) < 10 || len(b) < 10+4*bits.OnesCount8(b[1]) {
 			return nil, errors.New("malformed answer about groups")
 		}
 		n := bits.OnesCount8(b[1])
-		list[i] = answered{b[0], b[1], binary.LittleEndian.Uint32(b[2:]), b[6 : 6+4*n]}
-		b, total = b[6+4*n:], total+n
+		list[i] = answered{b[0], b[1], binary.LittleEndian.Uint64(b[2:]), b[10 : 10+4*n]}
+		b, total = b[10+4*n:], total+n
 	}
 	if len(b) != total*block.Size {
 		return nil, fmt.Errorf("%d bytes for %d blocks", len(b), total)
@@ -207,7 +243,7 @@ func (c *comparison) store(ctx context.Context, groups []wantedGroup, b []byte) 
 			return nil, errors.New("blocks are sent that are not stored")
 		}
 		mine := c.mine[w.chunk]
-		ours := mine.Sums[w.group*groupBlocks:][:groupBlocks]
+		ours := mine.group(w.group)
 		for left := a.sent; left != 0; {
 			n := bits.TrailingZeros8(left)
 			run := bits.TrailingZeros8(^(left >> n))
@@ -215,7 +251,7 @@ func (c *comparison) store(ctx context.Context, groups []wantedGroup, b []byte) 
 			op := block.Op{Kind: block.OpWrite, Range: w.blockRange(n, run), Data: b[:run*block.Size], Sums: make([]uint32, run)}
 			for k := range run {
 				op.Sums[k] = binary.LittleEndian.Uint32(a.sums[4*k:])
-				ours[n+k] = op.Sums[k]
+				ours[n+k] = hashOf(op.Data[k*block.Size : (k+1)*block.Size])
 			}
 			if err := op.Verify(); err != nil {
 				return nil, err
@@ -229,11 +265,18 @@ func (c *comparison) store(ctx context.Context, groups []wantedGroup, b []byte) 
 			return nil, errors.New("a block is neither here nor sent")
 		}
 		ops = append(ops, zeroOps(w.chunk, w.group*groupBlocks, uint64(groupOf(mine.stored, w.group)&^a.valid))...)
-		if groupDigest(a.valid, ours) != a.digest {
+		now := uint64(a.valid) << (w.group * groupBlocks)
+		mine.valid, mine.stored = mine.valid&^groupMask(w.group)|now, mine.stored&^groupMask(w.group)|now
+		mine.left--
+		switch {
+		case groupDigest(a.valid, ours) != a.digest:
 			if w.have == 0 {
-				return nil, errors.New("the checksums of the blocks sent do not match their digest")
+				return nil, errors.New("the blocks sent do not match their digest")
 			}
-			again = append(again, wantedGroup{chunk: w.chunk, group: w.group}) // two checksums were alike in 16 bits
+			mine.left++
+			again = append(again, wantedGroup{chunk: w.chunk, group: w.group}) // two hashes were alike in 16 bits
+		case mine.left == 0 && !mine.again && mine.digest() != mine.want:
+			again = c.wantAll(again, w.chunk) // two digests were alike in 32 bits, or the chunk has been written meanwhile
 		}
 	}
 	return again, c.g.importOps(ctx, ops)

@@ -20,7 +20,7 @@ import (
 //
 //   - "As of index I" says that every block of the chunk is what the log says at I or later. Copying never makes that false:
 //     what is copied is newer. Nor does a crash, though it may leave blocks torn that were imported after the last checkpoint:
-//     those are of chunks the source has changed since I, which are compared whole, against their checksums.
+//     those are of chunks the source has changed since I, which are compared whole.
 //   - A chunk that was compared is as of the pin. That is written down only after a checkpoint of the volume.
 //   - Exactly a snapshot (State) are the chunks before the position while that snapshot is being copied. Nothing else is
 //     written to them before it has been imported.

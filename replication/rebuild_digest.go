@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,48 +11,33 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// What a rebuild sends besides blocks must be little also where a single block of a chunk has changed, and the checksums of
-// a chunk are 256 bytes, a sixteenth of that block. So there are two steps:
+// What a rebuild sends besides blocks must be little also where a single block of a chunk has changed, and hashes of all of them (rebuild_hash.go)
+// would be an eighth of that block. So there are two steps:
 //
-//	1  source    per chunk that may differ: a digest, 32 bits, of each of its 8 groups of 8 blocks
-//	2  receiver  per group whose digest differs here: which blocks it has, and the low 16 bits of their checksums
-//	   source    the blocks that differ in that; which blocks there are; and the digest of the group as it is now
+//	1  source    per chunk that may differ: a digest, 32 bits, of each of its 8 groups of 8 blocks, and one of all of it, 64 bits
+//	2  receiver  per group whose digest differs here: which blocks it has, and the low 16 bits of their hashes
+//	   source    the blocks that differ in that; which blocks there are; and the digest of the group as it is now, 64 bits
 //
-// That is 66 bytes and a few for a changed block, 1.6 %. 16 bits may be the same by chance. So the receiver computes the digest of
-// what it has now, of whole checksums, and where it is not the source's asks again, as one that has none of the group. What
-// counts in the end is what counted before: the 32 bits of every checksum, and of every digest.
-//
-// A digest is of which blocks are stored and of their checksums; SHA-256, because CRC32C of CRC32C is linear, and changes that
-// look alike in two blocks might cancel.
+// That is 76 bytes and a few for a changed block, 1.9 %. 16 bits may be the same by chance. So the receiver computes the digest of what it has now,
+// and where it is not the source's asks again, as one that has none of the group. 32 bits may be the same by chance as well: so where the whole chunk
+// then is not what the first step said, the receiver goes through all groups of it once, whether they seemed to differ or not. (That, too, happens to chunks that
+// have been written meanwhile, and costs little.) What counts in the end is 64 bits, of the chunk or of each of its groups.
 
 const (
 	groupBlocks        = 8
 	groupsPerChunk     = block.BlocksPerChunk / groupBlocks
 	rebuildWireVersion = 1
-	// rebuildDigestBytes is where an answer with digests ends at the latest: at about 2 GiB of chunks that may differ, 64 MiB while
-	// somebody uses the source.
-	rebuildDigestBytes     = 256 << 10
-	rebuildBusyDigestBytes = 8 << 10
+	// rebuildDigestBytes is where an answer with digests ends at the latest, rebuildHashBytes what is read for it, rebuildBusyHashBytes while somebody
+	// uses the source: one chunk after another, so that a command finds one of them ahead of it.
+	rebuildDigestBytes   = 256 << 10
+	rebuildHashBytes     = 64 << 20
+	rebuildBusyHashBytes = 4 << 20
+	chunkDigestBytes     = 4*groupsPerChunk + 8
 	// rebuildBusyReadBytes is what is read for one answer while somebody uses the source.
 	rebuildBusyReadBytes = 256 << 10
 	// maxRebuildGroups is how many groups one request may name; the source answers as many as fit.
 	maxRebuildGroups = 512
 )
-
-// groupDigest is the digest of a group of a chunk's blocks.
-func groupDigest(valid uint8, sums []uint32) uint32 {
-	var b [1 + 4*groupBlocks]byte
-	b[0] = valid
-	for n := range groupBlocks {
-		if valid>>n&1 == 1 {
-			binary.LittleEndian.PutUint32(b[1+4*n:], sums[n])
-		}
-	}
-	d := sha256.Sum256(b[:])
-	return binary.LittleEndian.Uint32(d[:])
-}
-
-func groupOf(valid uint64, group int) uint8 { return uint8(valid >> (groupBlocks * group)) }
 
 // rebuildAsk is what both steps are asked with: u8 version, u8 length of the LUN, LUN, 16 bytes ID of the state (zeros: the
 // live volume), 16 bytes ID of the snapshot the receiver is like (zeros: none), u64 since. The first step and counting go on with
@@ -104,51 +88,67 @@ func (h *Host) serveRebuildCount(_ context.Context, _ string, req []byte) ([]byt
 	return binary.LittleEndian.AppendUint64(nil, n*block.ChunkSize), err
 }
 
-// serveRebuildDigests answers the first step: u32 the chunk to go on from (0: that was all), u8 whether somebody uses the
+// What stands in the first step's answer for a run of chunks; more than that: so many less digestsOfAll hold nothing.
+const (
+	digestsOfOne = 0 // one chunk: 8 × u32 digests, u64 digest of all
+	digestsOfBad = 1 // the same, but u64 before them which blocks cannot be read: their checksums are hashed
+)
+
+// serveRebuildHashes answers the first step: u32 the chunk to go on from (0: that was all), u8 whether somebody uses the
 // node; then for each run of chunks a varint, how many to skip (beginning at the one asked for, then behind the last run), and
-// a varint: n chunks that hold nothing, or 0 for one chunk, with 8 × u32 digests.
-func (h *Host) serveRebuildDigests(ctx context.Context, _ string, req []byte) ([]byte, error) {
+// a varint: digestsOfOne or digestsOfBad, or 1 more than the number of chunks that hold nothing.
+func (h *Host) serveRebuildHashes(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	g, a, state, _, err := h.asked(req)
 	if err != nil {
 		return nil, err
 	}
 	busy := h.use.busy()
-	limit := rebuildDigestBytes
+	limit := rebuildHashBytes
 	if busy {
-		limit = rebuildBusyDigestBytes
+		limit = rebuildBusyHashBytes
 	}
 	out := append(make([]byte, 4, 8<<10), flagOf(busy))
 	next := a.from // behind the last run
 	var empty, first uint32
 	flush := func() {
 		if empty > 0 {
-			out = binary.AppendUvarint(binary.AppendUvarint(out, uint64(first-next)), uint64(empty))
+			out = binary.AppendUvarint(binary.AppendUvarint(out, uint64(first-next)), uint64(empty)+digestsOfBad)
 			next, empty = first+empty, 0
 		}
 	}
-	var info blockstore.ChunkInfo
-	err = g.differing(a.rebuildPart, a.from, chunksOf(state, a.until), func(c uint32) error {
-		if len(out) >= limit {
-			binary.LittleEndian.PutUint32(out, c)
+	var c contents
+	err = g.differing(a.rebuildPart, a.from, chunksOf(state, a.until), func(chunk uint32) error {
+		if len(out) >= rebuildDigestBytes || limit <= 0 {
+			binary.LittleEndian.PutUint32(out, chunk)
 			return errEnough
 		}
-		if err := state.ChunkInfo(c, &info); err != nil {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if info.Valid == 0 && empty > 0 && first+empty == c {
+		if err := c.read(state, chunk, ^uint64(0), nil); err != nil {
+			return err
+		}
+		limit -= bits.OnesCount64(c.valid) * block.Size
+		if c.valid == 0 && empty > 0 && first+empty == chunk {
 			empty++
 			return nil
 		}
 		flush()
-		if info.Valid == 0 {
-			first, empty = c, 1
+		if c.valid == 0 {
+			first, empty = chunk, 1
 			return nil
 		}
-		out = append(binary.AppendUvarint(out, uint64(c-next)), 0)
-		next = c + 1
-		for n := range groupsPerChunk {
-			out = binary.LittleEndian.AppendUint32(out, groupDigest(groupOf(info.Valid, n), info.Sums[n*groupBlocks:]))
+		out = binary.AppendUvarint(out, uint64(chunk-next))
+		if c.bad == 0 {
+			out = append(out, digestsOfOne)
+		} else {
+			out = binary.LittleEndian.AppendUint64(append(out, digestsOfBad), c.bad)
 		}
+		next = chunk + 1
+		for n := range groupsPerChunk {
+			out = binary.LittleEndian.AppendUint32(out, uint32(groupDigest(groupOf(c.valid, n), c.group(n))))
+		}
+		out = binary.LittleEndian.AppendUint64(out, c.digest())
 		return nil
 	})
 	if err != nil && !errors.Is(err, errEnough) {
@@ -165,11 +165,11 @@ func flagOf(b bool) byte {
 	return 0
 }
 
-// serveRebuildBlocks answers the second step. The request goes on with, per chunk in ascending order, a varint, how many to
+// serveRebuildGroups answers the second step. The request goes on with, per chunk in ascending order, a varint, how many to
 // skip (as in the first step, beginning at the chunk *from*), u8 which groups; per group u8 which blocks the receiver has, and u16
 // for each. The answer: u8 whether somebody uses the node, u16 how many groups it is about; per group u8 which blocks are stored,
-// u8 which are sent, u32 digest, u32 checksum of each sent; then the data of all that are sent.
-func (h *Host) serveRebuildBlocks(ctx context.Context, _ string, req []byte) ([]byte, error) {
+// u8 which are sent, u64 digest, u32 checksum of each sent; then the data of all that are sent.
+func (h *Host) serveRebuildGroups(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	g, a, state, rest, err := h.asked(req)
 	if err != nil {
 		return nil, err
@@ -183,7 +183,7 @@ func (h *Host) serveRebuildBlocks(ctx context.Context, _ string, req []byte) ([]
 	if busy {
 		limit = rebuildBusyReadBytes
 	}
-	head := append(make([]byte, 0, 16+len(wanted)*24), flagOf(busy), 0, 0)
+	head := append(make([]byte, 0, 16+len(wanted)*28), flagOf(busy), 0, 0)
 	var data []byte
 	n := 0
 	for ; n < len(wanted) && len(data)+groupBlocks*block.Size <= limit; n++ {
@@ -198,35 +198,31 @@ func (h *Host) serveRebuildBlocks(ctx context.Context, _ string, req []byte) ([]
 
 // groupBlocks appends what is answered about one group.
 func (g *Group) groupBlocks(ctx context.Context, w *wantedGroup, id block.SnapshotID, state blockstore.Reader, head, data []byte) ([]byte, []byte, error) {
-	var info blockstore.ChunkInfo
-	if err := state.ChunkInfo(w.chunk, &info); err != nil {
+	var c contents
+	all, first := make([]byte, groupBlocks*block.Size), w.group*groupBlocks
+	err := c.read(state, w.chunk, groupMask(w.group), func(n int, one []byte) { copy(all[(n-first)*block.Size:], one) })
+	if err != nil {
 		return nil, nil, err
 	}
-	valid, sums := groupOf(info.Valid, w.group), info.Sums[w.group*groupBlocks:][:groupBlocks]
-	send := uint8(0)
+	valid, bad, send := groupOf(c.valid, w.group), groupOf(c.bad, w.group), uint8(0)
 	for n := range groupBlocks {
-		if valid>>n&1 == 1 && (w.have>>n&1 == 0 || w.sums[n] != uint16(sums[n])) {
-			send |= 1 << n
+		if valid>>n&1 == 0 || w.have>>n&1 == 1 && w.sums[n] == uint16(c.hashes[first+n]) {
+			continue
 		}
-	}
-	for left := send; left != 0; { // run by run
-		n := bits.TrailingZeros8(left)
-		run := bits.TrailingZeros8(^(left >> n))
-		left &^= uint8(1<<run-1) << n
-		at := len(data)
-		data = append(data, make([]byte, run*block.Size)...)
-		r := w.blockRange(n, run)
-		if err := g.readState(ctx, id, r, data[at:]); err != nil { // a bad block is repaired from a third copy, if there is one
-			return nil, nil, err
+		one := all[n*block.Size:][:block.Size]
+		if bad>>n&1 == 1 { // it is repaired from a third copy, if there is one
+			if err := g.readState(ctx, id, w.blockRange(n, 1), one); err != nil {
+				return nil, nil, err
+			}
+			c.hashes[first+n], c.info.Sums[first+n] = hashOf(one), block.Sum(one)
 		}
-		for i := range run { // it may have been written again meanwhile
-			sums[n+i] = block.Sum(data[at+i*block.Size:][:block.Size])
-		}
+		send |= 1 << n
+		data = append(data, one...)
 	}
 	head = append(head, valid, send)
-	head = binary.LittleEndian.AppendUint32(head, groupDigest(valid, sums))
+	head = binary.LittleEndian.AppendUint64(head, groupDigest(valid, c.group(w.group)))
 	for left := send; left != 0; left &= left - 1 {
-		head = binary.LittleEndian.AppendUint32(head, sums[bits.TrailingZeros8(left)])
+		head = binary.LittleEndian.AppendUint32(head, c.info.Sums[first+bits.TrailingZeros8(left)])
 	}
 	return head, data, nil
 }
@@ -236,7 +232,7 @@ type wantedGroup struct {
 	chunk uint32
 	group int
 	have  uint8
-	sums  [groupBlocks]uint16 // of those it has
+	sums  [groupBlocks]uint16 // the low bits of the hashes of those it has
 }
 
 // blockRange is where n blocks of the group lie, from one on.

@@ -9,8 +9,8 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// How a source is asked that runs a program from before rebuild_digest.go: it sends all checksums of every chunk that may
-// differ, and blocks one by one. A replica in RAM whose node is upgraded first depends on that.
+// How a source is asked that runs a program from before rebuild_hash.go: it tells which blocks are stored in every chunk that may differ, and their
+// checksums, which say nothing about whether a block is the same. So all of these chunks are fetched. A replica in RAM whose node is upgraded first depends on that.
 
 // compareOld is fetchDifference for such a source.
 func (g *Group) compareOld(ctx context.Context, owner string, part rebuildPart, from, until uint32) (next uint32, copied int64, err error) {
@@ -39,7 +39,7 @@ func (g *Group) compareOld(ctx context.Context, owner string, part rebuildPart, 
 	return next, copied, err
 }
 
-// copyChunks compares chunks with the owner's checksums of a state and fetches the blocks that differ.
+// copyChunks makes chunks what the owner has stored of a state.
 func (g *Group) copyChunks(ctx context.Context, owner string, state block.SnapshotID, records []byte) (copied int64, err error) {
 	var fetch []block.Sector
 	var zeros []block.Op
@@ -62,17 +62,15 @@ func (g *Group) copyChunks(ctx context.Context, owner string, state block.Snapsh
 	for ; len(records) > 0; records = records[chunkRecordBytes:] {
 		chunk := binary.LittleEndian.Uint32(records)
 		valid := binary.LittleEndian.Uint64(records[4:])
-		bad, err := g.cfg.Store.CheckChunk(chunk, &mine)
-		if err != nil {
+		if err := g.cfg.Store.ChunkInfo(chunk, &mine); err != nil {
 			return copied, err
 		}
 		g.rebuildSeen(block.ChunkSize)
 		for n := range block.BlocksPerChunk {
-			sum := binary.LittleEndian.Uint32(records[12+4*n:])
 			at := block.Sector(uint64(chunk)*block.BlocksPerChunk+uint64(n)) * block.SectorsPerBlock
 			theirs, ours := valid>>n&1 == 1, mine.Valid>>n&1 == 1
 			switch {
-			case theirs && (!ours || bad>>n&1 == 1 || mine.Sums[n] != sum):
+			case theirs:
 				fetch = append(fetch, at)
 				if len(fetch)*block.Size >= rebuildReadBytes {
 					if err := flush(); err != nil {

@@ -21,11 +21,11 @@ type importing struct {
 	imported atomic.Int64               // snapshots
 }
 
-func (s *importing) CheckChunk(chunk uint32, info *blockstore.ChunkInfo) (uint64, error) {
+func (s *importing) ReadChunk(chunk uint32, blocks uint64, info *blockstore.ChunkInfo, fn func(n int, data []byte)) (uint64, error) {
 	if s.check != nil {
 		s.check()
 	}
-	return s.Store.CheckChunk(chunk, info)
+	return s.Store.ReadChunk(chunk, blocks, info, fn)
 }
 
 func (s *importing) Checkpoint(ctx context.Context) (uint64, error) {

@@ -167,8 +167,10 @@ func (h *Host) rebuildInfo(part rebuildPart, req []byte) ([]byte, error) {
 		}
 		out = binary.LittleEndian.AppendUint32(out, c)
 		out = binary.LittleEndian.AppendUint64(out, info.Valid)
+		// Who asks this is of an older program, and would keep a block of which it has the same checksum. That does not make it the same block
+		// (rebuild_hash.go): so none is, and all are fetched.
 		for _, s := range info.Sums {
-			out = binary.LittleEndian.AppendUint32(out, s)
+			out = binary.LittleEndian.AppendUint32(out, ^s)
 		}
 		return nil
 	})

@@ -121,19 +121,44 @@ func TestRebuildCursorThatIsNotItsOwnIsNotBelieved(t *testing.T) {
 	}
 }
 
-// Two checksums that are alike in the 16 bits that travel are told apart by the digest of the group.
-func TestChecksumsAlikeIn16BitsAreToldApart(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	defer cancel()
+// Two hashes that are alike in the 16 bits that travel are told apart by the digest of the group.
+func TestHashesAlikeIn16BitsAreToldApart(t *testing.T) {
 	const n = 5
-	other, want := uint64(2), uint16(block.Sum(tagged(n, 1)))
-	for uint16(block.Sum(tagged(n, other))) != want {
+	other, want := uint64(2), uint16(hashOf(tagged(n, 1)))
+	for uint16(hashOf(tagged(n, other))) != want {
 		other++
 	}
+	toldApart(t, []int{n, n + 1}, n, 1, other, []int{n})
+}
+
+// Two digests of a group that are alike in the 32 bits that travel are told apart by the digest of the chunk: also where another group differs, whose
+// blocks are fetched first.
+func TestDigestsAlikeIn32BitsAreToldApart(t *testing.T) {
+	const n, was, other = 5, 3836, 43265
+	digest := func(version uint64) uint32 {
+		var hashes [groupBlocks]uint64
+		hashes[n] = hashOf(tagged(n, version))
+		return uint32(groupDigest(1<<n, hashes[:]))
+	}
+	if digest(was) != digest(other) {
+		t.Fatal("the digests of this test are to be alike")
+	}
+	for name, changed := range map[string][]int{"alone": {n}, "beside another": {n, n + 3*groupBlocks}} {
+		t.Run(name, func(t *testing.T) {
+			toldApart(t, []int{n, n + 3*groupBlocks, n + block.BlocksPerChunk}, n, was, other, changed)
+		})
+	}
+}
+
+// toldApart has blocks written, some of them again while a copy is away, and looks for one of these on that copy when it has been rebuilt.
+func toldApart(t *testing.T, blocks []int, n int, was, other uint64, changed []int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
 	c := &cluster{limits: Limits{JournalKeepBytes: 1 << 20, CheckpointBytes: 256 << 10}}
 	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
-	c.writeAll(ctx, t, []int{n, n + 1}, 1)
-	owner, away := c.awayFor(ctx, t, []int{n}, other)
+	c.writeAll(ctx, t, blocks, was)
+	owner, away := c.awayFor(ctx, t, changed, other)
 	c.start(away, false)
 	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 	compareCopies(t, c, "a", "b")

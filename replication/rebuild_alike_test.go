@@ -1,0 +1,90 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"testing"
+	"time"
+
+	"sanctuary/blockstore"
+	"sanctuary/blockstore/block"
+	"sanctuary/replication/journal"
+)
+
+// alike is tagged, but for the last four bytes: the CRC32C of what is before them. So all such blocks have one and the same checksum, as have those
+// of many programs that keep their own checksum at the end of a block.
+func alike(n int, version uint64) []byte {
+	b := tagged(n, version)
+	const body = block.Size - 4
+	binary.LittleEndian.PutUint32(b[body:], block.Sum(b[:body]))
+	return b
+}
+
+// A block whose new contents have the checksum of the old ones is another block all the same.
+func TestRebuildTellsBlocksOfOneChecksumApart(t *testing.T) {
+	if block.Sum(alike(1, 1)) != block.Sum(alike(1, 2)) {
+		t.Fatal("the blocks of this test are to have one checksum")
+	}
+	for name, changed := range map[string][]int{
+		"one block of each chunk": everyBlock(5, 2000, block.BlocksPerChunk),
+		"one block of each group": everyBlock(3, 2000, groupBlocks),
+		"whole chunks":            everyBlock(block.BlocksPerChunk, 5*block.BlocksPerChunk, 1),
+	} {
+		for program, without := range map[string][]string{
+			"": nil, ", from an older program": {methodRebuildCount, methodRebuildHashes, methodRebuildGroups},
+		} {
+			t.Run(name+program, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+				defer cancel()
+				c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}, contents: alike, without: without}
+				newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+				c.writeAll(ctx, t, everyBlock(0, 2000, 1), 1)
+				owner, away := c.awayFor(ctx, t, changed, 2)
+				c.start(away, false)
+				eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+				compareCopies(t, c, "a", "b")
+			})
+		}
+	}
+}
+
+// A fill that goes on from what an earlier one has copied brings what has changed since, whatever the checksums say.
+func TestRepeatedFillTellsBlocksOfOneChecksumApart(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	c := &cluster{contents: alike}
+	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	vol, err := pool.Create("filled", c.geometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vol.Close()
+	l := journal.NewMemory()
+	for version := uint64(1); version <= 3; version++ {
+		blocks := everyBlock(int(version), 500, 3)
+		c.writeAll(ctx, t, everyBlock(0, 500, 1), 2*version)
+		c.writeAll(ctx, t, blocks, 2*version+1)
+		cfg := Config{LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: c.members, Geometry: c.geometry, Store: vol, Journal: l}
+		if err := c.nodes["b"].host.Fill(ctx, cfg); err != nil {
+			t.Fatal(err)
+		}
+		got, want := make([]byte, block.Size), make([]byte, block.Size)
+		for n := range 500 {
+			if err := vol.ReadAt(blockRange(n), got); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.nodes[c.owner()].vol.ReadAt(blockRange(n), want); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Fatalf("block %d is of version %d, want %d", n, binary.LittleEndian.Uint64(got[8:]), binary.LittleEndian.Uint64(want[8:]))
+			}
+		}
+	}
+}

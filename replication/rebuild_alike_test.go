@@ -88,3 +88,31 @@ func TestRepeatedFillTellsBlocksOfOneChecksumApart(t *testing.T) {
 		}
 	}
 }
+
+// A block that has rotted at the source, in a chunk that has changed, does not keep a copy away that has the block: its checksum is all there is to go by.
+// One that has another block there waits until it has been written again.
+func TestRebuildPassesABadBlockThatTheReceiverHas(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+	defer cancel()
+	c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}}
+	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	c.writeAll(ctx, t, everyBlock(0, 2*block.BlocksPerChunk, 1), 1)
+	changed := []int{3, 4, block.BlocksPerChunk + 3}
+	owner, away := c.awayFor(ctx, t, changed, 2)
+	c.rot(owner, 5)                      // beside one that has changed
+	c.rot(owner, 50)                     // in another group
+	c.rot(owner, block.BlocksPerChunk+3) // the other copy has what was there before
+	g := c.group(owner)
+	c.start(away, false)
+	eventually(t, "all is compared", func() bool { return c.group(away).Status().Seen >= 2*block.ChunkSize })
+	if g.Status().Health == HealthHealthy {
+		t.Fatal("a block that nobody has was passed over")
+	}
+	if err := c.write(ctx, block.BlocksPerChunk+3, 3); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both copies in sync", func() bool { return g.Status().Health == HealthHealthy })
+	for n, want := range map[int]uint64{3: 2, 4: 2, 5: 1, 50: 1, block.BlocksPerChunk + 2: 1, block.BlocksPerChunk + 3: 3} {
+		eventually(t, "the copy is there", func() bool { return c.sound(away, n, want) })
+	}
+}

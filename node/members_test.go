@@ -233,10 +233,8 @@ func TestReplicasChangeUnderLoad(t *testing.T) {
 }
 
 // Three data nodes: the one that only votes gets a copy, and the other way round; and a copy goes to another pool of its node. All that under load.
-// It is not offered (service_replicas.go); what is looked at here works.
 func TestReplicaTakesTheWitnesssPlace(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	t.Setenv(unsafeSwaps, "1")
 	for _, media := range []string{"file", "ram"} {
 		t.Run(media, func(t *testing.T) {
 			c := newClusterOf(t, "alpha", "beta", "gamma")

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"maps"
-	"os"
 	"slices"
 
 	"sanctuary/node/api"
@@ -34,11 +33,6 @@ func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog
 	if err != nil {
 		return l, api.Invalid("Change the request, or add what is missing.", "%v", err)
 	}
-	if node := replacedInPlace(l, places); node != "" && os.Getenv(unsafeSwaps) != "1" {
-		return l, api.Invalid("Use another node for the new replica, or for the witness: sanctuary lun replica move.",
-			"on node %s one replica would take the place of another (a copy that of the witness, or a copy in another pool). This is not offered: "+
-				"under faults a copy that was filled in this way has been found to lack a write", node)
-	}
 	wanted := &catalog.SetReplicas{LUN: l.ID, Replicas: places}
 	for _, r := range l.Replicas {
 		wanted.Was = append(wanted.Was, r.ID)
@@ -48,22 +42,6 @@ func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog
 		return l, problem(err)
 	}
 	return *result.LUN, nil
-}
-
-// unsafeSwaps is the environment variable with which replicas may take each other's place on a node. It is for looking for what is wrong with that
-// (prove.TestProveReplicaSetsChangeWhileNodesDie finds acknowledged writes missing), and for nothing else.
-const unsafeSwaps = "SANCTUARY_UNSAFE_SWAPS"
-
-// replacedInPlace returns a node on which a replica is to take the place of another, "" if there is none.
-func replacedInPlace(l catalog.LUN, places []catalog.Placement) string {
-	for _, p := range places {
-		for _, r := range l.Replicas {
-			if r.Node == p.Node && (r.Witness != p.Witness || p.Pool != "" && p.Pool != r.Pool) {
-				return p.Node
-			}
-		}
-	}
-	return ""
 }
 
 // DrainNode implements api.Service.

@@ -71,6 +71,7 @@ func recoveryLines() []commandLine {
 		{name: "replica-remove-nothing", line: "lun replica remove vm1"},
 		{name: "replica-move", line: "lun replica move vm1 --from beta --to gamma -o json"},
 		{name: "replica-move-witness", line: "lun replica move vm1 --from witness --to gamma"},
+		{name: "replica-move-pool", line: "lun replica move vm1 --from beta --to beta --pool ssd1"},
 		{name: "replica-move-nowhere", line: "lun replica move vm1 --from beta"},
 		{name: "rescue-catalog", line: "rescue-catalog /var/lib/sanctuary"},
 		{name: "rescue-catalog-nothing-there", line: "rescue-catalog /nonexistent --accept-loss"},

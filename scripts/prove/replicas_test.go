@@ -3,7 +3,6 @@ package prove
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -138,14 +137,8 @@ func ballast(t *testing.T, c *cluster, l api.LUN, at, size int64) {
 
 // TestProveReplicaSetsChangeWhileNodesDie goes round: the witness moves to the data node without a copy, that node gets a copy in the witness's place, and
 // one of the three copies goes. A node is killed in the middle of each step.
-// It is a way to look for what is wrong there, not a promise: such a change is refused otherwise, because this campaign, made with PROVE_SWAPS=1, finds
-// acknowledged writes missing.
 func TestProveReplicaSetsChangeWhileNodesDie(t *testing.T) {
 	rng := prove(t)
-	if os.Getenv("PROVE_SWAPS") != "1" {
-		t.Skip("replicas that take each other's place on a node are refused; PROVE_SWAPS=1 looks for the reason")
-	}
-	t.Setenv("SANCTUARY_UNSAFE_SWAPS", "1")
 	cl := startCluster(t, clusterSpec{media: "file", sizeBytes: 256 << 20, more: []string{gamma}})
 	l := cl.healthy()
 	ballast(t, cl, l, 128<<20, 64<<20)

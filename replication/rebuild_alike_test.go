@@ -26,26 +26,26 @@ func TestRebuildTellsBlocksOfOneChecksumApart(t *testing.T) {
 	if block.Sum(alike(1, 1)) != block.Sum(alike(1, 2)) {
 		t.Fatal("the blocks of this test are to have one checksum")
 	}
-	for name, changed := range map[string][]int{
-		"one block of each chunk": everyBlock(5, 2000, block.BlocksPerChunk),
-		"one block of each group": everyBlock(3, 2000, groupBlocks),
-		"whole chunks":            everyBlock(block.BlocksPerChunk, 5*block.BlocksPerChunk, 1),
+	older := []string{methodRebuildCount, methodRebuildHashes, methodRebuildGroups}
+	for name, test := range map[string]struct {
+		changed []int
+		without []string
+	}{
+		"one block of each chunk": {everyBlock(5, 1000, block.BlocksPerChunk), nil},
+		"several of a chunk":      {everyBlock(3, 1000, 3), nil},
+		"from an older program":   {everyBlock(3, 1000, 3), older},
 	} {
-		for program, without := range map[string][]string{
-			"": nil, ", from an older program": {methodRebuildCount, methodRebuildHashes, methodRebuildGroups},
-		} {
-			t.Run(name+program, func(t *testing.T) {
-				ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
-				defer cancel()
-				c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}, contents: alike, without: without}
-				newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
-				c.writeAll(ctx, t, everyBlock(0, 2000, 1), 1)
-				owner, away := c.awayFor(ctx, t, changed, 2)
-				c.start(away, false)
-				eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
-				compareCopies(t, c, "a", "b")
-			})
-		}
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+			defer cancel()
+			c := &cluster{limits: Limits{JournalKeepBytes: 1, CheckpointBytes: 256 << 10}, contents: alike, without: test.without}
+			newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+			c.writeAll(ctx, t, everyBlock(0, 1000, 1), 1)
+			owner, away := c.awayFor(ctx, t, test.changed, 2)
+			c.start(away, false)
+			eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+			compareCopies(t, c, "a", "b")
+		})
 	}
 }
 

@@ -49,6 +49,23 @@ func TestRebuildTellsBlocksOfOneChecksumApart(t *testing.T) {
 	}
 }
 
+// A receiver of an older program keeps blocks of which it is told the checksum it has. So it is told that of none.
+func TestReceiverOfAnOlderProgramFetchesEveryBlock(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	const n = 5
+	if err := c.write(t.Context(), n, 1); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := c.nodes[c.owner()].host.serveRebuildInfo(t.Context(), "", append(make([]byte, 12), testLUN...))
+	if err != nil || len(answer) != 4+chunkRecordBytes {
+		t.Fatalf("%d bytes, %v", len(answer), err)
+	}
+	valid, sum := binary.LittleEndian.Uint64(answer[8:]), binary.LittleEndian.Uint32(answer[16+4*n:])
+	if valid != 1<<n || sum == block.Sum(tagged(n, 1)) {
+		t.Fatalf("valid %#x, checksum %#x", valid, sum)
+	}
+}
+
 // A fill that goes on from what an earlier one has copied brings what has changed since, whatever the checksums say.
 func TestRepeatedFillTellsBlocksOfOneChecksumApart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)

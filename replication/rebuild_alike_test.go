@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,6 +64,43 @@ func TestReceiverOfAnOlderProgramFetchesEveryBlock(t *testing.T) {
 	valid, sum := binary.LittleEndian.Uint64(answer[8:]), binary.LittleEndian.Uint32(answer[16+4*n:])
 	if valid != 1<<n || sum == block.Sum(tagged(n, 1)) {
 		t.Fatalf("valid %#x, checksum %#x", valid, sum)
+	}
+}
+
+// A source whose disk is slow answers with what it has read by then, and the receiver goes on from there.
+func TestSlowSourceAnswersInTime(t *testing.T) {
+	const chunks, slow = 20, rebuildHashTime / 8
+	var reads atomic.Int64
+	c := &cluster{wrapStore: func(_ string, s Store) Store {
+		return &importing{Store: s, check: func() {
+			reads.Add(1)
+			time.Sleep(slow)
+		}}
+	}}
+	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+	c.writeAll(t.Context(), t, everyBlock(0, chunks*block.BlocksPerChunk, block.BlocksPerChunk), 1)
+	host := c.nodes[c.owner()].host
+	from := uint32(0)
+	for answers := 1; ; answers++ {
+		reads.Store(0)
+		answer, err := host.serveRebuildHashes(t.Context(), "", (&rebuildAsk{from: from, until: endOfChunks}).encode(testLUN))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := reads.Load(); n > int64(rebuildHashTime/slow)+1 {
+			t.Fatalf("%d chunks, each of which takes %v, were read for one answer", n, slow)
+		}
+		next := binary.LittleEndian.Uint32(answer)
+		if next == 0 {
+			if answers < 2 {
+				t.Fatal("one answer was enough")
+			}
+			return
+		}
+		if next <= from {
+			t.Fatalf("asked for chunk %d and what follows, %d is next", from, next)
+		}
+		from = next
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
@@ -28,10 +29,12 @@ const (
 	groupsPerChunk     = block.BlocksPerChunk / groupBlocks
 	rebuildWireVersion = 1
 	// rebuildDigestBytes is where an answer with digests ends at the latest, rebuildHashBytes what is read for it, rebuildBusyHashBytes while somebody
-	// uses the source: one chunk after another, so that a command finds one of them ahead of it.
+	// uses the source: one chunk after another, so that a command finds one of them ahead of it. A disk for which that is too much gets rebuildHashTime: the
+	// receiver waits for 30 s (Group.ask).
 	rebuildDigestBytes   = 256 << 10
 	rebuildHashBytes     = 64 << 20
 	rebuildBusyHashBytes = 4 << 20
+	rebuildHashTime      = 2 * time.Second
 	chunkDigestBytes     = 4*groupsPerChunk + 8
 	// rebuildBusyReadBytes is what is read for one answer while somebody uses the source.
 	rebuildBusyReadBytes = 256 << 10
@@ -117,8 +120,9 @@ func (h *Host) serveRebuildHashes(ctx context.Context, _ string, req []byte) ([]
 		}
 	}
 	var c contents
+	until := time.Now().Add(rebuildHashTime)
 	err = g.differing(a.rebuildPart, a.from, chunksOf(state, a.until), func(chunk uint32) error {
-		if len(out) >= rebuildDigestBytes || limit <= 0 {
+		if len(out) >= rebuildDigestBytes || limit <= 0 || chunk > a.from && time.Now().After(until) {
 			binary.LittleEndian.PutUint32(out, chunk)
 			return errEnough
 		}

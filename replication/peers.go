@@ -243,6 +243,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if c.Term >= inst.raft.CurrentTerm() {
 			g.promise.give(from, time.Now())
 		}
+		if err := g.awaitBacklog(inst, c); err != nil {
+			return nil, err, true
+		}
 	case *raft.RequestVoteRequest:
 		if fromWitness {
 			return nil, errWitnessSilent, true

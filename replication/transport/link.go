@@ -40,6 +40,8 @@ type link struct {
 	stream grpc.BidiStreamingClient[peerpb.ControlFrame, peerpb.ControlFrame]
 	queue  *controlQueue
 
+	reads uint32 // what the peer can unpack, as it has said
+
 	born  time.Time    // for heard; monotonic
 	heard atomic.Int64 // when the peer last sent anything, nanoseconds after born
 
@@ -128,6 +130,7 @@ func (l *link) hello() error {
 	began := time.Now()
 	err := l.stream.Send(&peerpb.ControlFrame{Hello: &peerpb.Hello{
 		Cluster: cfg.Cluster, Node: cfg.Node, NodeId: cfg.NodeID, ToNode: l.peer.node, ProtocolMin: protocolMin, ProtocolMax: protocolMax,
+		Reads: l.peer.mux.reads,
 	}})
 	var frame *peerpb.ControlFrame
 	if err == nil || errors.Is(err, errEOF) { // after EOF, Recv has the reason
@@ -150,6 +153,7 @@ func (l *link) hello() error {
 		return fmt.Errorf("%w: %s chose %d", ErrWrongVersion, l.peer.node, h.GetProtocolMin())
 	}
 	l.peer.protocol.Store(h.GetProtocolMin())
+	l.reads = h.GetReads()
 	return nil
 }
 

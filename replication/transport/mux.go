@@ -28,6 +28,10 @@ type Mux struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
+	reads     uint32     // encodings it says it can read; tests have older nodes
+	trafficMu sync.Mutex // guards traffic
+	traffic   map[string]*traffic
+
 	mu       sync.RWMutex // guards what follows; never held across a call out or the network
 	closed   bool
 	groups   map[string]*GroupTransport
@@ -57,6 +61,8 @@ func New(cfg Config) (*Mux, error) {
 		groups:   make(map[string]*GroupTransport),
 		peers:    make(map[string]*peer),
 		handlers: make(map[string]Handler),
+		traffic:  make(map[string]*traffic),
+		reads:    readable,
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.server = grpc.NewServer(m.serverOptions()...)

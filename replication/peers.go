@@ -97,7 +97,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		p.g.noteRefused(err)
 		return err
 	}
-	if p.hold(id, req, resp) {
+	if p.withhold(id, req, resp) {
 		return nil
 	}
 	p.awaitLink(target, req.Term)

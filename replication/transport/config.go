@@ -37,14 +37,6 @@ type Config struct {
 	Limits Limits
 }
 
-func (c *Config) dial(ctx context.Context, addr string) (net.Conn, error) {
-	if c.Dial != nil {
-		return c.Dial(ctx, addr)
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr)
-}
-
 // Limits bounds time and memory. A zero field means its default.
 type Limits struct {
 	PingInterval     time.Duration // between pings while nothing else arrives; default 250 ms

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"sanctuary/proto/peerpb"
 )
@@ -110,7 +109,6 @@ func (p *peer) client() (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: limits.ReconnectMin, Multiplier: 2, Jitter: 0.2, MaxDelay: limits.ReconnectMax},
 			MinConnectTimeout: limits.DialTimeout,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithInitialWindowSize(int32(limits.StreamWindowBytes)), // <= 1 GiB by validate
 		grpc.WithInitialConnWindowSize(int32(limits.StreamWindowBytes)),
 		grpc.WithWriteBufferSize(ioBufferBytes),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -82,8 +83,8 @@ func (m *Mux) serverOptions() []grpc.ServerOption {
 		grpc.WriteBufferSize(ioBufferBytes),
 		grpc.ReadBufferSize(ioBufferBytes),
 		grpc.ConnectionTimeout(max(5*time.Second, l.DialTimeout)),
-		// A peer that lost its power leaves connections behind that only a probe finds out about.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: never}), // see probe.go
+		// Peers of older programs send pings of gRPC's.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
@@ -92,6 +93,9 @@ func (m *Mux) serverOptions() []grpc.ServerOption {
 	}
 	return opts
 }
+
+// never is a time that gRPC takes for none.
+const never = time.Duration(math.MaxInt64)
 
 const (
 	ioBufferBytes = 128 << 10 // per connection and direction
@@ -105,7 +109,7 @@ func (l *Limits) maxMessage() int {
 
 // Serve accepts peers' connections on l, which it closes, until Close. It returns nil after Close.
 func (m *Mux) Serve(l net.Listener) error {
-	err := m.server.Serve(l)
+	err := m.server.Serve(probed{l})
 	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

@@ -319,12 +319,7 @@ func TestNodeIsDrainedAndRemoved(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	// Gamma dies for good: what it had is made anew, from the other copy, where there is a place.
-	fresh := c.cfgs["beta"]
-	fresh.DataDir, fresh.Members = filepath.Join(t.TempDir(), "beta"), nil
-	fresh.Pools.File.Dir = ""
-	fresh.Join.API = []string{c.cfgs["alpha"].Listen.API, c.cfgs["gamma"].Listen.API}
-	c.cfgs["beta"] = fresh.Complete()
-	c.start("beta")
+	c.startAnew("beta", "alpha", "gamma")
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if s, err = cl.Status(ctx); err == nil && len(s.Nodes) == 4 && s.Catalog.Voters == 4 {
 			break

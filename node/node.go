@@ -111,7 +111,7 @@ func runWith(ctx context.Context, cfg config.Config, version string, log *slog.L
 		return fmt.Errorf("listen.peer: %w", err)
 	}
 	n.mux, err = transport.New(transport.Config{
-		Cluster: cfg.Cluster, Node: cfg.Node, NodeID: n.id.ID, Resolve: n.resolvePeer, Logger: log,
+		Cluster: cfg.Cluster, Node: cfg.Node, NodeID: n.id.ID, Resolve: n.resolvePeer, Compression: n.compression, Logger: log,
 	})
 	if err != nil {
 		return errors.Join(err, peerListener.Close())

@@ -108,6 +108,18 @@ func (c *cluster) start(names ...string) {
 	}
 }
 
+// startAnew starts another machine under a node's name, which has nothing and joins the cluster through the others.
+func (c *cluster) startAnew(name string, through ...string) {
+	c.t.Helper()
+	cfg := c.cfgs[name]
+	cfg.DataDir, cfg.Members, cfg.Pools.File.Dir = filepath.Join(c.t.TempDir(), name), nil, ""
+	for _, other := range through {
+		cfg.Join.API = append(cfg.Join.API, c.cfgs[other].Listen.API)
+	}
+	c.cfgs[name] = cfg.Complete()
+	c.start(name)
+}
+
 func (c *cluster) stop(name string) {
 	c.t.Helper()
 	r := c.runs[name]

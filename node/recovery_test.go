@@ -275,12 +275,7 @@ func TestTwoOfThreeNodesAreLost(t *testing.T) {
 	})
 	for _, n := range []string{"alpha", "witness"} {
 		retry("remove "+n, func() error { return cl.RemoveNode(ctx, n) })
-		fresh := c.cfgs[n]
-		fresh.DataDir, fresh.Members = t.TempDir()+"/"+n, nil
-		fresh.Pools.File.Dir = ""
-		fresh.Join.API = []string{beta.Listen.API}
-		c.cfgs[n] = fresh.Complete()
-		c.start(n)
+		c.startAnew(n, "beta")
 	}
 	retry("three nodes", func() error {
 		s, err := cl.Status(ctx)

@@ -94,6 +94,10 @@ func (s service) Nodes(context.Context) ([]api.Node, error) {
 			node.Alive = true
 			node.PeerAddress, node.GossipAddress, node.APIAddress, node.ISCSIAddresses = g.Meta.Peer, g.Gossip, g.Meta.API, g.Meta.ISCSI
 		}
+		if name != s.n.cfg.Node {
+			sent := s.n.mux.Traffic(name)
+			node.Bulk = &api.Bulk{Compression: s.n.cfg.Links.CompressionTo(name), Bytes: sent.Bytes, Sent: sent.Sent}
+		}
 		out = append(out, node)
 	}
 	slices.SortFunc(out, func(a, b api.Node) int { return cmp.Compare(a.Name, b.Name) })

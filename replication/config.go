@@ -111,6 +111,7 @@ func (t Timing) Validate() error {
 type Limits struct {
 	InflightBytes    int64 // writes accepted and not yet acknowledged; beyond it Write waits. Default 32 MiB
 	JournalKeepBytes int64 // log kept behind a checkpoint for peers that come back. Default 1 GiB
+	BacklogBytes     int64 // committed entries that a copy has yet to apply; beyond it AppendEntries wait (backlog.go). Default 32 MiB
 	CheckpointBytes  int64 // payload applied since the last checkpoint that makes the next one due. Default 256 MiB
 }
 

@@ -11,21 +11,56 @@ import (
 	"sanctuary/replication/journal"
 )
 
+// filled is the storage of a replica on node b that does not run, and is to take another's place.
+type filled struct {
+	t    *testing.T
+	c    *cluster
+	pool *blockstore.Pool
+	vol  *blockstore.Volume
+	log  journal.Log
+}
+
+func newFilled(t *testing.T, c *cluster) *filled {
+	t.Helper()
+	f := &filled{t: t, c: c, log: journal.NewMemory()}
+	var err error
+	if f.pool, err = blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.pool.Close() })
+	if f.vol, err = f.pool.Create("filled", c.geometry); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.vol.Close() })
+	return f
+}
+
+// fill brings it up to date, or as far as ctx lets it.
+func (f *filled) fill(ctx context.Context) error {
+	return f.c.nodes["b"].host.Fill(ctx, Config{
+		LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: f.c.members, Geometry: f.c.geometry, Store: f.vol, Journal: f.log,
+	})
+}
+
+// reopen closes the volume and opens it again: only what was made durable is there.
+func (f *filled) reopen() {
+	f.t.Helper()
+	if err := f.vol.Close(); err != nil {
+		f.t.Fatal(err)
+	}
+	vol, err := f.pool.Open("filled")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.vol = vol
+}
+
 // A fill that is done again, because nobody heard that it was done or it was interrupted, brings what has changed since.
 func TestFillMayBeRepeated(t *testing.T) {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	vol, err := pool.Create("filled", c.geometry)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := journal.NewMemory()
+	f := newFilled(t, c)
 	for round := range uint64(5) {
 		for n := range 100 {
 			if err := c.write(ctx, n*40, 10*round+1); err != nil {
@@ -47,7 +82,7 @@ func TestFillMayBeRepeated(t *testing.T) {
 				}
 			}
 		}()
-		err := c.nodes["b"].host.Fill(ctx, Config{LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: c.members, Geometry: c.geometry, Store: vol, Journal: l})
+		err := f.fill(ctx)
 		close(stop)
 		<-done
 		if err != nil {
@@ -55,19 +90,13 @@ func TestFillMayBeRepeated(t *testing.T) {
 		}
 		for n := 50; n < 100; n++ { // those that did not change meanwhile
 			got := make([]byte, block.Size)
-			if err := vol.ReadAt(blockRange(n*40), got); err != nil || !bytes.Equal(got, tagged(n*40, 10*round+1)) {
+			if err := f.vol.ReadAt(blockRange(n*40), got); err != nil || !bytes.Equal(got, tagged(n*40, 10*round+1)) {
 				v, uerr := untag(n*40, got)
 				t.Fatalf("round %d, block %d: version %d (%v), %v", round, n, v, uerr, err)
 			}
 		}
-		if err := vol.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if vol, err = pool.Open("filled"); err != nil {
-			t.Fatal(err)
-		}
+		f.reopen()
 	}
-	vol.Close()
 }
 
 // A fill that was interrupted has copied a part, which has changed by the time it goes on, from another owner.
@@ -75,17 +104,7 @@ func TestInterruptedFillGoesOn(t *testing.T) {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
 	defer cancel()
-	pool, err := blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	vol, err := pool.Create("filled", c.geometry)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { vol.Close() }()
-	l := journal.NewMemory()
+	f := newFilled(t, c)
 	const blocks = 6000
 	big := make([]byte, 64*block.Size)
 	for n := 0; n < blocks; n += 64 {
@@ -97,13 +116,10 @@ func TestInterruptedFillGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	fill := func(ctx context.Context) error {
-		return c.nodes["b"].host.Fill(ctx, Config{LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: c.members, Geometry: c.geometry, Store: vol, Journal: l})
-	}
 	for round := range uint64(6) {
 		version := round + 2
 		short, stop := context.WithTimeout(ctx, time.Duration(10+15*round)*time.Millisecond)
-		t.Logf("round %d: %v", round, fill(short))
+		t.Logf("round %d: %v", round, f.fill(short))
 		stop()
 		for n := 0; n < blocks; n += 37 {
 			if err := c.write(ctx, n, version); err != nil {
@@ -120,22 +136,16 @@ func TestInterruptedFillGoesOn(t *testing.T) {
 			eventually(t, "moved", func() bool { return c.group(other).Status().Serving })
 		}
 		if round == 3 {
-			vol.Close()
-			if vol, err = pool.Open("filled"); err != nil {
-				t.Fatal(err)
-			}
+			f.reopen()
 		}
-		if err := fill(ctx); err != nil {
+		if err := f.fill(ctx); err != nil {
 			t.Fatal(err)
 		}
-		vol.Close() // as a node does before the replica is started
-		if vol, err = pool.Open("filled"); err != nil {
-			t.Fatal(err)
-		}
+		f.reopen() // as a node does before the replica is started
 		got, want := make([]byte, block.Size), make([]byte, block.Size)
 		bad := 0
 		for n := range blocks {
-			if err := vol.ReadAt(blockRange(n), got); err != nil {
+			if err := f.vol.ReadAt(blockRange(n), got); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.nodes[c.owner()].vol.ReadAt(blockRange(n), want); err != nil {

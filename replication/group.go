@@ -50,6 +50,7 @@ type Group struct {
 	appliedBytes  atomic.Int64  // payload applied since the last checkpoint
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
+	backlog  backlog
 	mending  mending
 	repairs  repairs
 	room     room
@@ -126,6 +127,9 @@ func open(host *Host, cfg Config) (*Group, error) {
 	}
 	if cfg.Limits.InflightBytes == 0 {
 		cfg.Limits.InflightBytes = 32 << 20
+	}
+	if cfg.Limits.BacklogBytes == 0 {
+		cfg.Limits.BacklogBytes = 32 << 20
 	}
 	if cfg.Limits.JournalKeepBytes == 0 {
 		cfg.Limits.JournalKeepBytes = 1 << 30
@@ -277,6 +281,7 @@ func (g *Group) start() error {
 	}
 	inst := &instance{peers: newPeers(g, tr), notify: make(chan bool, 16), done: make(chan struct{})}
 	inst.ctx, inst.stop = context.WithCancel(g.ctx)
+	g.backlog.reset()
 	if err = g.newRaft(inst); err != nil {
 		inst.stop()
 		return errors.Join(fmt.Errorf("start Raft: %w", err), tr.Close())

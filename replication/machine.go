@@ -52,6 +52,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 			m.g.fail(fmt.Errorf("apply entry %d of term %d: %w", l.Index, l.Term, err))
 			results[i] = block.ErrFailed
 		}
+		m.g.backlog.apply(l.Index)
 	}
 	return results
 }

@@ -39,7 +39,18 @@ type raftLog struct {
 	g       *Group
 	inst    *instance
 	running atomic.Bool // the library has read the log
+	others  suffrage    // Raft's own goroutine's: whether this owner needs a peer's answer to commit anything
 }
+
+// suffrage is what is known of the other members' votes. It is asked for again when the members may have changed: that takes an entry, which is stored, and counts for
+// the library before it stores the next one; or a follower cuts one off, and stores others in its place.
+type suffrage int
+
+const (
+	unknown suffrage = iota
+	othersVote
+	votesAlone
+)
 
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
@@ -58,23 +69,28 @@ func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 // overlaps says whether entries may be made durable while they are sent. Only Raft's own goroutine stores entries, so nothing changes meanwhile.
 func (l *raftLog) overlaps(logs []*raft.Log) bool {
 	if !l.running.Load() || l.inst.raft.State() != raft.Leader {
+		l.others = unknown
 		return false
 	}
 	for _, e := range logs {
 		if e.Type == raft.LogConfiguration {
+			l.others = unknown
 			return false
 		}
 	}
-	f := l.inst.raft.GetConfiguration()
-	if f.Error() != nil {
-		return false
-	}
-	for _, s := range f.Configuration().Servers {
-		if s.Suffrage == raft.Voter && s.ID != l.g.cfg.Self.ID {
-			return true
+	if l.others == unknown {
+		f := l.inst.raft.GetConfiguration()
+		if f.Error() != nil {
+			return false
+		}
+		l.others = votesAlone
+		for _, s := range f.Configuration().Servers {
+			if s.Suffrage == raft.Voter && s.ID != l.g.cfg.Self.ID {
+				l.others = othersVote
+			}
 		}
 	}
-	return false
+	return l.others == othersVote
 }
 
 // hold waits until this replica's log is durable as far as the success of an AppendEntries reaches, and says whether it is: if not, the success

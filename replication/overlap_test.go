@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -134,5 +135,43 @@ func TestOwnersPowerCutDuringItsSync(t *testing.T) {
 				t.Fatalf("round %d: block %d has version %d on %s, want %d or the next", round, n, v, now, version)
 			}
 		}
+	}
+}
+
+// An owner that has become the only voter waits for its own disk, from the change of members on: nobody's answer is waited for that could be held back.
+func TestOwnerThatIsAloneWaitsForItsDisk(t *testing.T) {
+	disks := map[string]*heldDisk{"a": newHeldDisk(), "b": newHeldDisk()}
+	c := newClusterWith(t, &cluster{timing: patientTiming(), folders: map[string]*crashdev.Folder{"a": disks["a"].folder, "b": disks["b"].folder}},
+		blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	owner := c.owner()
+	c.healthy(owner)
+	g := c.group(owner)
+	if err := c.write(ctx, 0, 1); err != nil { // stored while it was sent
+		t.Fatal(err)
+	}
+	g.Follow([]Member{c.member(owner)}, View{Index: 5, Next: 10})
+	eventually(t, "the owner is alone", func() bool {
+		_, servers, err := g.configuration()
+		return err == nil && len(servers) == 1
+	})
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	release := sync.OnceFunc(disks[owner].hold())
+	defer release()
+	before := g.running().raft.CommitIndex()
+	done := make(chan error, 1)
+	go func() { done <- g.Write(ctx, g.Fence(), blockRange(2), tagged(2, 1)) }()
+	eventually(t, "a sync waits", func() bool { return disks[owner].waiting.Load() > 0 })
+	for from := time.Now(); time.Since(from) < heldFor; time.Sleep(10 * time.Millisecond) {
+		if now := g.running().raft.CommitIndex(); now != before {
+			t.Fatalf("entry %d was committed before it was on the only disk that has it", now)
+		}
+	}
+	release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }

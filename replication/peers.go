@@ -97,7 +97,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		p.g.noteRefused(err)
 		return err
 	}
-	if p.hold(id, req, resp) {
+	if p.withhold(id, req, resp) {
 		return nil
 	}
 	p.awaitLink(target, req.Term)
@@ -242,6 +242,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		}
 		if c.Term >= inst.raft.CurrentTerm() {
 			g.promise.give(from, time.Now())
+		}
+		if err := g.awaitBacklog(inst, c); err != nil {
+			return nil, err, true
 		}
 	case *raft.RequestVoteRequest:
 		if fromWitness {

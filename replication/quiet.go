@@ -276,10 +276,10 @@ func (g *Group) contact(v *voucher) {
 	}
 }
 
-// hold keeps a request that would tell a member only what it knows until there is something to tell, and then answers it in the
+// withhold keeps a request that would tell a member only what it knows until there is something to tell, and then answers it in the
 // member's place. Raft sends such requests every Timing.Commit; of a group that is not quiet one a second goes out. false: it has to be
 // sent.
-func (p *peers) hold(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) bool {
+func (p *peers) withhold(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) bool {
 	g := p.g
 	if len(req.Entries) > 0 || req.PrevLogEntry != req.LeaderCommitIndex || !g.told(id, req) {
 		return false
@@ -366,7 +366,7 @@ func (q *quiet) Request() *raft.AppendEntriesRequest   { return &q.beat }
 func (q *quiet) Response() *raft.AppendEntriesResponse { return &q.answer }
 
 func (h *holding) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if h.p.hold(h.id, req, resp) {
+	if h.p.withhold(h.id, req, resp) {
 		return nil, nil // Raft takes its answers from Consumer and does not look at this one
 	}
 	return h.AppendPipeline.AppendEntries(req, resp)

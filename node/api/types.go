@@ -160,6 +160,14 @@ type Node struct {
 	Portals   []NodePortal `json:"portals,omitempty" doc:"Portals as the node registered them when it started, with their groups"`
 	Version   string       `json:"version,omitempty" doc:"Version of the program it runs"`
 	LUNsOwned int          `json:"luns_owned" doc:"LUNs it serves now"`
+	Bulk      *Bulk        `json:"bulk,omitempty" doc:"What the node that answers has sent it; not of that node itself"`
+}
+
+// Bulk is what one node has sent another since its process started: entries and rebuilds.
+type Bulk struct {
+	Compression string `json:"compression" enum:"off,s2,zstd" doc:"What it packs with for that node, where that node can read it"`
+	Bytes       int64  `json:"bytes" doc:"Bytes before packing"`
+	Sent        int64  `json:"sent" doc:"Bytes that went over the link"`
 }
 
 // NodePortal is an address at which a node serves initiators.

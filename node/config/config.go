@@ -51,6 +51,7 @@ type Config struct {
 	Timing  Timing  `toml:"timing" json:"timing"`
 	Journal Journal `toml:"journal" json:"journal"`
 	Rebuild Rebuild `toml:"rebuild" json:"rebuild"`
+	Links   Links   `toml:"links" json:"links"`
 	Log     Log     `toml:"log" json:"log"`
 
 	// Refused, so that nobody believes to be protected by it: [tls], reserved for certificates of the cluster's own CA, for
@@ -152,6 +153,29 @@ type Rebuild struct {
 	MaxRate Size `toml:"max_rate" json:"max_rate"`
 }
 
+// What Links may pack with.
+const (
+	CompressionOff  = "off"
+	CompressionS2   = "s2"   // costs little, for a link that is somewhat thin
+	CompressionZstd = "zstd" // smaller, at several times the cost
+)
+
+// Links says how this node sends to others. The other direction is the other node's setting.
+type Links struct {
+	// Compression is what entries and rebuilds are packed with: "off", "s2" or "zstd". Never on a LAN, where it costs more than it spares. Default "off".
+	Compression string `toml:"compression" json:"compression"`
+	// To is the same for single nodes, by name; they need not be there yet.
+	To map[string]string `toml:"to,omitempty" json:"to,omitempty"`
+}
+
+// CompressionTo returns what is packed with for a node.
+func (l Links) CompressionTo(node string) string {
+	if c, ok := l.To[node]; ok {
+		return c
+	}
+	return l.Compression
+}
+
 // Log says what the node writes to standard error.
 type Log struct {
 	// Level is "debug", "info", "warn" or "error". Default "info".
@@ -183,6 +207,7 @@ func Default() Config {
 		},
 		Journal: Journal{KeepBytes: 1 << 30, SegmentBytes: 128 << 20},
 		Rebuild: Rebuild{BusyPercent: 20},
+		Links:   Links{Compression: CompressionOff},
 		Log:     Log{Level: "info", Format: "text"},
 	}
 }

@@ -24,6 +24,12 @@ capacity = "10GiB"
 [pools.ram]
 capacity = "1.5GiB"
 
+[links]
+compression = "s2"
+[links.to]
+w = "off"
+far-away = "zstd"
+
 [timing]
 heartbeat = "1s"
 election = "2s"
@@ -68,6 +74,11 @@ func TestLoadFillsInDefaultsAndWhatFollows(t *testing.T) {
 	}
 	if c.Advertise.Peer != "10.0.0.1:7440" || c.Advertise.Gossip != "10.0.0.1:7441" || c.Advertise.API != "127.0.0.1:7442" || c.Advertise.ISCSI[1] != "[::1]:3260" {
 		t.Fatalf("advertised %+v", c.Advertise)
+	}
+	for node, want := range map[string]string{"b": CompressionS2, "w": CompressionOff, "far-away": CompressionZstd} {
+		if got := c.Links.CompressionTo(node); got != want {
+			t.Errorf("to %s it packs with %s, want %s", node, got, want)
+		}
 	}
 	b, err := c.Marshal()
 	if err != nil {
@@ -164,6 +175,10 @@ func TestValidateNamesTheFieldAndTheWayOut(t *testing.T) {
 		"journal.keep_bytes":    {func(c *Config) { c.Journal.KeepBytes = 1 }, "16MiB"},
 		"rebuild.busy_percent":  {func(c *Config) { c.Rebuild.BusyPercent = 0 }, "1 to 100"},
 		"rebuild.max_rate":      {func(c *Config) { c.Rebuild.MaxRate = 1000 }, "1MiB"},
+		"links.compression":     {func(c *Config) { c.Links.Compression = "gzip" }, "off, s2 or zstd"},
+		"links.to.b":            {func(c *Config) { c.Links.To = map[string]string{"b": ""} }, "off, s2 or zstd"},
+		"links.to.a":            {func(c *Config) { c.Links.To = map[string]string{"a": "s2"} }, "the other node"},
+		"links.to.10.0.0.1":     {func(c *Config) { c.Links.To = map[string]string{"10.0.0.1": "s2"} }, "no node's name"},
 		"log.level":             {func(c *Config) { c.Log.Level = "loud" }, "debug"},
 		"log.format":            {func(c *Config) { c.Log.Format = "xml" }, "json"},
 		"members, this absent":  {func(c *Config) { c.Node = "z" }, "is not among them"},

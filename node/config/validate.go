@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"regexp"
@@ -59,6 +60,7 @@ func (c Config) Validate() error {
 	if r := c.Rebuild.MaxRate; r != 0 && r < minRebuild {
 		p.add("rebuild.max_rate", "%s: use 1MiB or more, or 0 for no bound", r)
 	}
+	c.Links.check(&p, c.Node)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		p.add("log.level", "%q: use debug, info, warn or error", c.Log.Level)
 	}
@@ -190,6 +192,24 @@ func (t Timing) check(p *problems) {
 	}
 	if t.Lease.Std() < 50*time.Millisecond || t.Lease > t.Heartbeat {
 		p.add("timing.lease", "%s: at least 50ms and at most timing.heartbeat (%s)", t.Lease, t.Heartbeat)
+	}
+}
+
+func (l Links) check(p *problems, self string) {
+	choices := []string{CompressionOff, CompressionS2, CompressionZstd}
+	if !slices.Contains(choices, l.Compression) {
+		p.add("links.compression", "%q: use off, s2 or zstd", l.Compression)
+	}
+	for _, node := range slices.Sorted(maps.Keys(l.To)) {
+		field := "links.to." + node
+		switch {
+		case !name.MatchString(node):
+			p.add(field, "%q is no node's name: %s", node, nameRule)
+		case node == self:
+			p.add(field, "this node sends nothing to itself: name the other node")
+		case !slices.Contains(choices, l.To[node]):
+			p.add(field, "%q: use off, s2 or zstd", l.To[node])
+		}
 	}
 }
 

@@ -55,12 +55,17 @@ func (m *Mux) CallBulk(ctx context.Context, node, method string, req []byte) ([]
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", method, err)
 	}
-	reply, err := peerpb.NewPeerClient(l.transfer).Call(ctx, m.callRequest(node, method, req))
+	msg := m.callRequest(node, method, req)
+	msg.Reads = m.reads
+	reply, err := peerpb.NewPeerClient(l.transfer).Call(ctx, msg)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("call %s of %s: %w", method, node, ctxError(ctx))
 		}
 		return nil, fmt.Errorf("call %s: %w", method, l.failure(err))
+	}
+	if err := unpackReply(reply, m.cfg.Limits.BulkCallBytes); err != nil {
+		return nil, fmt.Errorf("call %s of %s: %w", method, node, err)
 	}
 	return finishCall(node, method, reply)
 }
@@ -138,7 +143,9 @@ func (s *server) Call(ctx context.Context, req *peerpb.CallRequest) (*peerpb.Cal
 	}
 	defer m.calls.leave(slot)
 	body, st := m.handle(ctx, req, m.cfg.Limits.BulkCallBytes)
-	return &peerpb.CallReply{Body: body, Status: st}, nil
+	reply := &peerpb.CallReply{Body: body, Status: st}
+	m.packReply(req, reply)
+	return reply, nil
 }
 
 func (m *Mux) handle(ctx context.Context, req *peerpb.CallRequest, limit int) ([]byte, *peerpb.Status) {

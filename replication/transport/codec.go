@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"google.golang.org/grpc/encoding"
 	grpcproto "google.golang.org/grpc/encoding/proto"
@@ -45,6 +46,9 @@ const (
 	frameTotal    = 3
 	frameTimeout  = 4
 	frameChunk    = 5
+	frameEncoding = 6
+	frameUnpacked = 7
+	framePacked   = 8
 )
 
 // outFrame is an AppendFrame to be sent.
@@ -54,6 +58,10 @@ type outFrame struct {
 	total         uint64
 	timeoutMillis uint32
 	chunk         [][]byte // one after the other; referred to until gRPC has written them
+
+	encoding Compression // of packed
+	unpacked int         // bytes of chunk
+	packed   mem.Buffer  // goes in the place of chunk, if not nil; marshal passes it on to gRPC
 }
 
 func (f *outFrame) marshal() (mem.BufferSlice, error) {
@@ -69,6 +77,15 @@ func (f *outFrame) marshal() (mem.BufferSlice, error) {
 	head = appendUint(head, frameID, f.id)
 	head = appendUint(head, frameTotal, f.total)
 	head = appendUint(head, frameTimeout, uint64(f.timeoutMillis))
+	if f.packed != nil {
+		head = appendUint(head, frameEncoding, uint64(f.encoding))
+		head = appendUint(head, frameUnpacked, uint64(f.unpacked))
+		head = protowire.AppendTag(head, framePacked, protowire.BytesType)
+		head = protowire.AppendVarint(head, uint64(f.packed.Len()))
+		packed := f.packed
+		f.packed = nil
+		return mem.BufferSlice{mem.SliceBuffer(head), packed}, nil
+	}
 	chunkBytes := 0
 	for _, b := range f.chunk {
 		chunkBytes += len(b)
@@ -93,15 +110,17 @@ type inFrame struct {
 	id            uint64
 	total         uint64
 	timeoutMillis uint32
-	chunkBytes    int
+	chunkBytes    int // unpacked
+	encoding      Compression
+	packedBytes   int // what data has of it, if there is an encoding
 	data          *mem.Reader
 }
 
 var errBadFrame = errors.New("malformed append frame")
 
-// parse reads the fields before the chunk and leaves data at its first byte. AppendFrame promises the chunk to be last.
+// parse reads the fields before the chunk and leaves data at its first byte. AppendFrame promises the chunk, or what is packed, to be last.
 func (f *inFrame) parse() error {
-	f.envelope, f.id, f.total, f.timeoutMillis, f.chunkBytes = nil, 0, 0, 0, 0
+	f.envelope, f.id, f.total, f.timeoutMillis, f.chunkBytes, f.encoding, f.packedBytes = nil, 0, 0, 0, 0, CompressionOff, 0
 	for f.data.Remaining() > 0 {
 		tag, err := readVarint(f.data)
 		if err != nil {
@@ -109,7 +128,7 @@ func (f *inFrame) parse() error {
 		}
 		num, kind := protowire.DecodeTag(tag)
 		switch {
-		case num == frameChunk && kind == protowire.BytesType:
+		case (num == frameChunk || num == framePacked) && kind == protowire.BytesType:
 			n, err := readVarint(f.data)
 			if err != nil {
 				return err
@@ -117,7 +136,14 @@ func (f *inFrame) parse() error {
 			if n != uint64(f.data.Remaining()) {
 				return fmt.Errorf("%w: chunk of %d bytes with %d left", errBadFrame, n, f.data.Remaining())
 			}
-			f.chunkBytes = int(n) // equal to an int
+			switch {
+			case num == framePacked && (f.encoding == CompressionOff || f.chunkBytes == 0):
+				return fmt.Errorf("%w: packed, and not said with what and how much", errBadFrame)
+			case num == framePacked:
+				f.packedBytes = int(n) // equal to an int
+			default:
+				f.chunkBytes, f.encoding = int(n), CompressionOff
+			}
 			return nil
 		case num == frameEnvelope && kind == protowire.BytesType:
 			if err := f.parseEnvelope(); err != nil {
@@ -135,6 +161,10 @@ func (f *inFrame) parse() error {
 				f.total = v
 			case frameTimeout:
 				f.timeoutMillis = uint32(min(v, maxTimeoutMillis))
+			case frameEncoding:
+				f.encoding = Compression(min(v, math.MaxInt32))
+			case frameUnpacked:
+				f.chunkBytes = int(min(v, math.MaxInt32))
 			}
 		case kind == protowire.BytesType: // a newer sender's field
 			n, err := readVarint(f.data)
@@ -151,6 +181,7 @@ func (f *inFrame) parse() error {
 			return fmt.Errorf("%w: field %d has wire type %d", errBadFrame, num, kind)
 		}
 	}
+	f.chunkBytes, f.encoding = 0, CompressionOff // neither chunk nor packed has come
 	return nil
 }
 
@@ -176,10 +207,19 @@ func (f *inFrame) parseEnvelope() error {
 	return nil
 }
 
-// copyChunk moves the chunk to dst, whose length must be chunkBytes, and releases gRPC's buffers: the one copy on receive.
+// copyChunk moves the chunk to dst, unpacked, and releases gRPC's buffers: the one copy on receive. The length of dst must be chunkBytes.
 func (f *inFrame) copyChunk(dst []byte) error {
 	if len(dst) != f.chunkBytes {
 		return fmt.Errorf("%w: %d bytes for a chunk of %d", errBadFrame, len(dst), f.chunkBytes)
+	}
+	if f.encoding != CompressionOff {
+		packed := packBuffers.Get(f.packedBytes) // no more than gRPC has received
+		defer packBuffers.Put(packed)
+		if _, err := io.ReadFull(f.data, *packed); err != nil {
+			return fmt.Errorf("%w: %w", errBadFrame, err)
+		}
+		f.release()
+		return unpack(f.encoding, dst, *packed)
 	}
 	if _, err := io.ReadFull(f.data, dst); err != nil {
 		return fmt.Errorf("%w: %w", errBadFrame, err)

@@ -29,16 +29,12 @@ type Config struct {
 	// Dial connects to what Resolve gave; nil: over TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 
+	// Compression says what bulk data to a node is packed with, where that node can read it; nil: nothing is packed. It must not block and may be called from many
+	// goroutines.
+	Compression func(node string) Compression
+
 	Logger *slog.Logger // nil: slog.Default()
 	Limits Limits
-}
-
-func (c *Config) dial(ctx context.Context, addr string) (net.Conn, error) {
-	if c.Dial != nil {
-		return c.Dial(ctx, addr)
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr)
 }
 
 // Limits bounds time and memory. A zero field means its default.

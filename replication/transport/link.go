@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"sanctuary/proto/peerpb"
 )
@@ -39,6 +38,8 @@ type link struct {
 	cancel context.CancelCauseFunc
 	stream grpc.BidiStreamingClient[peerpb.ControlFrame, peerpb.ControlFrame]
 	queue  *controlQueue
+
+	reads uint32 // what the peer can unpack, as it has said
 
 	born  time.Time    // for heard; monotonic
 	heard atomic.Int64 // when the peer last sent anything, nanoseconds after born
@@ -108,7 +109,6 @@ func (p *peer) client() (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: limits.ReconnectMin, Multiplier: 2, Jitter: 0.2, MaxDelay: limits.ReconnectMax},
 			MinConnectTimeout: limits.DialTimeout,
 		}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WithInitialWindowSize(int32(limits.StreamWindowBytes)), // <= 1 GiB by validate
 		grpc.WithInitialConnWindowSize(int32(limits.StreamWindowBytes)),
 		grpc.WithWriteBufferSize(ioBufferBytes),
@@ -128,6 +128,7 @@ func (l *link) hello() error {
 	began := time.Now()
 	err := l.stream.Send(&peerpb.ControlFrame{Hello: &peerpb.Hello{
 		Cluster: cfg.Cluster, Node: cfg.Node, NodeId: cfg.NodeID, ToNode: l.peer.node, ProtocolMin: protocolMin, ProtocolMax: protocolMax,
+		Reads: l.peer.mux.reads,
 	}})
 	var frame *peerpb.ControlFrame
 	if err == nil || errors.Is(err, errEOF) { // after EOF, Recv has the reason
@@ -150,6 +151,7 @@ func (l *link) hello() error {
 		return fmt.Errorf("%w: %s chose %d", ErrWrongVersion, l.peer.node, h.GetProtocolMin())
 	}
 	l.peer.protocol.Store(h.GetProtocolMin())
+	l.reads = h.GetReads()
 	return nil
 }
 

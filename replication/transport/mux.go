@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -27,6 +28,10 @@ type Mux struct {
 	ctx    context.Context // ends with Close; only goroutines of the Mux's own live under it
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
+
+	reads     uint32     // encodings it says it can read; tests have older nodes
+	trafficMu sync.Mutex // guards traffic
+	traffic   map[string]*traffic
 
 	mu       sync.RWMutex // guards what follows; never held across a call out or the network
 	closed   bool
@@ -57,6 +62,8 @@ func New(cfg Config) (*Mux, error) {
 		groups:   make(map[string]*GroupTransport),
 		peers:    make(map[string]*peer),
 		handlers: make(map[string]Handler),
+		traffic:  make(map[string]*traffic),
+		reads:    readable,
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.server = grpc.NewServer(m.serverOptions()...)
@@ -76,8 +83,8 @@ func (m *Mux) serverOptions() []grpc.ServerOption {
 		grpc.WriteBufferSize(ioBufferBytes),
 		grpc.ReadBufferSize(ioBufferBytes),
 		grpc.ConnectionTimeout(max(5*time.Second, l.DialTimeout)),
-		// A peer that lost its power leaves connections behind that only a probe finds out about.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: never}), // see probe.go
+		// Peers of older programs send pings of gRPC's.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 2 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	}
@@ -86,6 +93,9 @@ func (m *Mux) serverOptions() []grpc.ServerOption {
 	}
 	return opts
 }
+
+// never is a time that gRPC takes for none.
+const never = time.Duration(math.MaxInt64)
 
 const (
 	ioBufferBytes = 128 << 10 // per connection and direction
@@ -99,7 +109,7 @@ func (l *Limits) maxMessage() int {
 
 // Serve accepts peers' connections on l, which it closes, until Close. It returns nil after Close.
 func (m *Mux) Serve(l net.Listener) error {
-	err := m.server.Serve(l)
+	err := m.server.Serve(probed{l})
 	if err == nil || errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
@@ -69,58 +70,99 @@ type inbound struct {
 
 // next waits for a whole request. Its error is the stream's, as gRPC is to send it.
 func (in *inbound) next() (id uint64, timeoutMillis uint32, req *raft.AppendEntriesRequest, err error) {
-	var f inFrame
-	defer f.release()
-	var buf []byte
-	for filled := 0; buf == nil || filled < len(buf); {
-		if err := in.stream.RecvMsg(&f); err != nil {
-			if errors.Is(err, errEOF) && buf == nil {
-				return 0, 0, nil, status.Error(codes.Canceled, "sender has ended the stream")
-			}
-			return 0, 0, nil, err
+	f := new(inFrame)
+	if err := in.stream.RecvMsg(f); err != nil {
+		if errors.Is(err, errEOF) {
+			err = status.Error(codes.Canceled, "sender has ended the stream")
 		}
-		switch {
-		case in.envelope == nil && f.envelope == nil:
-			return 0, 0, nil, status.Error(codes.InvalidArgument, "append stream begins without an envelope")
-		case in.envelope == nil:
-			in.envelope = f.envelope
-			// Refused before its bytes are made room for.
-			_, err := in.mux.addressed(f.envelope)
-			if err == nil {
-				err = in.mux.speaksFor(in.stream.Context(), f.envelope.GetFromNode())
-			}
-			if err != nil {
-				if err := in.stream.Send(&peerpb.AppendReply{Id: f.id, Status: statusOf(err, peerpb.Code_CODE_INTERNAL)}); err != nil {
-					return 0, 0, nil, err
-				}
-				return 0, 0, nil, status.Error(codes.FailedPrecondition, safeText(err.Error()))
-			}
-		}
-		if buf == nil {
-			if f.id == 0 || f.total == 0 || f.total > uint64(in.mux.cfg.Limits.RequestBytes+requestSlack) {
-				return 0, 0, nil, status.Errorf(codes.ResourceExhausted, "append request %d of %d bytes: this node takes 1 .. %d",
-					f.id, f.total, in.mux.cfg.Limits.RequestBytes+requestSlack)
-			}
-			id, timeoutMillis = f.id, f.timeoutMillis
-			if err := in.hold(int64(f.total)); err != nil {
-				return 0, 0, nil, status.FromContextError(err).Err()
-			}
-			buf = make([]byte, f.total)
-		}
-		if f.id != id || f.total != uint64(len(buf)) || f.chunkBytes == 0 || f.chunkBytes > len(buf)-filled {
-			return 0, 0, nil, status.Errorf(codes.InvalidArgument, "append request %d: chunk of %d bytes at %d of %d does not fit request %d",
-				f.id, f.chunkBytes, filled, f.total, id)
-		}
-		if err := f.copyChunk(buf[filled : filled+f.chunkBytes]); err != nil {
-			return 0, 0, nil, status.Error(codes.InvalidArgument, err.Error())
-		}
-		filled += f.chunkBytes
+		return 0, 0, nil, err
+	}
+	buf, err := in.begin(f)
+	if err != nil {
+		f.release()
+		return 0, 0, nil, err
+	}
+	id, timeoutMillis = f.id, f.timeoutMillis
+	if f.total == uint64(f.chunkBytes) {
+		err = in.fill(f, buf)
+	} else {
+		err = in.fillInTime(f, buf)
+	}
+	if err != nil {
+		return 0, 0, nil, err
 	}
 	req, err = decodeAppend(buf)
 	if err != nil {
 		return 0, 0, nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	return id, timeoutMillis, req, nil
+}
+
+// begin looks at a request's first frame and makes room for the whole of it.
+func (in *inbound) begin(f *inFrame) ([]byte, error) {
+	switch {
+	case in.envelope == nil && f.envelope == nil:
+		return nil, status.Error(codes.InvalidArgument, "append stream begins without an envelope")
+	case in.envelope == nil:
+		in.envelope = f.envelope
+		// Refused before its bytes are made room for.
+		_, err := in.mux.addressed(f.envelope)
+		if err == nil {
+			err = in.mux.speaksFor(in.stream.Context(), f.envelope.GetFromNode())
+		}
+		if err != nil {
+			if err := in.stream.Send(&peerpb.AppendReply{Id: f.id, Status: statusOf(err, peerpb.Code_CODE_INTERNAL)}); err != nil {
+				return nil, err
+			}
+			return nil, status.Error(codes.FailedPrecondition, safeText(err.Error()))
+		}
+	}
+	if f.id == 0 || f.total == 0 || f.total > uint64(in.mux.cfg.Limits.RequestBytes+requestSlack) {
+		return nil, status.Errorf(codes.ResourceExhausted, "append request %d of %d bytes: this node takes 1 .. %d",
+			f.id, f.total, in.mux.cfg.Limits.RequestBytes+requestSlack)
+	}
+	if err := in.hold(int64(f.total)); err != nil {
+		return nil, status.FromContextError(err).Err()
+	}
+	return make([]byte, f.total), nil
+}
+
+// fill takes in the frames of a request, of which f is the first.
+func (in *inbound) fill(f *inFrame, buf []byte) error {
+	defer f.release()
+	for id, filled := f.id, 0; ; {
+		if f.id != id || f.total != uint64(len(buf)) || f.chunkBytes == 0 || f.chunkBytes > len(buf)-filled {
+			return status.Errorf(codes.InvalidArgument, "append request %d: chunk of %d bytes at %d of %d does not fit request %d",
+				f.id, f.chunkBytes, filled, f.total, id)
+		}
+		if err := f.copyChunk(buf[filled : filled+f.chunkBytes]); err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		if filled += f.chunkBytes; filled == len(buf) {
+			return nil
+		}
+		if err := in.stream.RecvMsg(f); err != nil {
+			return err
+		}
+	}
+}
+
+// fillInTime is fill, for as long as the sender waits for the answer: if its process stands still, what it has begun must not keep the room of others. Only the return of
+// the stream's handler ends a RecvMsg, so that runs beside it.
+func (in *inbound) fillInTime(f *inFrame, buf []byte) error {
+	timer := time.NewTimer(fromMillis(f.timeoutMillis))
+	defer timer.Stop()
+	ended := make(chan error, 1)
+	if !in.mux.spawn(func() { ended <- in.fill(f, buf) }) {
+		f.release()
+		return errShutdown
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-timer.C:
+		return status.Error(codes.DeadlineExceeded, "the rest of an append request has not come")
+	}
 }
 
 func (in *inbound) hold(n int64) error {

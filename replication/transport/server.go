@@ -81,7 +81,7 @@ func (s *server) Control(stream grpc.BidiStreamingServer[peerpb.ControlFrame, pe
 
 // greet answers a hello; the answer has a status if the peer is refused.
 func (m *Mux) greet(h *peerpb.Hello) *peerpb.Hello {
-	answer := &peerpb.Hello{Cluster: m.cfg.Cluster, Node: m.cfg.Node, NodeId: m.cfg.NodeID}
+	answer := &peerpb.Hello{Cluster: m.cfg.Cluster, Node: m.cfg.Node, NodeId: m.cfg.NodeID, Reads: m.reads}
 	version := min(h.GetProtocolMax(), protocolMax)
 	var err error
 	switch {

@@ -26,6 +26,8 @@ type appendStream struct {
 	cancel context.CancelCauseFunc
 	ready  chan raft.AppendFuture // nil outside a pipeline
 	depth  int                    // requests under way at most
+	pack   Compression
+	count  *traffic
 
 	sendMu  sync.Mutex // one request's frames are sent together; guards opened and lastID
 	opened  bool       // the envelope has been sent
@@ -73,7 +75,10 @@ func (g *GroupTransport) openStream(to target, pipelined bool) (*appendStream, e
 	if err != nil {
 		return nil, err
 	}
-	s := &appendStream{group: g, to: to, depth: 1, gone: make(chan struct{}), freed: make(chan struct{}, 1)}
+	s := &appendStream{
+		group: g, to: to, depth: 1, gone: make(chan struct{}), freed: make(chan struct{}, 1),
+		pack: g.mux.compression(string(to.node)).agreed(l.reads), count: g.mux.trafficTo(string(to.node)),
+	}
 	if pipelined {
 		s.depth = l.depth(g.cfg.MaxInflightRequests)
 		s.ready = make(chan raft.AppendFuture, s.depth)
@@ -224,8 +229,16 @@ func (s *appendStream) send(f *appendFuture, pieces [][]byte) error {
 	}
 	for sent := 0; sent < f.bytes; frame.envelope = nil {
 		frame.chunk = chunks.next(s.group.mux.cfg.Limits.FrameBytes)
+		n := 0
 		for _, c := range frame.chunk {
-			sent += len(c)
+			n += len(c)
+		}
+		sent += n
+		if frame.packed = pack(s.pack, frame.chunk, n); frame.packed != nil {
+			frame.encoding, frame.unpacked = s.pack, n
+			s.count.add(n, frame.packed.Len())
+		} else {
+			s.count.add(n, n)
 		}
 		if err := s.stream.SendMsg(&frame); err != nil {
 			if errors.Is(err, errEOF) { // the peer has ended the stream; receive learns why

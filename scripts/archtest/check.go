@@ -93,6 +93,11 @@ func load(tree fs.FS) (files []source, findings []string, err error) {
 		if err != nil {
 			return err
 		}
+		clock, err := checkClock(name, text, wallClock)
+		if err != nil {
+			return err
+		}
+		findings = append(findings, clock...)
 		files = append(files, f)
 		return nil
 	})

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/lincheck"
 )
 
 const (
@@ -237,7 +238,7 @@ func (w *world) compare() {
 			w.h.violation("at the end: %w", err)
 		} else if v != 0 || containsBlock(w.hot, n) {
 			call := w.h.tick()
-			w.h.add(event{client: clients, block: n, kind: kindRead, value: v, call: call, at: time.Since(w.began)})
+			w.h.add(event{Op: lincheck.Op{Client: clients, Block: n, Kind: lincheck.Read, Value: v, Call: call, At: time.Since(w.began)}})
 		}
 	}
 }

@@ -46,7 +46,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "a new owner serves before it has applied what came before", file: "replication/tenure.go",
-		old: "go func() { done <- barrier.Error() }()", new: "done <- nil; _ = barrier",
+		old: "if err := g.barrier(ctx, inst); err != nil {", new: "if err := error(nil); err != nil {",
 	},
 	{
 		name: "a blank disk comes back under the old identity", file: "replication/sim/machine_test.go",

@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
-	"sanctuary/replication/witness"
 )
 
 // serveTerm answers a readIndex of the owner.
@@ -87,7 +86,7 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 func (g *Group) whole(m Member, s raft.Server) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return s.Suffrage == raft.Voter && (m.Witness || m.ID == g.cfg.Self.ID || g.gate != nil && g.gate.Level(string(m.ID)) == witness.InSync)
+	return s.Suffrage == raft.Voter && (m.Witness || m.ID == g.cfg.Self.ID || g.inSyncLocked(m.ID) == nil)
 }
 
 // knowMembers returns an error while a voter that answers has yet to store the newest change of members. Nothing else is changed

@@ -58,7 +58,8 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	clear(g.heardCommit)
 	clear(g.needs)
 	clear(g.rebuild.orders)
-	g.changed = inst.raft.LastIndex()
+	g.begun = inst.raft.LastIndex()
+	g.changed = g.begun
 	g.mu.Unlock()
 	g.log.Info("elected owner; applying what came before", "term", term)
 	g.goFunc(func() {

@@ -68,16 +68,25 @@ func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
 	return err
 }
 
-// inSync returns an error unless the copy is in sync, as this owner sees it.
-func (g *Group) inSync(to raft.ServerID) error {
+// inSync returns an error unless the copy is in sync.
+func (g *Group) inSync(id raft.ServerID) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.inSyncLocked(id)
+}
+
+// inSyncLocked returns an error unless the copy is in sync, and so holds every write that was acknowledged. That it counts as in sync when a term
+// begins (rule W) says what must wait for it, not what it has: it must have been heard to have what was there by then.
+func (g *Group) inSyncLocked(id raft.ServerID) error {
 	level := witness.Out
 	if g.gate != nil {
-		level = g.gate.Level(string(to))
+		level = g.gate.Level(string(id))
 	}
-	if level != witness.InSync {
-		return fmt.Errorf("%s is %v: the LUN moves only to a copy in sync", to, level)
+	switch {
+	case level != witness.InSync:
+		return fmt.Errorf("%s is %v: the LUN moves only to a copy in sync", id, level)
+	case g.match[id] < g.begun:
+		return fmt.Errorf("%s has not been heard since this node owns the LUN: it moves only to a copy in sync", id)
 	}
 	return nil
 }

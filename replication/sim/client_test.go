@@ -32,17 +32,31 @@ type client struct {
 	rng  *rand.Rand
 	path int // where the last attempt went well
 	seen map[uint64]value
+	held func(p *process) (arrives bool) // returns when a command that was sent to p arrives, which may be late; nil: at once
 }
 
 // run works until stop is closed.
 func (c *client) run(stop <-chan struct{}) {
+	c.held = func(p *process) bool {
+		if c.rng.IntN(40) > 0 {
+			return true
+		}
+		select {
+		case <-time.After(time.Duration(c.rng.Int64N(int64(3 * time.Second)))):
+			return true
+		case <-p.dead:
+			return false
+		}
+	}
 	for {
 		select {
 		case <-stop:
 			return
 		case <-time.After(time.Duration(c.rng.Int64N(int64(thinkTime)))):
 		}
-		c.operation(stop)
+		if !c.w.hushed.Load() {
+			c.operation(stop)
+		}
 	}
 }
 
@@ -76,6 +90,12 @@ func (c *client) request() *request {
 	default:
 		r.kind, r.unmap = lincheck.Write, true
 	}
+	return c.about(r, blocks)
+}
+
+// about completes a request for so many blocks.
+func (c *client) about(r *request, blocks int) *request {
+	n := r.first
 	r.data = make([]byte, blocks*block.Size)
 	for i := range blocks {
 		e := event{Op: lincheck.Op{Client: c.id, Block: n + uint64(i), Kind: r.kind, Want: c.seen[n]}}
@@ -113,13 +133,8 @@ func (c *client) attempt(p *process, r *request) (answered bool) {
 	call := h.tick()
 	fence := p.group.Fence()
 	began := time.Since(c.w.began)
-	late := c.rng.IntN(40) == 0
-	if late { // on its way, or in a queue, for long: this path is given up, and others write meanwhile
-		select {
-		case <-time.After(time.Duration(c.rng.Int64N(int64(3 * time.Second)))):
-		case <-p.dead:
-			return false // it never arrived
-		}
+	if c.held != nil && !c.held(p) { // on its way, or in a queue, for long: this path is given up, and others write meanwhile
+		return false
 	}
 	bound := h.fenced(fence.Term, p.m.name)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -150,6 +165,9 @@ func (c *client) attempt(p *process, r *request) (answered bool) {
 	events := append([]event(nil), r.evs...)
 	for i := range events {
 		events[i].Call, events[i].At = call, began
+		if events[i].node = p.m.name; fence.Index == math.MaxUint64 {
+			events[i].accepted = fence.Term
+		}
 	}
 	if a.err != nil && r.kind != lincheck.Read && detailed {
 		c.w.note("client %d: %v of block %d through %s: %v", c.id, events[0], r.first, p.m.name, a.err)

@@ -15,10 +15,13 @@ type value = lincheck.Value
 const never = lincheck.Never
 
 // event is one attempt of one operation on one block. Call and Return count what happened in the whole run, so that they order what time, which
-// stands still while anything runs, does not. One of unknown outcome takes effect no later than an owner of a later term than term has served (rule F).
+// stands still while anything runs, does not. One of unknown outcome takes effect no later than an owner of a later term than term has served, and, if it
+// was accepted by an owner in accepted, than another node has served in a later one (rule F).
 type event struct {
 	lincheck.Op
-	term uint64
+	term     uint64
+	accepted uint64 // 0: not known
+	node     string
 }
 
 // serving is the first sight of an owner.
@@ -34,8 +37,9 @@ type history struct {
 	count   int64
 	events  []event
 	broken  []error
-	owners  []serving // in the order of sight
-	highest uint64    // the highest term of anybody, ever
+	owners  []serving         // in the order of sight
+	elected map[uint64]string // by term
+	highest uint64            // the highest term of anybody, ever
 }
 
 func (h *history) tick() int64 {
@@ -94,6 +98,21 @@ func (h *history) serves(node string, term uint64) (first bool) {
 	return true
 }
 
+// leads notes that a node was elected in a term: one term has one leader, whether it serves or not.
+func (h *history) leads(node string, term uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch before, ok := h.elected[term]; {
+	case !ok && h.elected == nil:
+		h.elected = map[uint64]string{term: node}
+	case !ok:
+		h.elected[term] = node
+	case before != node:
+		h.broken = append(h.broken, fmt.Errorf("term %d has two leaders: %s and %s", term, before, node))
+		h.elected[term] = node
+	}
+}
+
 // fenced returns from when on what was begun in term, or before, can take effect no more: another has served in a later one. With node "",
 // another term will do.
 func (h *history) fenced(term uint64, node string) int64 {
@@ -124,7 +143,11 @@ func (h *history) check() error {
 	ops := make([]lincheck.Op, len(h.events))
 	for i, e := range h.events {
 		if ops[i] = e.Op; e.Unknown {
-			ops[i].Return = max(e.Call, h.fencedLocked(e.term, ""))
+			ends := h.fencedLocked(e.term, "")
+			if e.accepted > 0 {
+				ends = min(ends, h.fencedLocked(e.accepted, e.node))
+			}
+			ops[i].Return = max(e.Call, ends)
 		}
 	}
 	err := lincheck.Check(ops, judged)
@@ -138,19 +161,39 @@ func (h *history) check() error {
 // TestUnknownWriteMayLandUntilALaterOwnerServes, and not after that; and one term has one owner.
 func TestUnknownWriteMayLandUntilALaterOwnerServes(t *testing.T) {
 	t.Parallel()
-	for term, legal := range map[uint64]bool{1: false, 2: true} {
+	for _, x := range []struct {
+		term, accepted uint64 // of a write of node b's
+		legal          bool
+	}{{1, 0, false}, {2, 0, true}, {2, 1, false}, {3, 2, true}} {
 		events := []event{
-			{Op: lincheck.Op{Kind: lincheck.Write, Value: 1, Call: 1, Unknown: true}, term: term},
+			{Op: lincheck.Op{Kind: lincheck.Write, Value: 1, Call: 1, Unknown: true}, term: x.term, accepted: x.accepted, node: "b"},
 			{Op: lincheck.Op{Kind: lincheck.Read, Value: 0, Call: 11, Return: 12}},
 			{Op: lincheck.Op{Kind: lincheck.Read, Value: 1, Call: 13, Return: 14}},
 		}
 		h := &history{events: events, owners: []serving{{term: 2, node: "a", seen: 10}}}
-		if err := h.check(); (err == nil) != legal {
-			t.Errorf("a write begun in term %d lands after an owner of term 2 has served: %v", term, err)
+		if err := h.check(); (err == nil) != x.legal {
+			t.Errorf("%+v lands after node a has served in term 2: %v", x, err)
 		}
 	}
-	h := &history{}
+	h := &history{events: []event{
+		{Op: lincheck.Op{Kind: lincheck.Write, Value: 1, Call: 1, Unknown: true}, term: 2, accepted: 1, node: "a"},
+		{Op: lincheck.Op{Kind: lincheck.Read, Value: 0, Call: 11, Return: 12}},
+		{Op: lincheck.Op{Kind: lincheck.Read, Value: 1, Call: 13, Return: 14}},
+	}, owners: []serving{{term: 2, node: "a", seen: 10}}}
+	if err := h.check(); err != nil {
+		t.Errorf("the same node served, so it may land: %v", err)
+	}
+	h = &history{}
 	if h.serves("a", 1); !h.serves("b", 2) || h.serves("a", 2) || h.check() == nil {
 		t.Error("two owners of one term pass")
+	}
+	h = &history{}
+	h.leads("a", 1)
+	h.leads("b", 2)
+	if h.leads("a", 1); h.check() != nil {
+		t.Error("two terms with a leader each do not pass")
+	}
+	if h.leads("a", 2); h.check() == nil {
+		t.Error("two leaders of one term pass")
 	}
 }

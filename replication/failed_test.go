@@ -9,9 +9,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 	"sanctuary/blockstore/vfs"
+	"sanctuary/replication/journal"
 )
 
 // failingDev is a medium of which one kind of operation fails once, with EIO, and which is well again after that.
@@ -129,5 +132,43 @@ func TestErrorOfTheDiskTakesOneReplicaOutAndNothingElse(t *testing.T) {
 			eventually(t, "two copies", func() bool { return c.group(c.owner()).Status().Health == HealthHealthy })
 			compareCopies(t, c, "a", "b")
 		})
+	}
+}
+
+// unreadableLog cannot be read any more when it is told so.
+type unreadableLog struct {
+	journal.Log
+	broken *atomic.Bool
+}
+
+func (l unreadableLog) GetLog(index uint64, out *raft.Log) error {
+	if l.broken.Load() {
+		return fmt.Errorf("%w: read entry %d: input/output error", block.ErrFailed, index)
+	}
+	return l.Log.GetLog(index, out)
+}
+
+// TestReplicaWhoseLogCannotBeReadStops: the library's goroutine that finds out ends at once, and must not leave behind one that Raft waits for.
+func TestReplicaWhoseLogCannotBeReadStops(t *testing.T) {
+	broken := map[string]*atomic.Bool{"a": {}, "b": {}, "w": {}}
+	c := &cluster{wrap: func(node string, l journal.Log) journal.Log { return unreadableLog{l, broken[node]} }}
+	c = newClusterWith(t, c, blockstore.MediaRAM, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for n := range 20 { // until it is sent in a pipeline
+		if err := c.write(ctx, n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := c.owner()
+	broken[owner].Store(true)
+	if err := c.write(ctx, 1, 2); err != nil {
+		t.Fatalf("without the replica whose log cannot be read: %v", err)
+	}
+	eventually(t, "that replica is out", func() bool { return c.group(owner).Err() != nil })
+	start := time.Now()
+	c.stop(owner)
+	if took := time.Since(start); took > shutdownWait/2 {
+		t.Errorf("it took %v to stop", took)
 	}
 }

@@ -87,6 +87,7 @@ type Group struct {
 	heard       map[raft.ServerID]time.Time // when a member last took entries
 	heardCommit map[raft.ServerID]uint64    // the newest commit index a member has been told and has answered
 	contacts    map[raft.ServerID]time.Time // when a server was last heard, in whatever term
+	begun       uint64                      // owner: the end of the log that it was elected with
 	changed     uint64                      // owner: the log's index behind which there is no change of members; see knowMembers
 	pace        time.Duration               // between entries, while a copy catches up
 	paceLag     uint64                      // its lag at the last tick

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -205,5 +206,51 @@ func TestMalformedOperationIsNotProposed(t *testing.T) {
 		if err := n.group.Err(); err != nil {
 			t.Errorf("%s is out: %v", node, err)
 		}
+	}
+}
+
+// A copy may have got its vote while the witness was away: the witness, which knows it as a learner, votes for it all the same.
+func TestVoterIsElectedByAWitnessThatMissedItsPromotion(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	c.stop(other)
+	if err := os.RemoveAll(filepath.Join(c.dir, other)); err != nil {
+		t.Fatal(err)
+	}
+	want := c.rename(other, "2")
+	suffrage := func() raft.ServerSuffrage {
+		_, _ = c.group(owner).SetMembers(ctx, want)
+		if _, servers, err := c.group(owner).configuration(); err == nil && len(servers) == 3 {
+			if s, ok := servers[c.member(other).ID]; ok {
+				return s.Suffrage
+			}
+		}
+		return raft.Staging
+	}
+	eventually(t, "it is a learner", func() bool { return suffrage() == raft.Nonvoter })
+	if err := c.write(ctx, 1, 2); err != nil { // everybody knows
+		t.Fatal(err)
+	}
+	eventually(t, "the witness knows of the learner", func() bool {
+		servers := c.group("w").running().raft.GetConfiguration().Configuration().Servers
+		return slices.ContainsFunc(servers, func(s raft.Server) bool { return s.ID == c.member(other).ID })
+	})
+	c.stop("w")
+	if err := c.startJoining(other); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it votes and is in sync", func() bool {
+		return suffrage() == raft.Voter && c.write(ctx, 1, 3) == nil
+	})
+	c.stop(owner)
+	c.start("w", false)
+	if err := c.write(ctx, 1, 4); err != nil {
+		t.Fatalf("with the witness, which does not know that %s votes: %v", other, err)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
-	"sanctuary/replication/witness"
 )
 
 // serveTerm answers a readIndex of the owner.
@@ -87,7 +86,7 @@ func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft
 func (g *Group) whole(m Member, s raft.Server) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return s.Suffrage == raft.Voter && (m.Witness || m.ID == g.cfg.Self.ID || g.gate != nil && g.gate.Level(string(m.ID)) == witness.InSync)
+	return s.Suffrage == raft.Voter && (m.Witness || m.ID == g.cfg.Self.ID || g.inSyncLocked(m.ID) == nil)
 }
 
 // knowMembers returns an error while a voter that answers has yet to store the newest change of members. Nothing else is changed
@@ -382,50 +381,4 @@ func (g *Group) refreshVoters(inst *instance) {
 	g.gate.Keep(keep)
 	g.moveGateLocked()
 	go g.releaseParked() // a replica that has left is not waited for
-}
-
-// waitFor waits for a Raft future, which may never be answered after a shutdown.
-func (g *Group) waitFor(ctx context.Context, f raft.Future) error {
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-g.ctx.Done():
-		return block.ErrClosed
-	}
-}
-
-// Transfer hands the LUN to another data replica: the lease ends, then that one is asked to stand.
-func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
-	inst := g.running()
-	m := g.member(to)
-	switch {
-	case inst == nil || g.tenure.Load() == nil:
-		return block.ErrNotOwner
-	case m.ID == "":
-		return fmt.Errorf("%s is not a replica of this LUN", to)
-	case m.Witness:
-		return fmt.Errorf("%s is the witness: it holds no data and cannot own a LUN", to)
-	case to == g.cfg.Self.ID:
-		return nil
-	}
-	g.mu.Lock()
-	level := witness.Out
-	if g.gate != nil {
-		level = g.gate.Level(string(to))
-	}
-	g.mu.Unlock()
-	if level != witness.InSync {
-		return fmt.Errorf("%s is %v: the LUN moves only to a copy in sync", to, level)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 4*g.cfg.Timing.Heartbeat)
-	defer cancel()
-	defer g.writes.resume()
-	if err := g.writes.pause(ctx); err != nil {
-		return fmt.Errorf("writes under way did not end in time; the LUN stays here: %w", err)
-	}
-	return g.waitFor(ctx, inst.raft.LeadershipTransferToServer(to, raft.ServerAddress(m.Node)))
 }

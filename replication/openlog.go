@@ -33,7 +33,8 @@ import (
 // When the library starts it reads the whole log, for the configurations in it: what an entry of ours carries is left out then, so that a start does
 // not take as long as reading all data that is kept. Later, an entry that cannot be read would make it panic, and end the process with every other LUN
 // it serves. So the goroutine that asks waits until the entry has been fetched from another copy (mendlog.go), which is as good as the
-// replica being away; if that comes to nothing, the goroutine ends, not the process.
+// replica being away; if that comes to nothing, the goroutine ends, not the process. If it was the one that sends to a peer it leaves behind the
+// one that reads the answers, without which Raft does not stop: the pipeline that it closes gives that a last one (holding.Close).
 type raftLog struct {
 	journal.Log
 	g       *Group

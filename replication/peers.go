@@ -256,6 +256,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if !c.LeadershipTransfer && g.forbids(from, time.Now()) {
 			return &raft.RequestVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
+		c.ID = candidate(inst.raft, from)
 	case *raft.RequestPreVoteRequest:
 		if fromWitness {
 			return nil, errWitnessSilent, true
@@ -266,6 +267,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if g.forbids(from, time.Now()) {
 			return &raft.RequestPreVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
+		c.ID = candidate(inst.raft, from)
 	case *raft.TimeoutNowRequest:
 		if g.cfg.Self.Witness || fromWitness {
 			return nil, errWitnessSilent, true
@@ -283,6 +285,23 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		}
 	}
 	return nil, nil, false
+}
+
+// candidate returns the ID under which Raft hears of somebody who stands for election: his own, if he votes as far as this replica knows, else that of somebody
+// who does. The library refuses whoever it does not know as a voter; but he may have become one behind the end of this replica's log, and if nobody else
+// who was told is left, the LUN would wait for ever. Raft itself does not ask for that: whoever was removed without noticing lacks the entry
+// that says so, which a majority has, and is refused for his log, before anybody's term has changed (the library's pre-vote).
+func candidate(r *raft.Raft, from raft.ServerID) []byte {
+	id := from
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			if s.ID == from {
+				return []byte(from)
+			}
+			id = s.ID
+		}
+	}
+	return []byte(id)
 }
 
 // raftAnswered sees what Raft answers before it is sent: the voter's promise is made here, so it begins before its

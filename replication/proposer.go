@@ -39,7 +39,7 @@ type proposer struct {
 	eager    int               // of inflight, those not yet settled; failed ones whose fate is open do not count
 	nextID   uint64
 	closed   bool
-	paused   bool // a transfer of the leadership is under way
+	paused   int  // transfers of the leadership under way
 	pumping  bool // some goroutine is proposing what there is
 
 	// pause between entries while a copy catches up, and when the one after the last entry ends; see Group.paceLocked.
@@ -205,7 +205,7 @@ func (p *proposer) pump() {
 
 // takeLocked returns the parts of the next entry, or none if it should wait. All have one fence.
 func (p *proposer) takeLocked() ([]*part, uint64) {
-	if len(p.queue) == 0 || p.paused || p.eager >= maxInflightEntries {
+	if len(p.queue) == 0 || p.paused > 0 || p.eager >= maxInflightEntries {
 		return nil, 0
 	}
 	if p.pace > 0 {
@@ -365,7 +365,7 @@ func (p *proposer) endTerm() {
 // leadership, without an answer anyone would wait for. resume must follow.
 func (p *proposer) pause(ctx context.Context) error {
 	p.mu.Lock()
-	p.paused = true
+	p.paused++
 	p.mu.Unlock()
 	for {
 		p.mu.Lock()
@@ -394,7 +394,7 @@ func (p *proposer) setPace(d time.Duration) {
 
 func (p *proposer) resume() {
 	p.mu.Lock()
-	p.paused = false
+	p.paused--
 	p.mu.Unlock()
 	p.pump()
 }
@@ -410,7 +410,7 @@ func (p *proposer) open() bool {
 func (p *proposer) idle() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) == 0 && len(p.inflight) == 0 && !p.paused
+	return len(p.queue) == 0 && len(p.inflight) == 0 && p.paused == 0
 }
 
 // seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed

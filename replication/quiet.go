@@ -348,7 +348,11 @@ func (h *holding) Close() error {
 		delete(h.p.pipes, h.id)
 	}
 	h.p.mu.Unlock()
-	return h.AppendPipeline.Close()
+	err := h.AppendPipeline.Close()
+	if a, ok := h.AppendPipeline.(interface{ Answer(raft.AppendFuture) }); ok {
+		a.Answer(&quiet{}) // no success: see raftLog
+	}
+	return err
 }
 
 // contact gives Raft an answer to a heartbeat that was not sent. Answers on a pipeline are what it takes as contact without a timer of

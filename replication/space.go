@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/replication/witness"
 )
 
 // space is what the owner knows about room in the pools, so that a write that would not fit is refused before it is
@@ -141,7 +142,7 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
 	s := &g.space
 	rooms := map[raft.ServerID]peerRoom{}
 	for _, p := range g.Status().Peers {
-		if p.Self || p.Witness || !p.InSync {
+		if p.Self || p.Level != witness.InSync.String() {
 			continue
 		}
 		s.mu.Lock()

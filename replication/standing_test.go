@@ -288,3 +288,27 @@ func TestCopyInSyncIsElectableWhenItsOwnerDies(t *testing.T) {
 	disk.recover()
 	l.check(c)
 }
+
+// At the beginning of a term every copy counts as in sync, so that nothing is acknowledged without it. It may lack everything: the LUN is not
+// healthy before it has been heard.
+func TestCopyThatWasNotHeardInThisTermIsNotHealthy(t *testing.T) {
+	c := newCluster(t, blockstore.MediaRAM, "a", "b", "w")
+	owner := c.owner()
+	g, other := c.group(owner), c.group(map[string]string{"a": "b", "b": "a"}[owner])
+	eventually(t, "the LUN is healthy", func() bool { return g.Status().Health == HealthHealthy })
+	other.promise.mu.Lock() // without it that replica answers nothing
+	time.Sleep(2 * c.nodes[owner].group.cfg.Timing.Commit)
+	g.mu.Lock()
+	clear(g.match)
+	clear(g.heard)
+	g.mu.Unlock()
+	s, whole := g.Status(), g.whole(other.cfg.Self, raft.Server{ID: other.cfg.Self.ID, Suffrage: raft.Voter})
+	other.promise.mu.Unlock()
+	if s.Health == HealthHealthy {
+		t.Errorf("a copy of which nothing has been heard is called healthy: %+v", s)
+	}
+	if whole {
+		t.Error("a copy of which nothing has been heard is said to hold everything")
+	}
+	eventually(t, "the LUN is healthy again", func() bool { return g.Status().Health == HealthHealthy })
+}

@@ -117,7 +117,7 @@ func (g *Group) Status() Status {
 			s.Health = HealthCatchingUp
 		default:
 			level := g.gate.Level(string(srv.ID))
-			p.Level, p.InSync = level.String(), level == witness.InSync
+			p.Level, p.InSync = level.String(), g.inSyncLocked(srv.ID) == nil
 			switch level {
 			case witness.Out:
 				s.Health = HealthDegraded
@@ -126,6 +126,9 @@ func (g *Group) Status() Status {
 					s.Health = HealthCatchingUp
 				}
 			case witness.InSync:
+				if !p.InSync && s.Health == HealthHealthy {
+					s.Health = HealthCatchingUp // not heard yet
+				}
 			}
 		}
 		if p.Voter && !p.Self && p.Match < g.changed && s.Health == HealthHealthy && time.Since(g.heard[srv.ID]) < g.cfg.Timing.Gate.NoProgress {

@@ -58,23 +58,18 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	clear(g.heardCommit)
 	clear(g.needs)
 	clear(g.rebuild.orders)
-	g.changed = inst.raft.LastIndex()
+	g.begun = inst.raft.LastIndex()
+	g.changed = g.begun
 	g.mu.Unlock()
 	g.log.Info("elected owner; applying what came before", "term", term)
 	g.goFunc(func() {
 		started := time.Now()
 		newest := make(chan uint64, 1)
 		go func() { newest <- g.newestEpoch(ctx) }() // ends within epochWait
-		barrier := inst.raft.Barrier(0)
-		done := make(chan error, 1)
-		go func() { done <- barrier.Error() }()
-		select {
-		case err := <-done:
-			if err != nil {
+		if err := g.barrier(ctx, inst); err != nil {
+			if ctx.Err() == nil {
 				g.log.Info("lost the LUN before serving it", "term", term, "error", err)
-				return
 			}
-		case <-ctx.Done():
 			return
 		}
 		// The barrier was committed under this node's leadership. If the term has not moved, it was this term's.

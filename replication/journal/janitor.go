@@ -176,6 +176,9 @@ func (j *Journal) move() (more bool, err error) {
 		}
 	}
 	j.mu.Unlock()
+	if len(all) == 0 {
+		return false, nil // a batch that is under way has ended it: collect will say so
+	}
 	for len(all) > 0 {
 		r := &request{done: make(chan error, 1)}
 		for size := int64(0); len(all) > 0 && size < frameBytes && len(r.records) < maxFrameRecords; all = all[1:] {

@@ -433,3 +433,45 @@ func TestCacheIsBoundedInBytesOverAllLogs(t *testing.T) {
 		wantEntries(t, l, sized(1, 50, 1, 1000))
 	}
 }
+
+// A segment of which a batch that is under way leaves nothing is let go of when the batch is durable, and there is nothing to move until then: the janitor
+// must not look again and again.
+func TestJanitorWaitsForABatchThatEmptiesASegment(t *testing.T) {
+	folder := crashdev.NewFolder(crashdev.NewPower(-1))
+	j := mustOpen(t, folder, small)
+	quiet, busy := mustLog(t, j, "quiet"), mustLog(t, j, "busy")
+	const half = minSegmentBytes * 2 / 5
+	mustStore(t, quiet, sized(1, 1, 1, half))
+	for i := range uint64(12) {
+		mustStore(t, busy, sized(i+1, i+1, 1, half))
+	}
+	if err := busy.DeleteRange(1, 11); err != nil {
+		t.Fatal(err)
+	}
+	syncs, goOn := make(chan struct{}, 1), make(chan struct{})
+	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		if k == crashdev.Sync {
+			select {
+			case syncs <- struct{}{}:
+			default:
+			}
+			<-goOn
+		}
+		return nil
+	})
+	deleted := make(chan error, 1)
+	go func() { deleted <- quiet.DeleteRange(1, 1) }()
+	<-syncs
+	if n := j.Stats().Segments; n <= movableNumber+1 {
+		t.Errorf("%d segments are too few to move anything", n)
+	}
+	more, err := j.move()
+	close(goOn)
+	if more || err != nil {
+		t.Errorf("while a batch is under way that empties the oldest segment there is more to move: %v, %v", more, err)
+	}
+	if err := <-deleted; err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the empty segments are let go of", func() bool { return j.Stats().Segments <= movableNumber+2 })
+}

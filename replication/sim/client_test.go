@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/lincheck"
 	"sanctuary/replication"
 )
 
@@ -31,23 +32,37 @@ type client struct {
 	rng  *rand.Rand
 	path int // where the last attempt went well
 	seen map[uint64]value
+	held func(p *process) (arrives bool) // returns when a command that was sent to p arrives, which may be late; nil: at once
 }
 
 // run works until stop is closed.
 func (c *client) run(stop <-chan struct{}) {
+	c.held = func(p *process) bool {
+		if c.rng.IntN(40) > 0 {
+			return true
+		}
+		select {
+		case <-time.After(time.Duration(c.rng.Int64N(int64(3 * time.Second)))):
+			return true
+		case <-p.dead:
+			return false
+		}
+	}
 	for {
 		select {
 		case <-stop:
 			return
 		case <-time.After(time.Duration(c.rng.Int64N(int64(thinkTime)))):
 		}
-		c.operation(stop)
+		if !c.w.hushed.Load() {
+			c.operation(stop)
+		}
 	}
 }
 
 // request is what one operation is about.
 type request struct {
-	kind  kind
+	kind  lincheck.Kind
 	first uint64
 	data  []byte
 	want  []byte
@@ -62,25 +77,31 @@ func (c *client) request() *request {
 	dice := c.rng.IntN(100)
 	switch {
 	case dice < 45:
-		r.kind = kindRead
+		r.kind = lincheck.Read
 	case dice < 88:
-		r.kind = kindWrite
+		r.kind = lincheck.Write
 		if c.rng.IntN(8) == 0 {
 			blocks = 2 + c.rng.IntN(2)
 		}
 	case dice < 95:
-		r.kind = kindSwap
+		r.kind = lincheck.Swap
 		r.want = make([]byte, block.Size)
 		fill(r.want, c.seen[n], n)
 	default:
-		r.kind, r.unmap = kindWrite, true
+		r.kind, r.unmap = lincheck.Write, true
 	}
+	return c.about(r, blocks)
+}
+
+// about completes a request for so many blocks.
+func (c *client) about(r *request, blocks int) *request {
+	n := r.first
 	r.data = make([]byte, blocks*block.Size)
 	for i := range blocks {
-		e := event{client: c.id, block: n + uint64(i), kind: r.kind, want: c.seen[n]}
-		if r.kind != kindRead && !r.unmap {
-			e.value = c.w.value()
-			fill(r.data[i*block.Size:][:block.Size], e.value, e.block)
+		e := event{Op: lincheck.Op{Client: c.id, Block: n + uint64(i), Kind: r.kind, Want: c.seen[n]}}
+		if r.kind != lincheck.Read && !r.unmap {
+			e.Value = c.w.value()
+			fill(r.data[i*block.Size:][:block.Size], e.Value, e.Block)
 		}
 		r.evs = append(r.evs, e)
 	}
@@ -112,13 +133,8 @@ func (c *client) attempt(p *process, r *request) (answered bool) {
 	call := h.tick()
 	fence := p.group.Fence()
 	began := time.Since(c.w.began)
-	late := c.rng.IntN(40) == 0
-	if late { // on its way, or in a queue, for long: this path is given up, and others write meanwhile
-		select {
-		case <-time.After(time.Duration(c.rng.Int64N(int64(3 * time.Second)))):
-		case <-p.dead:
-			return false // it never arrived
-		}
+	if c.held != nil && !c.held(p) { // on its way, or in a queue, for long: this path is given up, and others write meanwhile
+		return false
 	}
 	bound := h.fenced(fence.Term, p.m.name)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -148,38 +164,41 @@ func (c *client) attempt(p *process, r *request) (answered bool) {
 	}
 	events := append([]event(nil), r.evs...)
 	for i := range events {
-		events[i].call, events[i].at = call, began
+		events[i].Call, events[i].At = call, began
+		if events[i].node = p.m.name; fence.Index == math.MaxUint64 {
+			events[i].accepted = fence.Term
+		}
 	}
-	if a.err != nil && r.kind != kindRead && detailed {
+	if a.err != nil && r.kind != lincheck.Read && detailed {
 		c.w.note("client %d: %v of block %d through %s: %v", c.id, events[0], r.first, p.m.name, a.err)
 	}
 	switch {
-	case r.kind == kindRead && a.err != nil:
+	case r.kind == lincheck.Read && a.err != nil:
 		return false
-	case r.kind == kindRead:
+	case r.kind == lincheck.Read:
 		for i := range events {
-			v, err := valueOf(own.data[i*block.Size:][:block.Size], events[i].block)
+			v, err := valueOf(own.data[i*block.Size:][:block.Size], events[i].Block)
 			if err != nil {
 				h.violation("read at %v through %s: %w", began, p.m.name, err)
 				return true
 			}
-			events[i].value, c.seen[events[i].block] = v, v
+			events[i].Value, c.seen[events[i].Block] = v, v
 		}
-	case a.err == nil && a.mismatch >= 0 && r.kind == kindSwap:
-		events[0].kind = kindMiss
+	case a.err == nil && a.mismatch >= 0 && r.kind == lincheck.Swap:
+		events[0].Kind = lincheck.Miss
 	case a.err == nil:
 		if bound != never && fence.Index == math.MaxUint64 {
 			h.violation("%v at %v through %s took effect though it was accepted before another owner served", events[0], began, p.m.name)
 		}
 		for i := range events {
-			c.seen[events[i].block] = events[i].value
+			c.seen[events[i].Block] = events[i].Value
 		}
 	case refused(a.err):
 		return false // never begun, it says
 	default:
 		h.inTerm(p.term())
 		for i := range events {
-			events[i].unknown = true
+			events[i].Unknown = true
 		}
 	}
 	h.add(events...)
@@ -189,9 +208,9 @@ func (c *client) attempt(p *process, r *request) (answered bool) {
 func (c *client) do(ctx context.Context, g *replication.Group, f block.Fence, r *request) (mismatch int, err error) {
 	at := rangeOf(r.first, len(r.data)/block.Size)
 	switch {
-	case r.kind == kindRead:
+	case r.kind == lincheck.Read:
 		return -1, g.Read(ctx, at, r.data)
-	case r.kind == kindSwap:
+	case r.kind == lincheck.Swap:
 		return g.CompareAndWrite(ctx, f, at, r.want, r.data)
 	case r.unmap:
 		return -1, g.Unmap(ctx, f, []block.Range{at})

@@ -85,7 +85,6 @@ func (w *world) restart(m *machine) {
 		return
 	}
 	w.net.back(m.name)
-	m.folder.SetHook(nil)
 	err := m.start()
 	if errors.Is(err, replication.ErrLogLost) && m.joining.Load() {
 		// It was killed before it was sent anything. The catalog replaces what cannot be started.
@@ -157,14 +156,9 @@ func (w *world) fault() {
 		w.diskError(m, pause)
 	default:
 		pause := w.between(time.Millisecond, 40*time.Millisecond)
-		w.note("%s: each sync of the journal takes %v, for %v", m.name, pause, long)
-		m.folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
-			if k == crashdev.Sync {
-				time.Sleep(pause)
-			}
-			return nil
-		})
-		w.later(long, func() { m.folder.SetHook(nil) })
+		w.note("%s: each sync takes %v, for %v", m.name, pause, long)
+		m.syncs.Store(int64(pause))
+		w.later(long, func() { m.syncs.Store(int64(m.usual)) })
 	}
 }
 
@@ -274,18 +268,12 @@ func (w *world) diskError(m *machine, pause time.Duration) {
 	}
 	m.failing = true
 	kinds := [][]crashdev.Kind{{crashdev.Sync}, {crashdev.Write}, {crashdev.Write, crashdev.Sync, crashdev.Read}}[w.rng.IntN(3)]
-	fails := func(k crashdev.Kind, _, _ int64) error {
-		if slices.Contains(kinds, k) {
-			return errDisk
-		}
-		return nil
-	}
 	if w.rng.IntN(2) == 0 || m.disk == nil {
 		w.note("%s: the journal's disk fails: %v", m.name, kinds)
-		m.folder.SetHook(func(_ string, k crashdev.Kind, off, n int64) error { return fails(k, off, n) })
+		m.errors.Store(&diskErrors{journal: kinds})
 	} else {
 		w.note("%s: the pool's disk fails: %v", m.name, kinds)
-		m.disk.SetHook(fails)
+		m.errors.Store(&diskErrors{pool: kinds})
 	}
 	w.later(pause, func() {
 		w.kill(m, true, 100*time.Millisecond)

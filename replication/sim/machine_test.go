@@ -5,6 +5,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,9 @@ type machine struct {
 	joining atomic.Bool      // it began empty, and has not been given a vote yet
 	started bool             // its replica has been started before
 	failing bool             // its disk has failed, whoever has noticed
+	syncs   atomic.Int64     // nanoseconds that a sync of its disks takes
+	usual   time.Duration    // as it is without a fault
+	errors  atomic.Pointer[diskErrors]
 }
 
 // process is what runs on a machine until it is killed.
@@ -71,6 +75,37 @@ func (m *machine) blank() {
 	}
 	m.joining.Store(m.life.Add(1) > 1)
 	m.started = false
+	m.connect()
+}
+
+// diskErrors are what the disks of a machine do not do any more.
+type diskErrors struct{ journal, pool []crashdev.Kind }
+
+// connect puts the machine's disks behind its controller: a sync takes its time, and what is to fail fails.
+func (m *machine) connect() {
+	m.errors.Store(&diskErrors{})
+	m.syncs.Store(int64(m.usual))
+	power := m.power
+	ask := func(k crashdev.Kind, failing func(e *diskErrors) []crashdev.Kind) error {
+		if power.Lost() {
+			return nil // the disk itself says so
+		}
+		if k == crashdev.Sync {
+			time.Sleep(time.Duration(m.syncs.Load()))
+		}
+		if slices.Contains(failing(m.errors.Load()), k) {
+			return errDisk
+		}
+		return nil
+	}
+	m.folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		return ask(k, func(e *diskErrors) []crashdev.Kind { return e.journal })
+	})
+	if m.disk != nil {
+		m.disk.SetHook(func(k crashdev.Kind, _, _ int64) error {
+			return ask(k, func(e *diskErrors) []crashdev.Kind { return e.pool })
+		})
+	}
 }
 
 // start starts the process, which must not run.
@@ -108,7 +143,8 @@ func (p *process) open() (err error) {
 	g := block.Geometry{Capacity: block.CountOf(volumeBytes), LogicalBlockBytes: 512}
 	cfg := replication.Config{
 		LUN: lun, Epoch: 1, Self: m.member(), Members: w.members(), Geometry: g, Logger: w.logger(m.name), First: !m.started,
-		Limits: replication.Limits{JournalKeepBytes: keepBytes, CheckpointBytes: checkpointing},
+		OnChange: w.wake,
+		Limits:   replication.Limits{JournalKeepBytes: keepBytes, CheckpointBytes: checkpointing},
 		Scrub: replication.ScrubConfig{Retry: time.Second, Settings: func() replication.ScrubSettings {
 			return replication.ScrubSettings{BytesPerSecond: 1 << 30, Paused: !w.scrubbing.Load()}
 		}},
@@ -206,6 +242,7 @@ func (m *machine) disks(powerCut bool, seed uint64) {
 	default:
 		m.disk = oldDisk.Clone(m.power)
 	}
+	m.connect()
 }
 
 // term is the newest term that the process was seen in.
@@ -214,4 +251,13 @@ func (p *process) term() uint64 {
 	for old := p.seen.Load(); old < t && !p.seen.CompareAndSwap(old, t); old = p.seen.Load() {
 	}
 	return p.seen.Load()
+}
+
+// leads returns the term that the process was elected in, 0 if it leads in none.
+func (p *process) leads() uint64 {
+	before, after := p.group.Status(), p.group.Status()
+	if !before.IsOwner || !after.IsOwner || before.Term != after.Term {
+		return 0
+	}
+	return after.Term
 }

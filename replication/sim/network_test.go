@@ -163,6 +163,15 @@ func (n *network) sever(directions ...[2]string) {
 	}
 }
 
+// mend opens both directions between two nodes.
+func (n *network) mend(a, b string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.cut, [2]string{a, b})
+	delete(n.cut, [2]string{b, a})
+	n.openLocked()
+}
+
 // heal opens every direction and takes every delay back. Connections go on as soon as what was lost is sent again, or are found broken.
 func (n *network) heal() {
 	n.mu.Lock()
@@ -188,6 +197,25 @@ func (n *network) heal() {
 func (n *network) openLocked() {
 	close(n.heals)
 	n.heals = make(chan struct{})
+}
+
+// setSlowFrom delays what one node sends another.
+func (n *network) setSlowFrom(from, to string, d delay) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow[[2]string{from, to}] = d
+}
+
+// leaveHalf breaks what one node hears of another: it finds its connections to that broken, and closes them. What it has sent arrives, the
+// other hears nothing of the rest.
+func (n *network) leaveHalf(from, to string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		if c.in.from == from && c.in.to == to {
+			c.in.lose()
+		}
+	}
 }
 
 // setSlow delays what two nodes send each other, in both directions.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/lincheck"
 )
 
 const (
@@ -141,13 +142,19 @@ func (w *world) run() {
 		load.Go(func() { c.run(stopClients) })
 	}
 	w.pass(time.Second)
-	for range 6 + w.rng.IntN(9) {
+	for range 4 + w.rng.IntN(8) {
 		w.fault()
 		w.pass(w.between(100*time.Millisecond, 1500*time.Millisecond))
+		if w.rng.IntN(3) == 0 {
+			w.aim()
+		}
 	}
 	w.recover()
 	close(stopClients)
 	load.Wait()
+	w.ended.Store(true)
+	w.pass(step) // a watch that has not seen it
+	w.probes.Wait()
 	w.compare()
 	close(stopWatch)
 	watch.Wait()
@@ -165,7 +172,8 @@ func (w *world) recover() {
 	w.actions = nil
 	w.net.heal()
 	for _, m := range w.nodes {
-		m.folder.SetHook(nil)
+		m.syncs.Store(int64(m.usual))
+		m.errors.Store(&diskErrors{})
 		if p := w.process(m); p != nil && (m.failing || p.group.Err() != nil) {
 			w.note("%s: its disk is connected again", m.name)
 			m.die(true, w.rng.Uint64())
@@ -237,7 +245,7 @@ func (w *world) compare() {
 			w.h.violation("at the end: %w", err)
 		} else if v != 0 || containsBlock(w.hot, n) {
 			call := w.h.tick()
-			w.h.add(event{client: clients, block: n, kind: kindRead, value: v, call: call, at: time.Since(w.began)})
+			w.h.add(event{Op: lincheck.Op{Client: clients, Block: n, Kind: lincheck.Read, Value: v, Call: call, At: time.Since(w.began)}})
 		}
 	}
 }

@@ -33,9 +33,13 @@ type world struct {
 	hot       []uint64
 	values    atomic.Uint64
 	zombies   sync.WaitGroup // processes that were killed and have not ended
+	probes    sync.WaitGroup // of new owners; none is begun when the load has ended
+	ended     atomic.Bool
 	attempts  sync.WaitGroup // operations that their clients may not wait for any more
 	scrubbing atomic.Bool
-	damaged   bool // somewhere blocks are wrong until a scrub finds them
+	hushed    atomic.Bool   // the load pauses
+	changed   chan struct{} // some replica says that something has changed
+	damaged   bool          // somewhere blocks are wrong until a scrub finds them
 	actions   []action
 
 	mu    sync.Mutex // guards what follows
@@ -46,11 +50,11 @@ type world struct {
 func newWorld(seed uint64) *world {
 	w := &world{
 		seed: seed, began: time.Now(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))),
-		h: &history{}, procs: map[*machine]*process{},
+		h: &history{}, procs: map[*machine]*process{}, changed: make(chan struct{}, 1),
 	}
 	w.shape = shapes[w.rng.IntN(len(shapes))]
 	for _, name := range strings.Fields(w.shape.nodes) {
-		m := &machine{w: w, name: name, witness: name == "w", ram: w.shape.ram && name != "w"}
+		m := &machine{w: w, name: name, witness: name == "w", ram: w.shape.ram && name != "w", usual: w.between(100*time.Microsecond, 2*time.Millisecond)}
 		w.nodes = append(w.nodes, m)
 		m.blank()
 	}
@@ -142,23 +146,41 @@ func (w *world) redundant() bool {
 	return s.Health == replication.HealthHealthy && votes == len(w.nodes)
 }
 
-// watch notes who serves, until stop is closed, and tells the catalog's news as node does.
+// wake has the watch look at once. It is called by the product.
+func (w *world) wake() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// watch notes who leads and who serves, until stop is closed, asks each new owner at once, and tells the catalog's news as node does.
 func (w *world) watch(stop <-chan struct{}) {
-	for n := 0; ; n++ {
+	news := time.Now()
+	for {
 		select {
 		case <-stop:
 			return
 		case <-time.After(10 * time.Millisecond):
+		case <-w.changed:
 		}
+		tell := time.Since(news) >= 200*time.Millisecond
 		for _, p := range w.alive() {
+			if term := p.leads(); term > 0 {
+				w.h.leads(p.m.name, term)
+			}
 			if f := p.group.Fence(); f.Index == math.MaxUint64 && w.h.serves(p.m.name, f.Term) {
 				w.note("%s serves in term %d", p.m.name, f.Term)
+				if !w.ended.Load() {
+					w.probes.Go(func() { w.askBoth(p, f.Term) })
+				}
 			}
-			if n%20 == 0 {
+			if tell {
 				p.group.Learn(w.members())
 			}
 		}
-		if n%20 == 0 {
+		if tell {
+			news = time.Now()
 			w.settle()
 		}
 	}

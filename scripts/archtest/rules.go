@@ -32,6 +32,7 @@ var rules = []rule{
 	{Package: "blockstore/vfs", May: []string{"blockstore/block"}, Not: join(consensus, surface)},
 	{Package: "blockstore/vfs/...", May: []string{"blockstore/block", "blockstore/vfs"}, Not: join(consensus, surface)},
 	{Package: "blockstore/storetest", May: []string{"blockstore", "blockstore/..."}, Not: join(consensus, surface)},
+	{Package: "blockstore/lincheck", Not: join(consensus, surface)}, // for tests
 	{Package: "blockstore/...", May: []string{"blockstore/block", "blockstore/vfs", "blockstore/vfs/..."}, Not: join(consensus, surface)},
 	{Package: "blockstore", May: []string{"blockstore/..."}, Not: join(consensus, surface)},
 

@@ -7,10 +7,11 @@ import (
 	"testing"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/lincheck"
 )
 
 // A value is what a block holds: 0 is all zeros, anything else is a number given to one write only.
-type value uint64
+type value = lincheck.Value
 
 // A tagged sector is 512 bytes, little-endian, so that a block put together from two writes is noticed:
 //

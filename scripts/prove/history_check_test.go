@@ -8,93 +8,24 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/lincheck"
 	"sanctuary/target/initiator"
 	"sanctuary/target/scsi"
 )
 
-// TestCheckerSeesWhatMustNotHappen: a checker that cannot go red proves nothing. Each history is of one block, and good is
-// the same with the one difference that makes it legal.
-func TestCheckerSeesWhatMustNotHappen(t *testing.T) {
+// TestViolationIsSaved: what is wrong about a history, clients cannot say a second time.
+func TestViolationIsSaved(t *testing.T) {
 	t.Parallel()
-	read := func(v value, call, ret int64) event { return event{kind: kindRead, value: v, call: call, ret: ret} }
-	write := func(v value, call, ret int64) event { return event{kind: kindWrite, value: v, call: call, ret: ret} }
-	maybe := func(v value, call, ret int64) event {
-		return event{kind: kindWrite, value: v, call: call, ret: ret, unknown: true}
+	dir := t.TempDir()
+	h := &history{events: []event{{Op: lincheck.Op{Kind: lincheck.Read, Value: 9, Call: 10, Return: 20}}}}
+	err := h.check(10*time.Second, dir)
+	if err == nil || !strings.Contains(err.Error(), "no linearization") {
+		t.Fatalf("the illegal history: %v", err)
 	}
-	swap := func(want, v value, call, ret int64) event {
-		return event{kind: kindSwap, want: want, value: v, call: call, ret: ret}
-	}
-	for _, c := range []struct {
-		name      string
-		bad, good []event
-	}{
-		{
-			"lost write",
-			[]event{write(1, 10, 20), write(2, 30, 40), read(1, 50, 60)},
-			[]event{write(1, 10, 20), write(2, 30, 55), read(1, 50, 60)}, // still under way
-		},
-		{
-			"lost first write",
-			[]event{write(1, 10, 20), read(0, 50, 60)},
-			[]event{write(1, 10, 20), write(0, 25, 26), read(0, 50, 60)},
-		},
-		{
-			"stale read behind another reader",
-			[]event{write(1, 1, 2), write(2, 10, 100), read(2, 20, 30), read(1, 40, 50)},
-			[]event{write(1, 1, 2), write(2, 10, 100), read(2, 20, 45), read(1, 40, 50)},
-		},
-		{
-			"ghost write after its fence",
-			[]event{maybe(1, 10, 20), write(2, 30, 40), read(2, 50, 60), read(1, 70, 80)},
-			[]event{maybe(1, 10, never), write(2, 30, 40), read(2, 50, 60), read(1, 70, 80)},
-		},
-		{
-			"unknown write that took effect and then had not",
-			[]event{maybe(1, 10, never), read(1, 20, 30), read(0, 40, 50)},
-			[]event{maybe(1, 10, never), read(0, 20, 30), read(1, 40, 50)},
-		},
-		{
-			"swap of what was not there",
-			[]event{write(1, 10, 20), swap(2, 3, 30, 40)},
-			[]event{write(1, 10, 20), swap(1, 3, 30, 40), read(3, 50, 60)},
-		},
-		{
-			"two winners of one swap",
-			[]event{swap(0, 1, 10, 40), swap(0, 2, 20, 50)},
-			[]event{swap(0, 1, 10, 40), {kind: kindMiss, want: 0, value: 2, call: 20, ret: 50}, read(1, 60, 70)},
-		},
-		{
-			"a value nobody wrote",
-			[]event{read(9, 10, 20)},
-			[]event{maybe(9, 5, 15), read(9, 10, 20)},
-		},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			dir := t.TempDir()
-			good := &history{events: c.good}
-			if err := good.check(10*time.Second, dir); err != nil {
-				t.Errorf("the legal history: %v", err)
-			}
-			bad := &history{events: c.bad}
-			err := bad.check(10*time.Second, dir)
-			if err == nil || !strings.Contains(err.Error(), "no linearization") {
-				t.Fatalf("the illegal history: %v", err)
-			}
-			for _, suffix := range []string{"block-0.txt", "block-0.html"} {
-				if s, serr := os.Stat(dir + "/" + suffix); serr != nil || s.Size() == 0 || !strings.Contains(err.Error(), suffix) {
-					t.Errorf("%s: %v, %v; want it written and named in %v", suffix, s, serr, err)
-				}
-			}
-		})
-	}
-}
-
-func TestCheckerOutOfTimeIsAFailure(t *testing.T) {
-	t.Parallel()
-	h := &history{events: []event{{kind: kindWrite, value: 1, call: 1, ret: 2}}}
-	if err := h.check(0, t.TempDir()); err == nil || !strings.Contains(err.Error(), "could not be judged") {
-		t.Errorf("check without time: %v", err)
+	for _, suffix := range []string{"block-0.txt", "block-0.html"} {
+		if s, serr := os.Stat(dir + "/" + suffix); serr != nil || s.Size() == 0 || !strings.Contains(err.Error(), suffix) {
+			t.Errorf("%s: %v, %v; want it written and named in %v", suffix, s, serr, err)
+		}
 	}
 }
 
@@ -136,13 +67,13 @@ func TestRecorderKeepsAttemptsApart(t *testing.T) {
 	}
 	for i, e := range events {
 		end := "never"
-		if e.ret != never {
-			end = time.Duration(e.ret).String()
+		if e.Return != never {
+			end = time.Duration(e.Return).String()
 			end = strings.TrimSuffix(end, "ns")
 		}
-		got := e.String() + " " + strings.TrimSuffix(time.Duration(e.call).String(), "ns") + " " + end
-		if got != want[i] || e.block != 5 {
-			t.Errorf("event %d: %q of block %d, want %q of block 5", i, got, e.block, want[i])
+		got := e.String() + " " + strings.TrimSuffix(time.Duration(e.Call).String(), "ns") + " " + end
+		if got != want[i] || e.Block != 5 {
+			t.Errorf("event %d: %q of block %d, want %q of block 5", i, got, e.Block, want[i])
 		}
 	}
 	if err := h.check(10*time.Second, t.TempDir()); err != nil {

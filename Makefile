@@ -86,6 +86,7 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 	$(GO) run -tags $(TAGS) ./scripts/conformance
 
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
+	scripts/setup prove
 	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
 
 mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')

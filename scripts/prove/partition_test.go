@@ -44,7 +44,12 @@ type partition struct {
 	// keeps: the owner hears a majority that hears it, so that nobody may replace it. Otherwise somebody must.
 	keeps bool
 	deaf  func(r roles, d deafness)
+	// first, if there is one, is what holds for a moment before: shorter than a copy takes to be given up.
+	first func(r roles, d deafness)
 }
+
+// moment is how long a first partition stands.
+const moment = 400 * time.Millisecond
 
 // peersOf are the nodes but one.
 func (r roles) peersOf(node string) (out []string) {
@@ -64,6 +69,11 @@ func alone(node func(roles) string) func(roles, deafness) {
 			d.apart(node(r), p)
 		}
 	}
+}
+
+// apart makes two nodes deaf to each other.
+func apart(a, b func(roles) string) func(roles, deafness) {
+	return func(r roles, d deafness) { d.apart(a(r), b(r)) }
 }
 
 // unheard: nobody hears a node; it hears all. The initiators still reach it.
@@ -90,21 +100,22 @@ func thirdOf(r roles) string { return r.third }
 
 // partitions are those with which the LUN has to go on being served: a majority is left that hears each other.
 var partitions = []partition{
-	{"owner off the network", false, alone(ownerOf)},
-	{"owner without peers, initiators reach it", false, func(r roles, d deafness) {
+	{name: "owner off the network", deaf: alone(ownerOf)},
+	{name: "owner off the network, right after it was apart from the copy", first: apart(ownerOf, copyOf), deaf: alone(ownerOf)},
+	{name: "owner without peers, initiators reach it", deaf: func(r roles, d deafness) {
 		d.apart(r.owner, r.copy)
 		d.apart(r.owner, r.third)
 	}},
-	{"nobody hears the owner", false, unheard(ownerOf)},
-	{"the owner hears nobody", false, hearsNobody(ownerOf)},
-	{"copy off the network", true, alone(copyOf)},
-	{"third node off the network", true, alone(thirdOf)},
-	{"owner and copy apart", true, func(r roles, d deafness) { d.apart(r.owner, r.copy) }},
-	{"owner and third node apart", true, func(r roles, d deafness) { d.apart(r.owner, r.third) }},
-	{"copy and third node apart", true, func(r roles, d deafness) { d.apart(r.copy, r.third) }},
-	{"the owner does not hear the copy", true, func(r roles, d deafness) { d.to(r.owner, r.copy) }},
-	{"the copy does not hear the owner", true, func(r roles, d deafness) { d.to(r.copy, r.owner) }},
-	{"the third node does not hear the owner", true, func(r roles, d deafness) { d.to(r.third, r.owner) }},
+	{name: "nobody hears the owner", deaf: unheard(ownerOf)},
+	{name: "the owner hears nobody", deaf: hearsNobody(ownerOf)},
+	{name: "copy off the network", keeps: true, deaf: alone(copyOf)},
+	{name: "third node off the network", keeps: true, deaf: alone(thirdOf)},
+	{name: "owner and copy apart", keeps: true, deaf: apart(ownerOf, copyOf)},
+	{name: "owner and third node apart", keeps: true, deaf: apart(ownerOf, thirdOf)},
+	{name: "copy and third node apart", keeps: true, deaf: apart(copyOf, thirdOf)},
+	{name: "the owner does not hear the copy", keeps: true, deaf: func(r roles, d deafness) { d.to(r.owner, r.copy) }},
+	{name: "the copy does not hear the owner", keeps: true, deaf: func(r roles, d deafness) { d.to(r.copy, r.owner) }},
+	{name: "the third node does not hear the owner", keeps: true, deaf: func(r roles, d deafness) { d.to(r.third, r.owner) }},
 }
 
 // TestProveEachPartition breaks the network of a healthy cluster in each way that leaves a majority. The LUN must be served while the partition stands,
@@ -127,6 +138,12 @@ func eachPartition(t *testing.T, s clusterSpec) {
 		p := partitions[at]
 		wait(t, 300*time.Millisecond)
 		before := cl.healthy()
+		if p.first != nil {
+			d := deafness{}
+			p.first(cl.roles(before), d)
+			cl.net.set(d)
+			wait(t, moment)
+		}
 		d := deafness{}
 		p.deaf(cl.roles(before), d)
 		cut := time.Now()

@@ -54,7 +54,8 @@ type cluster struct {
 	nodes  []string         // allNodes and more, or three data nodes
 	copies []string         // where the LUN was placed
 	disks  map[string]*disk // of each node, if they can lose their power
-	net    *network         // nil: all are on loopback
+	net    *network         // nil: all are on loopback, or in a guest
+	guest  *guest           // nil: the nodes are processes of this machine
 
 	mu    sync.Mutex // guards procs
 	procs map[string]*process
@@ -114,7 +115,14 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	for _, n := range c.nodes {
 		c.start(n)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	c.create(s)
+	return c
+}
+
+// create makes the LUN, once all nodes are there, and waits until it is healthy.
+func (c *cluster) create(s clusterSpec) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), startTimeout)
 	defer cancel()
 	c.until(ctx, "all nodes alive", func() error {
 		l, err := c.api.Nodes(ctx)
@@ -134,7 +142,6 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 		return err
 	})
 	c.healthy()
-	return c
 }
 
 // configure writes the nodes' configurations.
@@ -142,8 +149,11 @@ func (c *cluster) configure(s clusterSpec) {
 	ports := freePorts(c.t, 4*len(c.nodes))
 	at := func(n, k int) string {
 		host := "127.0.0.1"
-		if c.net != nil {
+		switch {
+		case c.net != nil:
 			host = c.net.address(c.nodes[n])
+		case c.guest != nil:
+			host = guestAddress
 		}
 		return net.JoinHostPort(host, strconv.Itoa(ports[4*n+k]))
 	}
@@ -168,6 +178,9 @@ func (c *cluster) configure(s clusterSpec) {
 			cfg.Pools.RAM.Capacity = config.Size(s.sizeBytes + 64<<20)
 		}
 		cfg.Cluster, cfg.Node, cfg.DataDir = "prove", n, filepath.Join(c.dir, n)
+		if c.guest != nil {
+			cfg.DataDir = filepath.Join(guestData(n), "node")
+		}
 		cfg.Listen.Peer, cfg.Listen.Gossip, cfg.Listen.API = at(i, 0), at(i, 1), at(i, 2)
 		if s.keepBytes > 0 {
 			cfg.Journal.KeepBytes = config.Size(s.keepBytes)

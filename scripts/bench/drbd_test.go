@@ -6,6 +6,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"sanctuary/node/config"
 )
 
 // The ratio is taken within each run, to DRBD behind iSCSI with writes that are as durable.
@@ -81,5 +84,28 @@ func TestDRBDTableIsMadeOnlyIfNamed(t *testing.T) {
 	}
 	if _, err := parseOptions([]string{"-tables=ceph"}, none); err == nil {
 		t.Error("an unknown table is accepted")
+	}
+}
+
+// What the nodes in the guests are started with is what this product takes, and means what is meant.
+func TestNodesInGuestsAreConfigured(t *testing.T) {
+	t.Parallel()
+	for i, name := range guestNames {
+		c, err := config.Parse([]byte(nodeConfig(i)))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := c.Complete().Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if c.Node != name || c.Listen.API != nodeAddress(i, 7442) || len(c.Members) != 3 || c.Members[i].Peer != c.Listen.Peer {
+			t.Errorf("%s: %+v", name, c)
+		}
+		if data := name != "witness"; (c.Kind == config.KindData) != data || (len(c.Listen.ISCSI) == 1) != data {
+			t.Errorf("%s is %q with portals %v", name, c.Kind, c.Listen.ISCSI)
+		}
+		if c.Timing.Heartbeat.Std() != 4*time.Second || c.Timing.Lease.Std() != 2*time.Second {
+			t.Errorf("%s: timing %+v", name, c.Timing)
+		}
 	}
 }

@@ -8,13 +8,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"sanctuary/node/api"
 	"sanctuary/node/client"
-	"sanctuary/node/config"
 	"sanctuary/scripts/guest/machine"
 )
 
@@ -230,48 +230,49 @@ readlink -f /dev/disk/by-path/ip-%[2]s-iscsi-%[1]s-lun-%[3]d`, target, portal, l
 	}, nil
 }
 
+func nodeAddress(i, port int) string { return net.JoinHostPort(guestAddress(i), strconv.Itoa(port)) }
+
+// nodeConfig is the configuration file of the node on one of the machines.
+func nodeConfig(i int) string {
+	var b strings.Builder
+	kind := func(name string) string {
+		if name == "witness" {
+			return "witness"
+		}
+		return "data"
+	}
+	fmt.Fprintf(&b, "cluster = 'bench'\nnode = '%s'\nkind = '%s'\ndata_dir = '/data/node'\n\n[listen]\npeer = '%s'\ngossip = '%s'\napi = '%s'\n",
+		guestNames[i], kind(guestNames[i]), nodeAddress(i, 7440), nodeAddress(i, 7441), nodeAddress(i, 7442))
+	if kind(guestNames[i]) == "data" {
+		fmt.Fprintf(&b, "iscsi = ['%s']\n", nodeAddress(i, 3260))
+	}
+	// With the defaults, initiators with a single path have seen I/O errors on machines as slow as these; docs/BENCHMARKS.md says so.
+	b.WriteString("\n[timing]\nheartbeat = '4s'\nelection = '4s'\nout_of_sync = '4s'\nlease = '2s'\n")
+	for m, name := range guestNames {
+		fmt.Fprintf(&b, "\n[[members]]\nname = '%s'\nkind = '%s'\npeer = '%s'\ngossip = '%s'\n", name, kind(name), nodeAddress(m, 7440), nodeAddress(m, 7441))
+	}
+	return b.String()
+}
+
 // sanctuary starts the nodes, one on each machine, with a LUN that a owns, and returns it and what stops them.
 func (g *guests) sanctuary(ctx context.Context, bytes int64) (l api.LUN, stop func(context.Context) error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	var members []config.Member
 	var addresses []string
-	at := func(i, port int) string { return net.JoinHostPort(guestAddress(i), fmt.Sprint(port)) }
 	for i, n := range guestNames {
-		kind := config.KindData
+		addresses = append(addresses, nodeAddress(i, 7442))
+		command := "run"
 		if n == "witness" {
-			kind = config.KindWitness
+			command = "witness"
 		}
-		members = append(members, config.Member{Name: n, Kind: kind, Peer: at(i, 7440), Gossip: at(i, 7441)})
-		addresses = append(addresses, at(i, 7442))
-	}
-	for i, n := range guestNames {
-		cfg, command := config.Default(), "run"
-		if n == "witness" {
-			cfg, command = config.DefaultWitness(), "witness"
-		} else {
-			cfg.Listen.ISCSI = []string{at(i, 3260)}
-		}
-		// With the defaults, initiators with a single path have seen I/O errors on machines as slow as these; docs/BENCHMARKS.md says so.
-		cfg.Timing.Heartbeat, cfg.Timing.Election, cfg.Timing.OutOfSync = config.Duration(4*time.Second), config.Duration(4*time.Second), config.Duration(4*time.Second)
-		cfg.Timing.Lease = config.Duration(2 * time.Second)
-		cfg.Cluster, cfg.Node, cfg.DataDir, cfg.Members = "bench", n, "/data/node", members
-		cfg.Listen.Peer, cfg.Listen.Gossip, cfg.Listen.API = at(i, 7440), at(i, 7441), at(i, 7442)
-		if err := cfg.Complete().Validate(); err != nil {
-			return l, nil, err
-		}
-		text, err := cfg.Marshal()
-		if err != nil {
-			return l, nil, err
-		}
-		err = g.all(ctx, fmt.Sprintf(`test -x /run/sanctuary || { head -c %d /dev/disk/by-id/virtio-%s >/run/sanctuary && chmod +x /run/sanctuary; }
+		err := g.all(ctx, fmt.Sprintf(`test -x /run/sanctuary || { head -c %d /dev/disk/by-id/virtio-%s >/run/sanctuary && chmod +x /run/sanctuary; }
 mkfs.ext4 -q -F /dev/disk/by-id/virtio-%s
 mkdir -p /data
 mount /dev/disk/by-id/virtio-%[3]s /data
 cat >/run/node.toml <<'END'
 %sEND
 /run/sanctuary %s --config /run/node.toml >/run/node.log 2>&1 &
-echo $! >/run/node.pid`, g.binary, binaryDisk, sanDisk, text, command), n)
+echo $! >/run/node.pid`, g.binary, binaryDisk, sanDisk, nodeConfig(i), command), n)
 		if err != nil {
 			return l, nil, err
 		}

@@ -78,7 +78,7 @@ lint: ## gofumpt, vet, staticcheck, shellcheck, generated files up to date, and 
 	scripts/lint
 
 bench: build ## side by side with tgt under fio, and the blockstore with its medium: docs/BENCHMARKS.md (BENCH_RUNS, BENCH_SECONDS, BENCH_TABLES)
-	scripts/setup bench
+	scripts/setup bench $(if $(findstring drbd,$(BENCH_TABLES)),guest)
 	BENCH_REPORT=$(BENCH_REPORT) BENCH_TABLES=$(BENCH_TABLES) BENCH_STORE_MIB=$(BENCH_STORE_MIB) BENCH_RUNS=$(BENCH_RUNS) BENCH_SECONDS=$(BENCH_SECONDS) $(GO) run -tags $(TAGS) ./scripts/bench
 
 conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved, beside tgt: docs/CONFORMANCE.md; fails unless every test passes or is a skip that is named
@@ -86,6 +86,7 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 	$(GO) run -tags $(TAGS) ./scripts/conformance
 
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
+	scripts/setup prove guest
 	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
 
 mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')

@@ -73,7 +73,7 @@ var rules = []rule{
 	// Programs around the product. They see it from outside: through its binary, its API and iSCSI (target/scsi for the names
 	// of statuses and sense keys that target/initiator returns).
 	// The benchmarks also load the store alone, beside its medium.
-	{Package: "scripts/bench", May: []string{"blockstore", "blockstore/...", "target/initiator", "scripts/..."}},
+	{Package: "scripts/bench", May: []string{"blockstore", "blockstore/...", "node/api", "node/client", "target/initiator", "scripts/..."}},
 	{Package: "scripts/...", May: []string{"blockstore/block", "node/api", "node/client", "target/initiator", "target/scsi", "scripts/..."}},
 }
 

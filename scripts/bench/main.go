@@ -1,5 +1,5 @@
 // Command bench measures this project's binary side by side with tgt, under fio with its libiscsi engine, and the blockstore side by
-// side with what it lies on (store.go), and writes the figures into docs/BENCHMARKS.md.
+// side with what it lies on (store.go), and, if asked to, replication beside DRBD in guests (drbd.go), and writes the figures into docs/BENCHMARKS.md.
 //
 // What makes the figures comparable: all targets serve at the same time on one machine, every LUN is written full first (a
 // thin block that was never written costs no medium), and within each run every job goes to all targets, one right after
@@ -63,6 +63,7 @@ type options struct {
 const (
 	tableTargets = "targets" // this project's target beside tgt
 	tableStore   = "store"   // the blockstore beside its medium
+	tableDRBD    = "drbd"    // replication beside DRBD, in guests; only if it is named
 )
 
 func main() {
@@ -93,7 +94,7 @@ func parseOptions(args []string, getenv func(string) string) (options, error) {
 	f.StringVar(&o.report, "report", envOr(getenv, "BENCH_REPORT", "docs/BENCHMARKS.md"), "Markdown file to update, or - for none (BENCH_REPORT)")
 	f.StringVar(&o.cache, "cache", ".cache", "folder, on a disk, for file LUNs")
 	f.StringVar(&targets, "targets", strings.Join(allTargets(), ","), "what to measure; the first is what the others are compared with")
-	f.StringVar(&tables, "tables", envOr(getenv, "BENCH_TABLES", tableTargets+","+tableStore), "which tables to make (BENCH_TABLES)")
+	f.StringVar(&tables, "tables", envOr(getenv, "BENCH_TABLES", tableTargets+","+tableStore), "which tables to make (BENCH_TABLES); drbd too, in guests")
 	f.StringVar(&o.match, "jobs", "", "only jobs whose name contains this")
 	f.IntVar(&o.runs, "runs", 0, "runs, 1 to 99; the median counts (BENCH_RUNS, 3)")
 	f.IntVar(&o.seconds, "seconds", 0, "seconds for each job, 1 to 3600 (BENCH_SECONDS, 5)")
@@ -137,8 +138,8 @@ func parseOptions(args []string, getenv func(string) string) (options, error) {
 		o.report = ""
 	}
 	for t := range strings.SplitSeq(tables, ",") {
-		if t != tableTargets && t != tableStore {
-			return o, fmt.Errorf("unknown table %q: %s, %s", t, tableTargets, tableStore)
+		if blockNames[t] == "" {
+			return o, fmt.Errorf("unknown table %q: %s, %s, %s", t, tableTargets, tableStore, tableDRBD)
 		}
 		o.tables = append(o.tables, t)
 	}
@@ -212,13 +213,13 @@ type contender struct {
 
 func run(ctx context.Context, o options) error {
 	for _, t := range o.tables {
-		make := benchTargets
-		if t == tableStore {
-			make = benchStore
-		}
+		make := map[string]func(context.Context, options) (string, error){tableTargets: benchTargets, tableStore: benchStore, tableDRBD: benchDRBD}[t]
 		text, err := make(ctx, o)
 		if err != nil {
 			return err
+		}
+		if text == "" { // it was made by another process
+			continue
 		}
 		fmt.Println(text)
 		if o.report == "" {
@@ -232,7 +233,7 @@ func run(ctx context.Context, o options) error {
 }
 
 // blockNames are the names of the tables' places in the report.
-var blockNames = map[string]string{tableTargets: "bench", tableStore: "store"}
+var blockNames = map[string]string{tableTargets: "bench", tableStore: "store", tableDRBD: "drbd"}
 
 // benchTargets makes the first table.
 func benchTargets(ctx context.Context, o options) (text string, err error) {

@@ -16,7 +16,11 @@ import (
 	"time"
 
 	"sanctuary/node/api"
+	"sanctuary/scripts/guest/machine"
 )
+
+// booting is what a guest may take to boot from a LUN.
+const booting = 90 * time.Second
 
 // TestQEMUBootsFromTheLUNWhileTheOwnerIsKilled: firmware, boot loader, kernel and root file system of a guest come from a LUN
 // through QEMU's own initiator, which knows one portal: that of a node that does not own the LUN and sends it to the owner. The
@@ -52,12 +56,12 @@ func TestQEMUBootsFromTheLUNWhileTheOwnerIsKilled(t *testing.T) {
 	if first == portal {
 		t.Fatalf("%s owns the LUN, although nobody moved it there", portal)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), bootTime)
+	ctx, cancel := context.WithTimeout(t.Context(), booting)
 	defer cancel()
 	l.until(ctx, t, "the guest boots on without its first owner", v.says("guest: ready"))
 	l.restart(t, first, lun.Name)
 	l.soon(t, "the agent answers", func() error {
-		_, err := v.do(t.Context(), "true")
+		_, err := v.Do(t.Context(), "true")
 		return err
 	})
 	v.sh(t, "mount -o remount,rw / && [ \"$(findmnt -n -o SOURCE /)\" = /dev/vda2 ]")
@@ -66,7 +70,7 @@ func TestQEMUBootsFromTheLUNWhileTheOwnerIsKilled(t *testing.T) {
 	v.sh(t, "%s", writer)
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("console of the guest:\n%s", tail(v.console))
+			t.Logf("console of the guest:\n%s", machine.Tail(v.Console))
 		}
 	})
 	l.soon(t, "writes are acknowledged", v.acknowledged(t, 20))
@@ -89,7 +93,7 @@ done`, n)
 		}
 	}
 	v.sh(t, "mount -o remount,ro /")
-	v.kill()
+	v.Kill()
 	// What is on the LUN is a sound file system with those files: through the kernel of the other guest it would be mounted;
 	// the tools of this machine read it as it is.
 	after := filepath.Join(l.dir, "after.img")
@@ -123,7 +127,7 @@ setsid sh /writer >/dev/null 2>&1 </dev/null &`
 func (l *lab) bootImage(t *testing.T) string {
 	t.Helper()
 	image, settings := filepath.Join(l.dir, "boot.img"), filepath.Join(l.dir, "syslinux.cfg")
-	text := "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\nLINUX /vmlinuz\nINITRD /initrd\nAPPEND " + kernelArguments() + "\n"
+	text := "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\nLINUX /vmlinuz\nINITRD /initrd\nAPPEND " + machine.KernelArguments() + "\n"
 	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -142,30 +146,30 @@ func (l *lab) bootImage(t *testing.T) string {
 // Proxmox's: werror=report would be seen there, and werror=stop would hide a lost write behind a pause.
 func (l *lab) bootFrom(t *testing.T, drive string) *vm {
 	t.Helper()
-	v := &vm{console: filepath.Join(l.dir, "boot.console"), agent: net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))}
+	v := &vm{&machine.Machine{Console: filepath.Join(l.dir, "boot.console"), Agent: net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))}}
 	cmd := exec.Command("nice", "-n", "10", "qemu-system-x86_64",
 		"-M", "pc", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:"+v.console,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:"+v.Console,
 		"-drive", "id=disk,if=none,format=raw,cache=none,werror=report,rerror=report,"+"file."+strings.ReplaceAll(drive, ",", ",file."),
 		"-device", "virtio-blk-pci,drive=disk,bootindex=0",
-		"-netdev", "user,id=net,hostfwd=tcp:"+v.agent+"-10.0.2.15:1024", "-device", "virtio-net-pci,netdev=net,romfile=",
+		"-netdev", "user,id=net,hostfwd=tcp:"+v.Agent+"-10.0.2.15:1024", "-device", "virtio-net-pci,netdev=net,romfile=",
 		"-device", "virtio-rng-pci")
 	var err error
-	if v.process, err = run("guest boot", filepath.Join(l.dir, "boot.qemu.log"), cmd); err != nil {
+	if v.Process, err = machine.Run("guest boot", filepath.Join(l.dir, "boot.qemu.log"), cmd); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(v.kill)
+	t.Cleanup(v.Kill)
 	return v
 }
 
 // says looks for a text on the console.
 func (v *vm) says(text string) func() error {
 	return func() error {
-		if err := v.ended(); err != nil {
+		if err := v.Ended(); err != nil {
 			return err
 		}
-		if console, err := os.ReadFile(v.console); err != nil || !strings.Contains(string(console), text) {
-			return fmt.Errorf("the console does not say %q:\n%s", text, tail(v.console))
+		if console, err := os.ReadFile(v.Console); err != nil || !strings.Contains(string(console), text) {
+			return fmt.Errorf("the console does not say %q:\n%s", text, machine.Tail(v.Console))
 		}
 		return nil
 	}
@@ -177,12 +181,12 @@ var acknowledgement = regexp.MustCompile(`(?m)^wrote: (\d+) at ([0-9.]+)\r$`)
 // last is the number of the last file that was called written, and the longest the guest waited between two.
 func (v *vm) last(t *testing.T) (n int, longest time.Duration) {
 	t.Helper()
-	console, err := os.ReadFile(v.console)
+	console, err := os.ReadFile(v.Console)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if bytes.Contains(console, []byte("wrote: error")) {
-		t.Fatalf("a write failed in the guest:\n%s", tail(v.console))
+		t.Fatalf("a write failed in the guest:\n%s", machine.Tail(v.Console))
 	}
 	before := 0.0
 	for _, m := range acknowledgement.FindAllSubmatch(console, -1) {
@@ -202,7 +206,7 @@ func (v *vm) last(t *testing.T) (n int, longest time.Duration) {
 // acknowledged waits for n files in all.
 func (v *vm) acknowledged(t *testing.T, n int) func() error {
 	return func() error {
-		if err := v.ended(); err != nil {
+		if err := v.Ended(); err != nil {
 			return err
 		}
 		if have, _ := v.last(t); have < n {

@@ -18,6 +18,7 @@ import (
 	"sanctuary/node/api"
 	"sanctuary/node/client"
 	"sanctuary/node/config"
+	"sanctuary/scripts/guest/machine"
 )
 
 // Names of the cluster's nodes.
@@ -36,7 +37,7 @@ type cluster struct {
 	api     *client.Client
 	apiList []string
 	portals map[string]string // of data nodes: host:port as advertised
-	procs   map[string]*process
+	procs   map[string]*machine.Process
 }
 
 // startCluster returns once all nodes are alive. Its nodes advertise the addresses under which a guest reaches them.
@@ -52,7 +53,7 @@ func startCluster(dir string) (*cluster, error) {
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("%w: make build", err)
 	}
-	c := &cluster{dir: dir, binary: binary, portals: map[string]string{}, procs: map[string]*process{}}
+	c := &cluster{dir: dir, binary: binary, portals: map[string]string{}, procs: map[string]*machine.Process{}}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -172,7 +173,7 @@ func (c *cluster) start(node string) error {
 	if node == witness {
 		command = "witness"
 	}
-	p, err := run("node "+node, c.path(node, "log"), exec.Command(c.binary, command, "--config", c.path(node, "toml")))
+	p, err := machine.Run("node "+node, c.path(node, "log"), exec.Command(c.binary, command, "--config", c.path(node, "toml")))
 	if err == nil {
 		c.procs[node] = p
 	}
@@ -182,8 +183,8 @@ func (c *cluster) start(node string) error {
 // ended names a node that has ended without being killed.
 func (c *cluster) ended() error {
 	for n, p := range c.procs {
-		if err := p.ended(); err != nil {
-			return fmt.Errorf("%w\n%s", err, tail(c.path(n, "log")))
+		if err := p.Ended(); err != nil {
+			return fmt.Errorf("%w\n%s", err, machine.Tail(c.path(n, "log")))
 		}
 	}
 	return nil
@@ -191,7 +192,7 @@ func (c *cluster) ended() error {
 
 // kill ends a node with SIGKILL and waits until it is gone.
 func (c *cluster) kill(node string) {
-	c.procs[node].kill()
+	c.procs[node].Kill()
 	delete(c.procs, node)
 }
 
@@ -210,20 +211,20 @@ func (c *cluster) close() error {
 		}
 	}
 	for n, p := range c.procs {
-		if err := p.ended(); err != nil {
+		if err := p.Ended(); err != nil {
 			errs = append(errs, err)
 			delete(c.procs, n)
 			continue
 		}
-		_ = p.cmd.Process.Signal(syscall.SIGTERM) // an error: it has ended meanwhile
+		_ = p.Cmd.Process.Signal(syscall.SIGTERM) // an error: it has ended meanwhile
 	}
 	for _, p := range c.procs {
 		grace := time.NewTimer(20 * time.Second)
 		select {
-		case <-p.done:
+		case <-p.Done:
 		case <-grace.C:
-			errs = append(errs, fmt.Errorf("%s did not stop in order within 20 s", p.name))
-			p.kill()
+			errs = append(errs, fmt.Errorf("%s did not stop in order within 20 s", p.Name))
+			p.Kill()
 		}
 		grace.Stop()
 	}

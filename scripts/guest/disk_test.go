@@ -73,12 +73,12 @@ timeout 60 sh -c 'until multipath -f sanctuary-%[3]s; do sleep 0.2; done'
 iscsiadm -m node -T %[4]s --logout
 iscsiadm -m node -T %[4]s -o delete
 `, initiatorName, setup, name, lun.IQN)
-	r, err := l.vm.do(ctx, script)
+	r, err := l.vm.Do(ctx, script)
 	if err != nil {
 		return err
 	}
-	if r.status != 0 || !strings.Contains(r.out, "sanctuary-"+name+" ("+"3"+strings.ToLower(lun.NAA)+")") {
-		return fmt.Errorf("what client-config says for Linux does not lead to a map (status %d):\n%s\n%s%s", r.status, setup, r.out, r.err)
+	if r.Status != 0 || !strings.Contains(r.Out, "sanctuary-"+name+" ("+"3"+strings.ToLower(lun.NAA)+")") {
+		return fmt.Errorf("what client-config says for Linux does not lead to a map (status %d):\n%s\n%s%s", r.Status, setup, r.Out, r.Err)
 	}
 	return l.cluster.api.DeleteLUN(ctx, name, true)
 }
@@ -122,7 +122,7 @@ func (d *disk) login(t *testing.T) {
 		if n := len(m.paths()); n != 2 {
 			return fmt.Errorf("%d paths:\n%s", n, m.text)
 		}
-		if d.l.vm.try(t, "test -e %s", d.dev).status != 0 { // udev's part comes last
+		if d.l.vm.try(t, "test -e %s", d.dev).Status != 0 { // udev's part comes last
 			return fmt.Errorf("%s does not exist", d.dev)
 		}
 		return nil
@@ -157,7 +157,7 @@ done`, d.lun.IQN)
 func (d *disk) logout(t *testing.T) {
 	t.Helper()
 	// Not t.Context(), which has ended when cleanup runs.
-	r, err := d.l.vm.do(context.Background(), fmt.Sprintf(`
+	r, err := d.l.vm.Do(context.Background(), fmt.Sprintf(`
 umount %[1]s 2>/dev/null
 if [ -e %[1]s ]; then
 	multipathd disablequeueing map %[2]s >/dev/null
@@ -165,8 +165,8 @@ if [ -e %[1]s ]; then
 fi
 timeout 60 iscsiadm -m node -T %[3]s --logout || exit
 iscsiadm -m node -T %[3]s -o delete`, d.dev, d.wwid, d.lun.IQN))
-	if err != nil || r.status != 0 {
-		t.Errorf("take LUN %s away from the guest: %v %s%s", d.lun.Name, err, r.out, r.err)
+	if err != nil || r.Status != 0 {
+		t.Errorf("take LUN %s away from the guest: %v %s%s", d.lun.Name, err, r.Out, r.Err)
 	}
 }
 
@@ -203,7 +203,7 @@ var (
 func (d *disk) topology(t *testing.T) topology {
 	t.Helper()
 	// The daemon's own view: it is the daemon that acts. It has none before it has made the map.
-	m := topology{text: d.l.vm.try(t, "multipathd show map %s topology", d.wwid).out}
+	m := topology{text: d.l.vm.try(t, "multipathd show map %s topology", d.wwid).Out}
 	for _, line := range strings.Split(m.text, "\n") {
 		if g := groupPattern.FindStringSubmatch(line); g != nil {
 			prio, _ := strconv.Atoi(g[1])

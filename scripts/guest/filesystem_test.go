@@ -41,7 +41,7 @@ for turn in 1 2 3; do
 	echo $turn >/tmp/turn
 done`)
 			l.soon(t, "the first files are on the disk", func() error {
-				if r := l.vm.try(t, "test -s /tmp/turn"); r.status != 0 {
+				if r := l.vm.try(t, "test -s /tmp/turn"); r.Status != 0 {
 					return fmt.Errorf("nothing copied yet")
 				}
 				return nil

@@ -98,8 +98,8 @@ func (h *host) set(t *testing.T, settings ...string) {
 // login discovers the host's target and logs in at every node, with settings as for set.
 func (h *host) login(t *testing.T, settings ...string) {
 	t.Helper()
-	if r := h.discover(t, alpha); r.status != 0 || !strings.Contains(r.out, h.iqn) {
-		t.Fatalf("discovery does not show %s to its host: status %d: %s%s", h.iqn, r.status, r.out, r.err)
+	if r := h.discover(t, alpha); r.Status != 0 || !strings.Contains(r.Out, h.iqn) {
+		t.Fatalf("discovery does not show %s to its host: status %d: %s%s", h.iqn, r.Status, r.Out, r.Err)
 	}
 	h.set(t, settings...)
 	t.Cleanup(func() { h.logout(t) })
@@ -133,9 +133,9 @@ func (h *host) path(t *testing.T, g granted, node string) path {
 	[ "$(cat $s/device/connection*/iscsi_connection/connection*/persistent_port)" = %s ] || continue
 	cd $s/device/target*/*:*:*:%d && echo $(ls block) $(ls scsi_generic)
 done`, h.iqn, port, g.number)
-		f := strings.Fields(r.out)
+		f := strings.Fields(r.Out)
 		if len(f) != 2 {
-			return fmt.Errorf("no such disk: %s%s", r.out, r.err)
+			return fmt.Errorf("no such disk: %s%s", r.Out, r.Err)
 		}
 		p = path{sd: "/dev/" + f[0], sg: "/dev/" + f[1]}
 		return nil
@@ -147,7 +147,7 @@ done`, h.iqn, port, g.number)
 func (h *host) sg(t *testing.T, g granted) string {
 	t.Helper()
 	h.l.soon(t, "map of "+g.lun.Name, func() error {
-		if out := h.l.vm.try(t, "test -e %s && multipathd show map %s topology", g.dev(), g.wwid()).out; strings.Count(out, "active") < 2 {
+		if out := h.l.vm.try(t, "test -e %s && multipathd show map %s topology", g.dev(), g.wwid()).Out; strings.Count(out, "active") < 2 {
 			return fmt.Errorf("not yet two paths:\n%s", out)
 		}
 		return nil
@@ -161,8 +161,8 @@ func TestHostSeesItsOwnLUNsOnly(t *testing.T) {
 	h := l.host(t, "mine", api.HostSpec{Initiators: []string{initiatorName + "-mine"}})
 	g, second := h.grant(t, "granted", 64*mib), h.later(t, "granted-later", 64*mib)
 	stranger := l.vm.try(t, "iscsiadm -m discovery -t sendtargets -I default -o nonpersistent -p %s", l.cluster.portals[alpha])
-	if strings.Contains(stranger.out, h.iqn) || strings.Contains(stranger.out, g.lun.IQN) {
-		t.Errorf("discovery shows a stranger what is not for it:\n%s", stranger.out)
+	if strings.Contains(stranger.Out, h.iqn) || strings.Contains(stranger.Out, g.lun.IQN) {
+		t.Errorf("discovery shows a stranger what is not for it:\n%s", stranger.Out)
 	}
 	h.login(t)
 	h.sg(t, g)
@@ -175,7 +175,7 @@ func TestHostSeesItsOwnLUNsOnly(t *testing.T) {
 	h.sg(t, second)
 	r := l.vm.try(t, `iscsiadm -m node -T %s -p %s -I default -o new && iscsiadm -m node -T %[1]s -I default --login; status=$?
 iscsiadm -m node -T %[1]s -I default -o delete; exit $status`, h.iqn, l.cluster.portals[alpha])
-	if r.status == 0 {
+	if r.Status == 0 {
 		t.Errorf("a stranger logs in to the target of host %s", h.name)
 	}
 }
@@ -216,14 +216,14 @@ exit $status`, iface, l.cluster.portals[node], user, password)
 		t.Run(c.name, func(t *testing.T) {
 			h := l.host(t, "chap-"+c.name, api.HostSpec{Initiators: []string{initiatorName + "-" + c.name}, CHAP: &c.chap})
 			g := h.grant(t, "chap-"+c.name, 64*mib)
-			if r := h.discover(t, alpha); r.status == 0 && strings.Contains(r.out, h.iqn) {
-				t.Errorf("discovery without proof shows the target:\n%s", r.out)
+			if r := h.discover(t, alpha); r.Status == 0 && strings.Contains(r.Out, h.iqn) {
+				t.Errorf("discovery without proof shows the target:\n%s", r.Out)
 			}
-			if r := discovery(h.name, alpha, c.chap.User, "a-wrong-secret"); r.status == 0 {
-				t.Errorf("discovery with a wrong secret succeeds:\n%s", r.out)
+			if r := discovery(h.name, alpha, c.chap.User, "a-wrong-secret"); r.Status == 0 {
+				t.Errorf("discovery with a wrong secret succeeds:\n%s", r.Out)
 			}
-			if r := discovery(h.name, alpha, c.chap.User, secret); r.status != 0 || !strings.Contains(r.out, h.iqn) {
-				t.Fatalf("discovery with the right secret: status %d: %s%s", r.status, r.out, r.err)
+			if r := discovery(h.name, alpha, c.chap.User, secret); r.Status != 0 || !strings.Contains(r.Out, h.iqn) {
+				t.Fatalf("discovery with the right secret: status %d: %s%s", r.Status, r.Out, r.Err)
 			}
 			t.Cleanup(func() { h.logout(t) })
 			login := func(settings []string) result {
@@ -231,7 +231,7 @@ exit $status`, iface, l.cluster.portals[node], user, password)
 				h.set(t, settings...)
 				return l.vm.try(t, "iscsiadm -m node -T %s -I %s --login", h.iqn, h.name)
 			}
-			if r := login([]string{"node.session.auth.authmethod", "None"}); r.status == 0 {
+			if r := login([]string{"node.session.auth.authmethod", "None"}); r.Status == 0 {
 				t.Error("a login without proof succeeds")
 			}
 			for i := 1; i < len(c.settings); i += 2 {
@@ -240,12 +240,12 @@ exit $status`, iface, l.cluster.portals[node], user, password)
 				}
 				wrong := append([]string(nil), c.settings...)
 				wrong[i] = "not-the-secret-at-all"
-				if r := login(wrong); r.status == 0 {
+				if r := login(wrong); r.Status == 0 {
 					t.Errorf("a login with a wrong %s succeeds", wrong[i-1])
 				}
 			}
-			if r := login(c.settings); r.status != 0 {
-				t.Fatalf("login with the right secrets: status %d: %s%s", r.status, r.out, r.err)
+			if r := login(c.settings); r.Status != 0 {
+				t.Fatalf("login with the right secrets: status %d: %s%s", r.Status, r.Out, r.Err)
 			}
 			h.sg(t, g)
 			l.vm.sh(t, "dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", g.dev())

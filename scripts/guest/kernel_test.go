@@ -29,12 +29,12 @@ func (l *lab) watchKernel(t *testing.T) {
 	t.Helper()
 	before := strings.Count(l.vm.sh(t, "dmesg --raw"), "\n")
 	t.Cleanup(func() {
-		r, err := l.vm.do(context.Background(), "dmesg --raw")
+		r, err := l.vm.Do(context.Background(), "dmesg --raw")
 		if err != nil {
 			t.Errorf("kernel log of the guest: %v", err)
 			return
 		}
-		lines := strings.Split(r.out, "\n")
+		lines := strings.Split(r.Out, "\n")
 		// A ring: when it has turned, everything in it is new.
 		if len(lines) > before {
 			lines = lines[before:]

@@ -1,19 +1,19 @@
 package guest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"sanctuary/scripts/guest/machine"
 )
 
 const (
@@ -38,7 +38,7 @@ var (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("SANCTUARY_GUEST") == "1" && impossible() == "" && os.Getenv(imageVariable) == "" {
+	if os.Getenv("SANCTUARY_GUEST") == "1" && machine.Impossible() == "" && os.Getenv(imageVariable) == "" {
 		fmt.Fprintln(os.Stderr, isolate()) // returns only if it failed
 		os.Exit(1)
 	}
@@ -59,7 +59,7 @@ func useLab(t *testing.T) *lab {
 	if os.Getenv("SANCTUARY_GUEST") != "1" {
 		t.Skip("needs a guest: make test-guest")
 	}
-	if why := impossible(); why != "" {
+	if why := machine.Impossible(); why != "" {
 		t.Skip("no guest can run here: " + why)
 	}
 	start.Do(func() { shared, broken = startLab() })
@@ -73,21 +73,6 @@ func useLab(t *testing.T) *lab {
 	return shared
 }
 
-func impossible() string {
-	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return runtime.GOOS + "/" + runtime.GOARCH + ": the guest is Debian for amd64 and emulated, which only its own kind does quickly enough"
-	}
-	for _, tool := range []string{"qemu-system-x86_64", "qemu-img", "mmdebstrap"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return tool + " is not installed: scripts/setup guest"
-		}
-	}
-	if os.Getuid() != 0 {
-		return "building its image needs root"
-	}
-	return ""
-}
-
 // imageVariable tells the tests where the guest is, once they run in a network of their own.
 const imageVariable = "GUEST_IMAGE"
 
@@ -97,11 +82,9 @@ const imageVariable = "GUEST_IMAGE"
 func isolate() error {
 	ctx, cancel := context.WithTimeout(context.Background(), buildTime)
 	defer cancel()
-	build := exec.CommandContext(ctx, "./build")
-	build.Stderr = os.Stderr
-	out, err := build.Output()
+	image, err := machine.Image(ctx, ".")
 	if err != nil {
-		return fmt.Errorf("scripts/guest/build: %w", err)
+		return err
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -112,7 +95,7 @@ func isolate() error {
 		return err
 	}
 	args := append([]string{unshare, "--net", "--", self}, os.Args[1:]...)
-	return syscall.Exec(unshare, args, append(os.Environ(), imageVariable+"="+strings.TrimSpace(string(out))))
+	return syscall.Exec(unshare, args, append(os.Environ(), imageVariable+"="+image))
 }
 
 func startLab() (l *lab, err error) {
@@ -144,7 +127,7 @@ func startLab() (l *lab, err error) {
 
 // alive names what of the lab has ended by itself.
 func (l *lab) alive() error {
-	if err := l.vm.ended(); err != nil {
+	if err := l.vm.Ended(); err != nil {
 		return err
 	}
 	return l.cluster.ended()
@@ -154,7 +137,7 @@ func (l *lab) alive() error {
 func (l *lab) close(well bool) error {
 	var err error
 	if l.vm != nil {
-		l.vm.kill()
+		l.vm.Kill()
 	}
 	if l.cluster != nil {
 		err = l.cluster.close()
@@ -192,56 +175,4 @@ func (l *lab) soon(t *testing.T, what string, check func() error) {
 	ctx, cancel := context.WithTimeout(t.Context(), waitTime)
 	defer cancel()
 	l.until(ctx, t, what, check)
-}
-
-// process is a child that dies with this one.
-type process struct {
-	name string
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended and err is set
-	err  error
-}
-
-// run starts a child with its output in a file. ended says why it is no longer there.
-func run(name, log string, cmd *exec.Cmd) (*process, error) {
-	file, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	cmd.Stdout, cmd.Stderr = file, file
-	p := &process{name: name, cmd: cmd, done: make(chan struct{})}
-	if err := spawn(cmd); err != nil {
-		return nil, err
-	}
-	go func() {
-		p.err = cmd.Wait()
-		close(p.done)
-	}()
-	return p, nil
-}
-
-func (p *process) ended() error {
-	select {
-	case <-p.done:
-		return fmt.Errorf("%s has ended by itself: %v", p.name, p.err)
-	default:
-		return nil
-	}
-}
-
-// kill ends the process with SIGKILL and waits until it is gone.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // an error: it has ended already
-	<-p.done
-}
-
-// tail returns the end of a file, for a message.
-func tail(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
-	return string(bytes.Join(lines[max(0, len(lines)-30):], []byte("\n")))
 }

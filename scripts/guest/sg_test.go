@@ -42,13 +42,13 @@ func (l *lab) told(t *testing.T, format string, args ...any) (out string) {
 	t.Helper()
 	l.soon(t, "no more unit attentions", func() error {
 		r := l.vm.try(t, format, args...)
-		if r.status == sgUnitAttention {
-			return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+		if r.Status == sgUnitAttention {
+			return fmt.Errorf("status %d: %s%s", r.Status, r.Out, r.Err)
 		}
-		if r.status != 0 {
-			t.Fatalf("status %d: %s\n%s%s", r.status, fmt.Sprintf(format, args...), r.out, r.err)
+		if r.Status != 0 {
+			t.Fatalf("status %d: %s\n%s%s", r.Status, fmt.Sprintf(format, args...), r.Out, r.Err)
 		}
-		out = r.out
+		out = r.Out
 		return nil
 	})
 	return out
@@ -60,8 +60,8 @@ func (d *disk) onOwner(t *testing.T, format string, args ...any) (r result) {
 	t.Helper()
 	d.l.soon(t, "the owner answers", func() error {
 		r = d.l.vm.try(t, "SG=%s\n%s", d.paths[d.l.lun(t, d.lun.Name).Owner].sg, fmt.Sprintf(format, args...))
-		if r.status == sgNotReady || r.status == sgUnitAttention {
-			return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+		if r.Status == sgNotReady || r.Status == sgUnitAttention {
+			return fmt.Errorf("status %d: %s%s", r.Status, r.Out, r.Err)
 		}
 		return nil
 	})
@@ -72,10 +72,10 @@ func (d *disk) onOwner(t *testing.T, format string, args ...any) (r result) {
 func (d *disk) good(t *testing.T, format string, args ...any) string {
 	t.Helper()
 	r := d.onOwner(t, format, args...)
-	if r.status != 0 {
-		t.Fatalf("in the guest, status %d: %s\n%s%s", r.status, fmt.Sprintf(format, args...), r.out, r.err)
+	if r.Status != 0 {
+		t.Fatalf("in the guest, status %d: %s\n%s%s", r.Status, fmt.Sprintf(format, args...), r.Out, r.Err)
 	}
-	return r.out
+	return r.Out
 }
 
 // TestSgInquiryIsTheSameDiskThroughEveryPath: standard data and every page of vital product data, through both nodes and
@@ -133,8 +133,8 @@ func TestSgSetTargetPortGroupsMovesTheLUN(t *testing.T) {
 	l.soon(t, "sg_stpg moves the LUN to "+to, func() error {
 		// Repeated, for a LUN that has just got its owner stays there for a while; sg_stpg 2.10 says so, but ends with status 0.
 		r := l.vm.try(t, "sg_stpg --tp=%s --state=ao %s", d.portGroup(t, to), d.paths[from].sg)
-		if owner := l.lun(t, d.lun.Name).Owner; r.status != 0 || owner != to {
-			return fmt.Errorf("it is owned by %s: status %d: %s%s", owner, r.status, r.out, r.err)
+		if owner := l.lun(t, d.lun.Name).Owner; r.Status != 0 || owner != to {
+			return fmt.Errorf("it is owned by %s: status %d: %s%s", owner, r.Status, r.Out, r.Err)
 		}
 		return nil
 	})
@@ -183,10 +183,10 @@ func TestSgPersistentReservations(t *testing.T) {
 
 	out(b, "--preempt --param-rk=0xb2 --param-sark=0xa1 --prout-type=5")
 	agree("preempted", `1 registered`, `Key=0xb2`)
-	if r := write(a); r.status != sgConflict && r.status != sgUnitAttention {
-		t.Errorf("a write of who was preempted ends in status %d, want RESERVATION CONFLICT: %s", r.status, r.err)
-	} else if r = write(a); r.status != sgConflict {
-		t.Errorf("a write of who was preempted ends in status %d, want RESERVATION CONFLICT: %s", r.status, r.err)
+	if r := write(a); r.Status != sgConflict && r.Status != sgUnitAttention {
+		t.Errorf("a write of who was preempted ends in status %d, want RESERVATION CONFLICT: %s", r.Status, r.Err)
+	} else if r = write(a); r.Status != sgConflict {
+		t.Errorf("a write of who was preempted ends in status %d, want RESERVATION CONFLICT: %s", r.Status, r.Err)
 	}
 
 	l.move(t, d.lun.Name, other(first))
@@ -198,8 +198,8 @@ func TestSgPersistentReservations(t *testing.T) {
 	l.restart(t, killed, d.lun.Name)
 	l.soon(t, "the killed node's path answers", func() error {
 		r := l.vm.try(t, "sg_persist --in --read-keys %s", d.paths[killed].sg)
-		if r.status != 0 || !strings.Contains(r.out, "0xb2") {
-			return fmt.Errorf("status %d: %s%s", r.status, r.out, r.err)
+		if r.Status != 0 || !strings.Contains(r.Out, "0xb2") {
+			return fmt.Errorf("status %d: %s%s", r.Status, r.Out, r.Err)
 		}
 		return nil
 	})
@@ -207,8 +207,8 @@ func TestSgPersistentReservations(t *testing.T) {
 	out(b, "--clear --param-rk=0xb2")
 	agree("cleared", `there are NO registered reservation keys`, `there is NO reservation held`)
 	l.soon(t, "writes are allowed again", func() error {
-		if r := write(d.paths[l.lun(t, d.lun.Name).Owner].sg); r.status != 0 {
-			return fmt.Errorf("status %d: %s", r.status, r.err)
+		if r := write(d.paths[l.lun(t, d.lun.Name).Owner].sg); r.Status != 0 {
+			return fmt.Errorf("status %d: %s", r.Status, r.Err)
 		}
 		return nil
 	})
@@ -233,8 +233,8 @@ cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD; head -c 512 /dev/zero >/
 
 	d.good(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/AB $SG")
 	is(1000, "/tmp/B")
-	if r := d.onOwner(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/CD $SG"); r.status != sgMiscompare {
-		t.Errorf("COMPARE AND WRITE with other data: status %d, want a miscompare: %s%s", r.status, r.out, r.err)
+	if r := d.onOwner(t, "sg_compare_and_write --lba=1000 --num=1 --xferlen=1024 --in=/tmp/CD $SG"); r.Status != sgMiscompare {
+		t.Errorf("COMPARE AND WRITE with other data: status %d, want a miscompare: %s%s", r.Status, r.Out, r.Err)
 	}
 	is(1000, "/tmp/B")
 	mapped(1000, "mapped")
@@ -252,7 +252,7 @@ cat /tmp/A /tmp/B >/tmp/AB; cat /tmp/C /tmp/D >/tmp/CD; head -c 512 /dev/zero >/
 	is(2048, "/tmp/0")
 	is(2175, "/tmp/0")
 	mapped(2048, "deallocated")
-	if r := d.onOwner(t, "sg_unmap --force --lba=131072 --num=1 $SG"); r.status == 0 {
+	if r := d.onOwner(t, "sg_unmap --force --lba=131072 --num=1 $SG"); r.Status == 0 {
 		t.Errorf("UNMAP beyond the end succeeds")
 	}
 }
@@ -293,10 +293,10 @@ func TestSgResetTellsEveryPath(t *testing.T) {
 	l.vm.try(t, "sg_turs %s; sg_turs %s", a, b) // what is left of the login
 	l.vm.sh(t, "sg_reset --device %s", a)
 	r := l.vm.try(t, "sg_turs -vv %s", b)
-	if r.status != sgUnitAttention {
-		t.Errorf("TEST UNIT READY on the other path after a reset: status %d, want a unit attention\n%s%s", r.status, r.out, r.err)
+	if r.Status != sgUnitAttention {
+		t.Errorf("TEST UNIT READY on the other path after a reset: status %d, want a unit attention\n%s%s", r.Status, r.Out, r.Err)
 	}
-	has(t, "unit attention after a reset", r.out+r.err, `(?i)reset`)
+	has(t, "unit attention after a reset", r.Out+r.Err, `(?i)reset`)
 	l.vm.again(t, "kill -CONT $(pidof multipathd)")
 	l.vm.sh(t, "dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", d.dev)
 	l.vm.sh(t, "sg_reset --target %s; dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", a, d.dev)

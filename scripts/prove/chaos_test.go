@@ -48,7 +48,7 @@ type sequence struct {
 
 func newSequence(c *cluster, rng *rand.Rand) *sequence {
 	s := &sequence{c: c, rng: rng, is: map[string]string{}}
-	for _, n := range allNodes {
+	for _, n := range c.nodes {
 		s.is[n] = "running"
 	}
 	return s
@@ -56,7 +56,8 @@ func newSequence(c *cluster, rng *rand.Rand) *sequence {
 
 // step does one thing to one node. The data nodes have it worse than the witness.
 func (s *sequence) step() {
-	node := []string{alpha, alpha, beta, beta, witness}[s.rng.IntN(5)]
+	victims := append(slices.Clone(s.c.copies), s.c.nodes...)
+	node := victims[s.rng.IntN(len(victims))]
 	switch is := s.is[node]; {
 	case is == "dead":
 		s.start(node)
@@ -88,7 +89,7 @@ func (s *sequence) resume(node string) {
 
 // heal makes all nodes run, in any order.
 func (s *sequence) heal() {
-	nodes := slices.Clone(allNodes)
+	nodes := slices.Clone(s.c.nodes)
 	s.rng.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 	for _, n := range nodes {
 		switch s.is[n] {

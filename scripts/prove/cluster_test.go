@@ -41,8 +41,8 @@ const (
 
 var allNodes = []string{alpha, beta, witness}
 
-// cluster is two data nodes and a witness, each a process of its own, with one LUN. Its methods end the test on errors
-// that say nothing about the product's promises.
+// cluster is two data nodes and a witness, or three data nodes, each a process of its own, with one LUN. Its methods end the test on
+// errors that say nothing about the product's promises.
 type cluster struct {
 	t       *testing.T
 	dir     string
@@ -51,8 +51,11 @@ type cluster struct {
 	api     *client.Client
 	spawn   chan func() // runs on the thread all children are tied to
 
-	nodes []string         // allNodes and more
-	disks map[string]*disk // of each node, if they can lose their power
+	nodes  []string         // allNodes and more, or three data nodes
+	copies []string         // where the LUN was placed
+	disks  map[string]*disk // of each node, if they can lose their power
+	net    *network         // nil: all are on loopback, or in a guest
+	guest  *guest           // nil: the nodes are processes of this machine
 
 	mu    sync.Mutex // guards procs
 	procs map[string]*process
@@ -72,6 +75,8 @@ type clusterSpec struct {
 	keepBytes int64    // of journal; 0 is the product's default
 	power     bool     // the nodes' disks lose what was not synced when they are cut
 	more      []string // data nodes besides alpha and beta
+	three     bool     // three data nodes with a copy each, and no witness
+	network   bool     // each node is a host of its own; only where inside is true
 }
 
 // startCluster brings a healthy LUN up. Everything is gone when the test ends, unless it failed: then the directory stays.
@@ -88,7 +93,11 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, nodes: append(slices.Clone(allNodes), s.more...), dir: dir, binary: binary, configs: map[string]config.Config{}, spawn: make(chan func()), procs: map[string]*process{}}
+	c := &cluster{t: t, nodes: append(slices.Clone(allNodes), s.more...), copies: []string{alpha, beta}, dir: dir, binary: binary, configs: map[string]config.Config{}, spawn: make(chan func()), procs: map[string]*process{}}
+	if s.three {
+		c.nodes = []string{alpha, beta, gamma}
+		c.copies = c.nodes
+	}
 	go func() { // a child dies with the thread that forked it: one that lives as long as the test
 		runtime.LockOSThread()
 		for f := range c.spawn {
@@ -96,6 +105,9 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 		}
 	}()
 	t.Cleanup(c.close)
+	if s.network {
+		c.net = newNetwork(t, c.spawn, c.nodes)
+	}
 	c.configure(s)
 	if s.power {
 		c.mountDisks()
@@ -103,7 +115,14 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 	for _, n := range c.nodes {
 		c.start(n)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	c.create(s)
+	return c
+}
+
+// create makes the LUN, once all nodes are there, and waits until it is healthy.
+func (c *cluster) create(s clusterSpec) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), startTimeout)
 	defer cancel()
 	c.until(ctx, "all nodes alive", func() error {
 		l, err := c.api.Nodes(ctx)
@@ -119,17 +138,25 @@ func startCluster(t *testing.T, s clusterSpec) *cluster {
 		return err
 	})
 	c.until(ctx, "LUN created", func() error {
-		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Nodes: []string{alpha, beta}, Open: true}, 0)
+		_, err := c.api.CreateLUN(ctx, api.LUNSpec{Name: lunName, SizeBytes: s.sizeBytes, Media: s.media, BlockBytes: 512, Nodes: c.copies, Open: true}, 0)
 		return err
 	})
 	c.healthy()
-	return c
 }
 
 // configure writes the nodes' configurations.
 func (c *cluster) configure(s clusterSpec) {
 	ports := freePorts(c.t, 4*len(c.nodes))
-	at := func(n, k int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[4*n+k])) }
+	at := func(n, k int) string {
+		host := "127.0.0.1"
+		switch {
+		case c.net != nil:
+			host = c.net.address(c.nodes[n])
+		case c.guest != nil:
+			host = guestAddress
+		}
+		return net.JoinHostPort(host, strconv.Itoa(ports[4*n+k]))
+	}
 	var (
 		members   []config.Member
 		addresses []string
@@ -151,6 +178,9 @@ func (c *cluster) configure(s clusterSpec) {
 			cfg.Pools.RAM.Capacity = config.Size(s.sizeBytes + 64<<20)
 		}
 		cfg.Cluster, cfg.Node, cfg.DataDir = "prove", n, filepath.Join(c.dir, n)
+		if c.guest != nil {
+			cfg.DataDir = filepath.Join(guestData(n), "node")
+		}
 		cfg.Listen.Peer, cfg.Listen.Gossip, cfg.Listen.API = at(i, 0), at(i, 1), at(i, 2)
 		if s.keepBytes > 0 {
 			cfg.Journal.KeepBytes = config.Size(s.keepBytes)
@@ -218,7 +248,11 @@ func (c *cluster) start(node string) {
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	result := make(chan error)
-	c.spawn <- func() { result <- p.cmd.Start() }
+	begin := p.cmd.Start
+	if c.net != nil {
+		begin = c.net.at(node, begin)
+	}
+	c.spawn <- func() { result <- begin() }
 	if err := <-result; err != nil {
 		c.t.Fatal(err)
 	}
@@ -405,8 +439,8 @@ func (c *cluster) paths(l api.LUN) []initiator.PathConfig {
 	for _, p := range l.Portals {
 		out = append(out, initiator.PathConfig{Address: p.Address, Target: l.IQN, LUN: uint16(l.Number)})
 	}
-	if len(out) != 2 {
-		c.t.Fatalf("LUN has portals %v, want one on each data node", l.Portals)
+	if len(out) != len(c.copies) {
+		c.t.Fatalf("LUN has portals %v, want one on each of %v", l.Portals, c.copies)
 	}
 	return out
 }
@@ -461,7 +495,7 @@ func (c *cluster) logAfter(node string, size int64) string {
 
 // close ends all processes and looks for what none of them may have said.
 func (c *cluster) close() {
-	for _, n := range allNodes {
+	for _, n := range c.nodes {
 		text, err := os.ReadFile(c.path(n, "log"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			c.t.Error(err)
@@ -521,6 +555,7 @@ func prove(t *testing.T) *rand.Rand {
 		}
 	}
 	t.Logf("PROVE_SEED=%d", seed)
+	t.Setenv("PROVE_SEED", strconv.FormatUint(seed, 10)) // for the process of its own that a campaign may need
 	return rand.New(rand.NewPCG(seed, 0))
 }
 

@@ -19,8 +19,8 @@ import (
 // reads is how a descriptor is read.
 type reads struct {
 	plain atomic.Bool // neither way: the file system cannot say what is in the page cache
-	once  sync.Once   // makes ring, when a read first finds something not in the page cache
-	ring  *ring       // nil: there is none to be had
+	once  sync.Once   // makes rings, when a read first finds something not in the page cache
+	rings *rings      // nil: there are none to be had
 }
 
 // rawBytes is how much is copied without telling Go's scheduler: some microseconds.
@@ -35,10 +35,10 @@ func (d *descriptor) readAt(p []byte, off int64) error {
 		}
 		p, off = p[n:], off+int64(n)
 		if !d.reads.plain.Load() {
-			d.reads.once.Do(func() { d.reads.ring, _ = newRing() }) // why there is none does not matter
+			d.reads.once.Do(func() { d.reads.rings, _ = newRings() }) // why there is none does not matter
 		}
-		if r := d.reads.ring; r != nil {
-			n, err := r.read(int(d.f.Fd()), p, off)
+		if rs := d.reads.rings; rs != nil {
+			n, err := rs.read(int(d.f.Fd()), p, off)
 			if err != nil {
 				return &os.PathError{Op: "read", Path: d.f.Name(), Err: err}
 			}
@@ -77,8 +77,8 @@ func (d *descriptor) readCached(p []byte, off int64) (n int) {
 }
 
 func (r *reads) close() error {
-	if r.ring == nil {
+	if r.rings == nil {
 		return nil
 	}
-	return r.ring.close()
+	return r.rings.close()
 }

@@ -34,7 +34,7 @@ type ring struct {
 	cqTail *uint32
 }
 
-// ringDepth is how many reads of one medium may wait in the kernel at once. Those beyond it wait in threads.
+// ringDepth is how many reads of one ring may wait in the kernel at once. Those beyond it wait in threads.
 const ringDepth = 256
 
 // call is one read under way.
@@ -75,6 +75,42 @@ const (
 	// IORING_FEAT_SINGLE_MMAP, and IORING_FEAT_RW_CUR_POS, which came with IORING_OP_READ.
 	ringFeatures = 1<<0 | 1<<3
 )
+
+// rings share the reads of one medium in turn. With one ring for all, threads that submit at the same time wait for each other, for the kernel takes
+// microseconds to take in a read of a file system, and each waits again for who delivers.
+type rings struct {
+	each [ringsPerMedium]*ring
+	next atomic.Uint32
+}
+
+const ringsPerMedium = 4 // more made no difference
+
+// newRings returns an error under the conditions of newRing.
+func newRings() (*rings, error) {
+	rs := &rings{}
+	for i := range rs.each {
+		r, err := newRing()
+		if err != nil {
+			return nil, errors.Join(err, rs.close())
+		}
+		rs.each[i] = r
+	}
+	return rs, nil
+}
+
+// read reads as ring.read does.
+func (rs *rings) read(fd int, p []byte, off int64) (n int, err error) {
+	return rs.each[rs.next.Add(1)%ringsPerMedium].read(fd, p, off)
+}
+
+func (rs *rings) close() (err error) {
+	for _, r := range rs.each {
+		if r != nil {
+			err = errors.Join(err, r.close())
+		}
+	}
+	return err
+}
 
 // newRing returns an error where the kernel has no io_uring, is too old, or does not let us have it.
 func newRing() (r *ring, err error) {

@@ -180,6 +180,7 @@ var variants = []variant{
 	}},
 	{"ram-1", "sanctuary, RAM, 1 copy", demo(1, "ram")},
 	{"ram-2", "sanctuary, RAM, 2 copies + witness", demo(3, "ram")},
+	{"file-1", "sanctuary, file, 1 copy", demo(1, "file")},
 	{"file-2", "sanctuary, file, 2 copies + witness", demo(3, "file")},
 }
 

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"math"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -94,16 +96,36 @@ func TestTable(t *testing.T) {
 	field := []*contender{
 		{variant: variants[0], samples: map[string][]sample{jobs[0].name: {{iops: 1000, megabytes: 4.1, p50: 50, p99: 100, cpu100k: 2}}}},
 		{variant: variants[1], samples: map[string][]sample{jobs[0].name: {{iops: 1500, megabytes: 6.1, p50: 40, p99: 90, cpu100k: 1.5}}}},
+		{variant: variants[2], samples: map[string][]sample{jobs[0].name: {{iops: 600, megabytes: 2.5, p50: 90, p99: 190, cpu100k: 5}}}},
 	}
 	got := table(o, jobs[:1], field, "a machine")
 	for _, want := range []string{
 		"Machine: a machine.", "make bench BENCH_RUNS=1 BENCH_SECONDS=2", "LUNs of 1024 MiB",
-		"| 4k randread qd1 | tgt, RAM | 1000 | 4.1 | 50 | 100 | 2.00 | 1 |",
-		"| 4k randread qd1 | sanctuary, RAM, 1 copy | 1500 | 6.1 | 40 | 90 | 1.50 | 1.50 (1.50–1.50) |",
+		"| 4k randread qd1 | tgt, RAM | 1000 | 4.1 | 50 | 100 | 2.00 | 1 |  |",
+		"| 4k randread qd1 | sanctuary, RAM, 1 copy | 1500 | 6.1 | 40 | 90 | 1.50 | 1.50 (1.50–1.50) |  |",
+		"| 4k randread qd1 | sanctuary, RAM, 2 copies + witness | 600 | 2.5 | 90 | 190 | 5.00 | 0.60 (0.60–0.60) | 0.40 (0.40–0.40) |",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in:\n%s", want, got)
 		}
+	}
+}
+
+func TestFloorIsMeasured(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var f floor
+	if err := f.add(dir); err != nil {
+		t.Fatal(err)
+	}
+	if len(f.sync) != floorRounds || len(f.trip) != floorRounds || median(f.sync) <= 0 || median(f.trip) <= 0 {
+		t.Errorf("%d syncs and %d trips: %v", len(f.sync), len(f.trip), &f)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("it left %v, %v", left, err)
+	}
+	if err := f.add(filepath.Join(dir, "missing")); err == nil {
+		t.Error("a folder that is not there was taken")
 	}
 }
 

@@ -162,6 +162,7 @@ func envOr(getenv func(string) string, name, otherwise string) string {
 // variant is one way to serve a LUN.
 type variant struct {
 	name, title string
+	single      string // name of the variant that has one copy of the same, if this one has more
 	start       func(ctx context.Context, o options, scratch, disk string) (*rig.Target, error)
 }
 
@@ -175,17 +176,17 @@ func demo(nodes int, media string) func(context.Context, options, string, string
 const ramDisk = "/dev/shm"
 
 var variants = []variant{
-	{"tgt", "tgt, RAM", func(ctx context.Context, o options, scratch, _ string) (*rig.Target, error) {
+	{"tgt", "tgt, RAM", "", func(ctx context.Context, o options, scratch, _ string) (*rig.Target, error) {
 		return rig.StartTgt(ctx, scratch, ramDisk, o.bytes)
 	}},
-	{"ram-1", "sanctuary, RAM, 1 copy", demo(1, "ram")},
-	{"ram-2", "sanctuary, RAM, 2 copies + witness", demo(3, "ram")},
-	{"file-1", "sanctuary, file, 1 copy", demo(1, "file")},
-	{"file-2", "sanctuary, file, 2 copies + witness", demo(3, "file")},
+	{"ram-1", "sanctuary, RAM, 1 copy", "", demo(1, "ram")},
+	{"ram-2", "sanctuary, RAM, 2 copies + witness", "ram-1", demo(3, "ram")},
+	{"file-1", "sanctuary, file, 1 copy", "", demo(1, "file")},
+	{"file-2", "sanctuary, file, 2 copies + witness", "file-1", demo(3, "file")},
 }
 
 // controlVariant measures the harness itself: a second tgt, whose ratio to the first is noise. Not among the defaults.
-var controlVariant = variant{"tgt-again", "tgt once more (noise)", variants[0].start}
+var controlVariant = variant{"tgt-again", "tgt once more (noise)", "", variants[0].start}
 
 func allTargets() []string {
 	var names []string
@@ -260,11 +261,16 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 		}
 		field = append(field, c)
 	}
+	var beside floor
+	if err := beside.add(o.cache); err != nil {
+		return "", err
+	}
 	// Not before the targets have started: they look how many cores there are.
 	if err := pin(os.Getpid(), generator); err != nil { // and with it the fio that it starts
 		return "", err
 	}
-	defer func() { err = errors.Join(err, pin(os.Getpid(), slices.Concat(generator, target))) }()
+	unpin := func() error { return pin(os.Getpid(), slices.Concat(generator, target)) }
+	defer func() { err = errors.Join(err, unpin()) }()
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)
 		if err := fill(ctx, o, c.target); err != nil {
@@ -285,7 +291,10 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 			}
 		}
 	}
-	return table(o, chosen, field, describeMachine(ctx, o)), nil
+	if err := errors.Join(unpin(), beside.add(o.cache)); err != nil {
+		return "", err
+	}
+	return table(o, chosen, field, describeMachine(ctx, o)) + "\n" + beside.String() + "\n", nil
 }
 
 // startContender starts one variant with folders of its own, which are gone again after an error.

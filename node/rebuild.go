@@ -36,8 +36,14 @@ func (s *replicas) showRebuild(out *api.Replica, lun string, st replication.Stat
 	if !ok {
 		return
 	}
-	out.Rebuild.Before = &api.RebuildBefore{Index: b.Index, Began: b.Began}
+	before := beforeView(b)
+	out.Rebuild.Before = &before
+}
+
+func beforeView(b replication.RebuildBefore) api.RebuildBefore {
+	out := api.RebuildBefore{Index: b.Index, Began: b.Began}
 	if !b.AsOf.IsZero() {
-		out.Rebuild.Before.AsOf = &b.AsOf
+		out.AsOf = &b.AsOf
 	}
+	return out
 }

@@ -111,6 +111,8 @@ func (r *surveyed) usable(history uint64) string {
 		return fmt.Sprintf("it is of history %d of the LUN", s.Epoch)
 	case s.Failed != "":
 		return s.Failed
+	case s.Inconsistent && s.Kept:
+		return "it is in the middle of being rebuilt: what it holds is of no one moment; what it held before is kept (sanctuary lun replica revert)"
 	case s.Inconsistent:
 		return "it is in the middle of being rebuilt: what it holds is of no one moment"
 	case s.Last.Index == 0:

@@ -117,6 +117,7 @@ type Survey struct {
 	Witness      bool          `json:"witness,omitempty"`
 	Serving      bool          `json:"serving,omitempty"`
 	Inconsistent bool          `json:"inconsistent,omitempty"` // in the middle of being rebuilt
+	Kept         bool          `json:"kept,omitempty"`         // and what it held before is kept: see FallBack
 	Failed       string        `json:"failed,omitempty"`       // why it is out for good
 	Damaged      int           `json:"damaged,omitempty"`      // entries of its log that are to be fetched from another copy
 	Term         uint64        `json:"term"`                   // its current one
@@ -137,6 +138,7 @@ func (g *Group) Survey() (Survey, error) {
 	s := Survey{Replica: g.cfg.Self.ID, Epoch: g.cfg.Epoch, Witness: g.cfg.Self.Witness, Serving: g.tenure.Load() != nil, Since: g.opened}
 	if g.cfg.Store != nil {
 		s.Inconsistent = g.cfg.Store.Inconsistent()
+		_, s.Kept = g.Before()
 	}
 	if err := g.Err(); err != nil {
 		s.Failed = err.Error()

@@ -76,6 +76,10 @@ func (f *fakeNode) RecoverLUN(context.Context, string, api.RecoverSpec) (api.Rec
 	return api.Recovery{}, nil
 }
 
+func (f *fakeNode) RevertReplica(context.Context, string, string) (api.RebuildBefore, error) {
+	return api.RebuildBefore{}, nil
+}
+
 func (f *fakeNode) ChangeReplicas(context.Context, string, api.ReplicaChange) (api.LUN, error) {
 	return api.LUN{}, nil
 }

@@ -43,6 +43,10 @@ func recoveryAnswers() map[string]any {
 		"POST /v1/nodes/beta/drain":              api.Drain{Node: "beta", LUNs: []api.DrainLUN{{LUN: "vm1"}, {LUN: "vm2", Error: "there is no place for the LUN"}}},
 		"POST /v1/nodes/alpha/drain":             api.Drain{Node: "alpha"},
 		"POST /v1/luns/vm1/replicas":             sampleLUN(),
+		"GET /v1/luns/vm1":                       sampleLUN(),
+		"POST /v1/luns/vm1/replicas/beta/revert": api.RebuildBefore{Index: 4711, Began: time.Date(2026, 11, 1, 12, 5, 0, 0, time.UTC)},
+		"POST /v1/luns/vm1/replicas/alpha/revert": api.Conflict("How far the rebuild is: sanctuary lun show vm1.",
+			"the copy of LUN \"vm1\" on node alpha stays as it is: the copy that it is rebuilt from has answered in the last seconds"),
 	}
 }
 
@@ -73,6 +77,10 @@ func recoveryLines() []commandLine {
 		{name: "replica-move-witness", line: "lun replica move vm1 --from witness --to gamma"},
 		{name: "replica-move-pool", line: "lun replica move vm1 --from beta --to beta --pool ssd1"},
 		{name: "replica-move-nowhere", line: "lun replica move vm1 --from beta"},
+		{name: "replica-revert", line: "lun replica revert vm1 --node beta", input: "vm1\n"},
+		{name: "replica-revert-yes", line: "lun replica revert vm1 --node beta --yes -o json"},
+		{name: "replica-revert-nothing", line: "lun replica revert vm1"},
+		{name: "replica-revert-refused", line: "lun replica revert vm1 --node alpha --yes"},
 		{name: "rescue-catalog", line: "rescue-catalog /var/lib/sanctuary"},
 		{name: "rescue-catalog-nothing-there", line: "rescue-catalog /nonexistent --accept-loss"},
 		{name: "node-drain", line: "node drain beta"},

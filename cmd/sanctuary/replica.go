@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -22,7 +23,7 @@ dies on the way, the others go on; asking for the old set again undoes what has 
 
 Initiators find a new node's portal only if they are told: let them discover it before the last node they know goes.`,
 	}
-	group.AddCommand(c.replicaAdd(), c.replicaRemove(), c.replicaMove())
+	group.AddCommand(c.replicaAdd(), c.replicaRemove(), c.replicaMove(), c.replicaRevert())
 	return group
 }
 
@@ -59,7 +60,8 @@ func (c *cli) replicaAdd() *cobra.Command {
 		Use: "add NAME", Short: "Give a LUN one copy more", Args: oneName("the name or ID of the LUN"),
 		Long: `Give a LUN one copy more, on a node that has none of it. The witness goes if the number of copies becomes odd, and comes if it becomes even.
 
-A node holds one replica of a LUN at a time: to give the witness's node a copy, let another be the witness first (replica move).`,
+A node holds one replica of a LUN at a time. On the node of the witness the copy is filled beside it and takes its place; another node becomes the witness,
+if there is to be one.`,
 		Example:           "  sanctuary lun replica add vm1 --node gamma\n  sanctuary lun replica add vm1",
 		ValidArgsFunction: c.completeLUN,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -137,5 +139,51 @@ if that is what --from has.`,
 	cmd.Flags().StringVar(&to, "to", "", "node to have it")
 	cmd.Flags().StringVar(&pool, "pool", "", "pool there (default: the one of the LUN's class with the most room)")
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is done; 0 does not wait")
+	return cmd
+}
+
+func (c *cli) replicaRevert() *cobra.Command {
+	var (
+		node string
+		yes  bool
+	)
+	cmd := &cobra.Command{
+		Use: "revert NAME --node NODE", Short: "Make a copy again what it held before its rebuild", Args: oneName("the name or ID of the LUN"),
+		Long: `A copy in the middle of being rebuilt is of no one moment, and cannot be served. If what it is rebuilt from is gone for good, this gives the rebuild up
+and makes the copy again what it held before: older, but whole. That is kept for it until the rebuild ends, where there was room in the pool.
+
+Nothing is decided by it: if another copy returns, this one is rebuilt from that. To let the LUN go on from it: sanctuary lun recover. It is refused
+while what it is rebuilt from answers.`,
+		Example:           "  sanctuary lun replica revert vm1 --node beta",
+		ValidArgsFunction: c.completeLUN,
+		RunE: c.asking(func(cmd *cobra.Command, cl *client.Client, args []string) error {
+			if node == "" {
+				return &usageError{cmd.CommandPath(), errors.New("give the node whose copy it is, for example --node beta")}
+			}
+			if !yes {
+				l, err := cl.LUN(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				if err := c.confirmName(cmd, "LUN", l.Name, fmt.Sprintf("This gives the rebuild of the copy of LUN %s on node %s up; what has been copied is lost.", l.Name, node), "changed"); err != nil {
+					return err
+				}
+			}
+			b, err := cl.RevertReplica(cmd.Context(), args[0], node)
+			if err != nil {
+				return err
+			}
+			return c.print(b, func(w io.Writer) {
+				taken := "before " + timeOrDash(&b.Began) + ", when the rebuild began"
+				if b.AsOf != nil {
+					taken = timeOrDash(b.AsOf)
+				}
+				line(w, "The copy of LUN %s on node %s is again what it was at log entry %d, written %s.", args[0], node, b.Index, taken)
+				line(w, "To let the LUN go on from it: sanctuary lun recover %s.", args[0])
+			})
+		}),
+	}
+	cmd.Flags().StringVar(&node, "node", "", "node whose copy it is")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	return cmd
 }

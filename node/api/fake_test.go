@@ -187,6 +187,11 @@ func (f *fakeNode) RecoverLUN(_ context.Context, ref string, spec api.RecoverSpe
 	return api.Recovery{LUN: ref, ID: lunID, History: 2, From: "beta/2", Done: true, Replicas: []api.RecoveryReplica{}}, f.fail
 }
 
+func (f *fakeNode) RevertReplica(_ context.Context, ref, node string) (api.RebuildBefore, error) {
+	f.note(fmt.Sprintf("revert %s on %s", ref, node))
+	return api.RebuildBefore{Index: 7}, f.fail
+}
+
 func (f *fakeNode) ChangeReplicas(_ context.Context, ref string, c api.ReplicaChange) (api.LUN, error) {
 	f.note(fmt.Sprintf("replicas %s +%v -%v pool=%s witness=%s", ref, c.Add, c.Remove, c.Pool, c.Witness))
 	return f.luns[0], f.fail

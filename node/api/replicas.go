@@ -22,11 +22,29 @@ type replicaRequest struct {
 	Body ReplicaChange
 }
 
+type revertRequest struct {
+	LUNRequest
+	Node string `path:"node" maxLength:"63" doc:"Node whose copy it is"`
+}
+
 func (s *Server) registerReplicas() {
 	change := changes("change-replicas", http.MethodPost, "/v1/luns/{lun}/replicas", "Add, remove or move copies of a LUN while it is used", "luns", http.StatusOK, s.toLeader)
 	change.Description = "New copies are filled first; those that go stay in use until then. The answer is the LUN when all is done, or when the wait is over: " +
 		"replicas that are joining or leaving say so. Asking for the old set again undoes what has not been done."
 	huma.Register(s.api, change, s.changeReplicas)
+	revert := changes("revert-replica", http.MethodPost, "/v1/luns/{lun}/replicas/{node}/revert", "Make a copy again what it held before its rebuild", "luns", http.StatusOK,
+		func(ctx huma.Context, next func(huma.Context)) { next(ctx) })
+	revert.Description = "For when what it was rebuilt from is gone for good: refused while that answers. The copy is then an older, consistent one. It is rebuilt " +
+		"if another returns; to serve from it takes a forced recovery. Any node answers, after asking that one."
+	huma.Register(s.api, revert, s.revertReplica)
+}
+
+func (s *Server) revertReplica(ctx context.Context, in *revertRequest) (*reply[RebuildBefore], error) {
+	b, err := s.svc.RevertReplica(ctx, in.LUN, in.Node)
+	if err != nil {
+		return nil, asProblem(err)
+	}
+	return &reply[RebuildBefore]{b}, nil
 }
 
 func (s *Server) changeReplicas(ctx context.Context, in *replicaRequest) (*reply[LUN], error) {

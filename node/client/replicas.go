@@ -17,6 +17,12 @@ func (c *Client) ChangeReplicas(ctx context.Context, ref string, change api.Repl
 	return l, err
 }
 
+// RevertReplica makes a node's copy of a LUN again what it held before its rebuild, which it returns.
+func (c *Client) RevertReplica(ctx context.Context, ref, node string) (b api.RebuildBefore, err error) {
+	_, err = c.do(ctx, call{method: http.MethodPost, path: lunPath(ref) + "/replicas/" + url.PathEscape(node) + "/revert"}, &b)
+	return b, err
+}
+
 // Recovery returns what a forced recovery of a LUN would mean; node: whose copy it would go on from, empty for the best.
 func (c *Client) Recovery(ctx context.Context, ref, node string) (r api.Recovery, err error) {
 	look := call{method: http.MethodGet, path: lunPath(ref) + "/recovery"}

@@ -161,6 +161,7 @@ func (m *Membership) listConfig() (*memberlist.Config, error) {
 	c.GossipInterval = 100 * time.Millisecond
 	c.PushPullInterval = 10 * time.Second
 	c.TCPTimeout = 2 * time.Second
+	c.EnableCompression = false // LZW: its tables cost more, with every message, than it saves in ours; what it packs is read all the same
 	// A node that comes back elsewhere takes its name with it as soon as its old address is dead.
 	c.DeadNodeReclaimTime = time.Second
 	c.SecretKey = m.cfg.Key

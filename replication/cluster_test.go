@@ -71,6 +71,25 @@ func newCluster(t testing.TB, media blockstore.Media, nodes ...string) *cluster 
 	return newClusterWith(t, &cluster{}, media, nodes...)
 }
 
+// nextPort is below the range from which the system takes the ports of outgoing connections: one of those could take a node's while that does not run.
+var nextPort atomic.Int64
+
+// freeAddr returns an address that nobody listens at.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	nextPort.CompareAndSwap(0, 10_000+int64(os.Getpid()%10_000))
+	for range 1000 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+nextPort.Add(1)%22_000))
+		if err != nil {
+			continue
+		}
+		defer l.Close()
+		return l.Addr().String()
+	}
+	t.Fatal("no port is free")
+	return ""
+}
+
 // newClusterWith starts the cluster c, whose limits the caller has set.
 func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
@@ -79,12 +98,7 @@ func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...s
 		c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
 	}
 	for _, n := range nodes {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.addrs[n] = l.Addr().String()
-		l.Close()
+		c.addrs[n] = freeAddr(t)
 		c.members = append(c.members, Member{ID: raft.ServerID(n + "/1"), Node: n, Witness: n == "w"})
 	}
 	for _, n := range nodes {

@@ -214,8 +214,12 @@ func (p *peer) set(l Level, now time.Time) {
 	p.level, p.entered, p.since, p.near = l, now, now, time.Time{}
 }
 
-// Degraded says whether some replica is not in sync: the witness's vote may be needed for the next commit.
+// Degraded says whether the witness's vote may be needed for the next commit: some replica is not in sync, or there is none beside the owner, since
+// one that is being rebuilt is no member meanwhile.
 func (g *Gate) Degraded() bool {
+	if len(g.peers) == 0 {
+		return true
+	}
 	for _, p := range g.peers {
 		if p.level != InSync {
 			return true

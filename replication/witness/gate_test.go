@@ -24,6 +24,23 @@ func TestWitnessHearsNothingTheCopyHasNotAcknowledged(t *testing.T) {
 	}
 }
 
+// What the witness is told may wait only as long as nobody waits for its vote.
+func TestWitnessIsNeededWhileACopyIsNotThere(t *testing.T) {
+	g := New(timing, 100, at(0), "b")
+	g.Acked("b", 100, 100, at(1))
+	if g.Degraded() {
+		t.Error("with its copy in sync")
+	}
+	g.Keep(nil) // it is being rebuilt
+	if !g.Degraded() {
+		t.Error("not while the owner has nobody else")
+	}
+	g.Add("b", at(2))
+	if !g.Degraded() {
+		t.Error("not while the copy is behind")
+	}
+}
+
 func TestLostCopyOpensTheGateOnlyAfterItsGrace(t *testing.T) {
 	g := New(timing, 100, at(0), "b")
 	g.Acked("b", 100, 100, at(1))

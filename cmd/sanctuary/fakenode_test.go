@@ -76,7 +76,7 @@ func (f *fakeNode) RecoverLUN(context.Context, string, api.RecoverSpec) (api.Rec
 	return api.Recovery{}, nil
 }
 
-func (f *fakeNode) RevertReplica(context.Context, string, string) (api.RebuildBefore, error) {
+func (f *fakeNode) RevertReplica(context.Context, string) (api.RebuildBefore, error) {
 	return api.RebuildBefore{}, nil
 }
 

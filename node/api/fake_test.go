@@ -187,8 +187,8 @@ func (f *fakeNode) RecoverLUN(_ context.Context, ref string, spec api.RecoverSpe
 	return api.Recovery{LUN: ref, ID: lunID, History: 2, From: "beta/2", Done: true, Replicas: []api.RecoveryReplica{}}, f.fail
 }
 
-func (f *fakeNode) RevertReplica(_ context.Context, ref, node string) (api.RebuildBefore, error) {
-	f.note(fmt.Sprintf("revert %s on %s", ref, node))
+func (f *fakeNode) RevertReplica(_ context.Context, ref string) (api.RebuildBefore, error) {
+	f.note("revert " + ref)
 	return api.RebuildBefore{Index: 7}, f.fail
 }
 

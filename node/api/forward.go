@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"syscall"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -35,6 +36,24 @@ func (s *Server) toOwner(ctx huma.Context, next func(huma.Context)) {
 			return "", NoOwner("LUN %s has no owner at the moment", lun.Name)
 		}
 		return lun.Owner, nil
+	})
+}
+
+// toNode passes a request about a node, or about what it has, on to it.
+func (s *Server) toNode(ctx huma.Context, next func(huma.Context)) {
+	s.forward(ctx, next, func(r *http.Request) (string, *Problem) {
+		name := r.PathValue("node")
+		if _, known := s.svc.APIAddress(name); known || name == s.svc.Name() {
+			return name, nil
+		}
+		nodes, err := s.svc.Nodes(r.Context())
+		if err != nil {
+			return "", asProblem(err)
+		}
+		if slices.ContainsFunc(nodes, func(n Node) bool { return n.Name == name }) {
+			return "", Unavailable("node %s, which the request is about, does not answer", name)
+		}
+		return "", NotFound("there is no node %q", name)
 	})
 }
 

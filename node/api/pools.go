@@ -101,24 +101,6 @@ func (s *Server) registerPools() {
 	huma.Register(s.api, remove, s.removePool)
 }
 
-// toNode passes a request about a node on to it.
-func (s *Server) toNode(ctx huma.Context, next func(huma.Context)) {
-	s.forward(ctx, next, func(r *http.Request) (string, *Problem) {
-		name := r.PathValue("node")
-		if _, known := s.svc.APIAddress(name); known || name == s.svc.Name() {
-			return name, nil
-		}
-		nodes, err := s.svc.Nodes(r.Context())
-		if err != nil {
-			return "", asProblem(err)
-		}
-		if slices.ContainsFunc(nodes, func(n Node) bool { return n.Name == name }) {
-			return "", Unavailable("node %s, whose pools they are, does not answer", name)
-		}
-		return "", NotFound("there is no node %q", name)
-	})
-}
-
 func (s *Server) addPool(ctx context.Context, in *addPoolRequest) (*reply[Pool], error) {
 	p, err := s.svc.AddPool(ctx, in.Body)
 	if err != nil {

@@ -24,7 +24,7 @@ type replicaRequest struct {
 
 type revertRequest struct {
 	LUNRequest
-	Node string `path:"node" maxLength:"63" doc:"Node whose copy it is"`
+	Node string `path:"node" doc:"Node whose copy it is" minLength:"1" maxLength:"63"`
 }
 
 func (s *Server) registerReplicas() {
@@ -32,15 +32,14 @@ func (s *Server) registerReplicas() {
 	change.Description = "New copies are filled first; those that go stay in use until then. The answer is the LUN when all is done, or when the wait is over: " +
 		"replicas that are joining or leaving say so. Asking for the old set again undoes what has not been done."
 	huma.Register(s.api, change, s.changeReplicas)
-	revert := changes("revert-replica", http.MethodPost, "/v1/luns/{lun}/replicas/{node}/revert", "Make a copy again what it held before its rebuild", "luns", http.StatusOK,
-		func(ctx huma.Context, next func(huma.Context)) { next(ctx) })
+	revert := changes("revert-replica", http.MethodPost, "/v1/luns/{lun}/replicas/{node}/revert", "Make a copy again what it held before its rebuild", "luns", http.StatusOK, s.toNode)
 	revert.Description = "For when what it was rebuilt from is gone for good: refused while that answers. The copy is then an older, consistent one. It is rebuilt " +
-		"if another returns; to serve from it takes a forced recovery. Any node answers, after asking that one."
+		"if another returns; to serve from it takes a forced recovery."
 	huma.Register(s.api, revert, s.revertReplica)
 }
 
 func (s *Server) revertReplica(ctx context.Context, in *revertRequest) (*reply[RebuildBefore], error) {
-	b, err := s.svc.RevertReplica(ctx, in.LUN, in.Node)
+	b, err := s.svc.RevertReplica(ctx, in.LUN)
 	if err != nil {
 		return nil, asProblem(err)
 	}

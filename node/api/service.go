@@ -79,8 +79,8 @@ type Service interface {
 	ChangeLUN(ctx context.Context, ref string, change LUNChange) error
 	// RecoverLUN has a LUN go on from one copy, whatever is lost; a Conflict while it could help itself. The API has checked AcceptLoss.
 	RecoverLUN(ctx context.Context, ref string, spec RecoverSpec) (Recovery, error)
-	// RevertReplica gives the rebuild of a node's copy up and makes the copy what it held before; a Conflict while what it is rebuilt from answers.
-	RevertReplica(ctx context.Context, ref, node string) (RebuildBefore, error)
+	// RevertReplica gives the rebuild of this node's copy up and makes the copy what it held before; a Conflict while what it is rebuilt from answers.
+	RevertReplica(ctx context.Context, ref string) (RebuildBefore, error)
 	// ChangeReplicas records where a LUN's replicas shall be and returns without waiting for it to come about.
 	ChangeReplicas(ctx context.Context, ref string, change ReplicaChange) (LUN, error)
 	// DrainNode has everything a node holds moved to other nodes, as far as there is a place, and returns without waiting for it.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"sanctuary/node/api"
 	"sanctuary/scripts/guest/machine"
 )
 
@@ -56,15 +57,15 @@ var replicatedDevices = []replicated{
 			})
 	}},
 	{titleOurs, func(ctx context.Context, g *guests) (string, func(context.Context) error, error) {
-		l, stop, err := g.sanctuary(ctx, drbdBytes)
-		if err != nil {
-			return "", nil, err
-		}
-		device, out, err := g.login(ctx, l.IQN, guestAddress(0)+":3260", l.Number)
-		if err != nil {
-			return "", nil, errors.Join(err, stop(ctx))
-		}
-		return device, func(ctx context.Context) error { return errors.Join(out(ctx), stop(ctx)) }, nil
+		var l api.LUN
+		return chain(ctx,
+			func() (device string, stop func(context.Context) error, err error) {
+				l, stop, err = g.sanctuary(ctx, drbdBytes)
+				return "", stop, err
+			},
+			func() (string, func(context.Context) error, error) {
+				return g.login(ctx, l.IQN, guestAddress(0)+":3260", l.Number)
+			})
 	}},
 }
 
@@ -205,8 +206,7 @@ func drbdTable(o options, samples map[string]map[drbdJob][]sample, machine, vers
 				}
 				ratio := "1"
 				if d.title != titleLIO || !durable {
-					r := ratios(s, base)
-					ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
+					ratio = describeRatios(s, base)
 				}
 				figure := func(f func(sample) float64) float64 { return median(pick(s, f)) }
 				fmt.Fprintf(&b, "| %s | %s | %s | %.0f | %.0f | %.0f | %s |\n", j.name(), says, d.title, figure(func(s sample) float64 { return s.iops }),

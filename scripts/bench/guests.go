@@ -21,7 +21,6 @@ import (
 // The machines of the table beside DRBD: two with disks, and one for the witness, on one switch. They are emulated.
 const (
 	guestDiskBytes = 512 << 20
-	binaryDisk     = "binary" // holds the program, from its first byte on
 	drbdDisk       = "drbd"
 	sanDisk        = "sanctuary"
 	guestLUN       = "bench"
@@ -35,8 +34,7 @@ func guestAddress(i int) string { return fmt.Sprintf("10.77.0.%d", 11+i) }
 type guests struct {
 	dir      string // disks and logs
 	machines map[string]*machine.Machine
-	binary   int64 // its length
-	iscsi    bool  // the first one's initiator runs
+	iscsi    bool // the first one's initiator runs
 	api      *client.Client
 }
 
@@ -60,11 +58,9 @@ func startGuests(ctx context.Context, o options, image string) (g *guests, err e
 	if err != nil {
 		return g, err
 	}
-	info, err := os.Stat(program)
-	if err != nil {
+	if _, err := os.Stat(program); err != nil {
 		return g, fmt.Errorf("%w: make build", err)
 	}
-	g.binary = info.Size()
 	network, err := machine.NewSwitch("10.77.0.1/24")
 	if err != nil {
 		return g, err
@@ -74,9 +70,7 @@ func startGuests(ctx context.Context, o options, image string) (g *guests, err e
 		if err != nil {
 			return g, err
 		}
-		c := machine.Config{Name: name, Image: image, Logs: dir, CPUs: 1, Tap: tap, Address: guestAddress(i) + "/24", Disks: []machine.Disk{{
-			Name: binaryDisk, Drive: "format=raw,readonly=on,file=" + program,
-		}}}
+		c := machine.Config{Name: name, Image: image, Logs: dir, CPUs: 1, Tap: tap, Address: guestAddress(i) + "/24", Program: program}
 		for _, d := range []string{drbdDisk, sanDisk} {
 			if name == "witness" && d == drbdDisk {
 				continue
@@ -265,14 +259,13 @@ func (g *guests) sanctuary(ctx context.Context, bytes int64) (l api.LUN, stop fu
 		if n == "witness" {
 			command = "witness"
 		}
-		err := g.all(ctx, fmt.Sprintf(`test -x /run/sanctuary || { head -c %d /dev/disk/by-id/virtio-%s >/run/sanctuary && chmod +x /run/sanctuary; }
-mkfs.ext4 -q -F /dev/disk/by-id/virtio-%s
+		err := g.all(ctx, fmt.Sprintf(`mkfs.ext4 -q -F /dev/disk/by-id/virtio-%[1]s
 mkdir -p /data
-mount /dev/disk/by-id/virtio-%[3]s /data
+mount /dev/disk/by-id/virtio-%[1]s /data
 cat >/run/node.toml <<'END'
-%sEND
-/run/sanctuary %s --config /run/node.toml >/run/node.log 2>&1 &
-echo $! >/run/node.pid`, g.binary, binaryDisk, sanDisk, nodeConfig(i), command), n)
+%[2]sEND
+%[3]s %[4]s --config /run/node.toml >/run/node.log 2>&1 &
+echo $! >/run/node.pid`, sanDisk, nodeConfig(i), machine.ProgramPath, command), n)
 		if err != nil {
 			return l, nil, err
 		}

@@ -33,7 +33,9 @@ func ratios(of, to []sample) []float64 {
 	return values
 }
 
-func describeRatios(r []float64) string {
+// describeRatios says the median of the runs' ratios, and in brackets the lowest and the highest.
+func describeRatios(of, to []sample) string {
+	r := ratios(of, to)
 	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
 }
 
@@ -49,10 +51,10 @@ func table(o options, chosen []job, field []*contender, machine string) string {
 			figure := func(f func(sample) float64) float64 { return median(pick(s, f)) }
 			ratio, toSingle := "1", ""
 			if c != field[0] {
-				ratio = describeRatios(ratios(s, base))
+				ratio = describeRatios(s, base)
 			}
 			if i := slices.IndexFunc(field, func(other *contender) bool { return other.name == c.single }); i >= 0 {
-				toSingle = describeRatios(ratios(s, field[i].samples[j.name]))
+				toSingle = describeRatios(s, field[i].samples[j.name])
 			}
 			fmt.Fprintf(&b, "| %s | %s | %.0f | %.1f | %.0f | %.0f | %.2f | %s | %s |\n", j.name, c.title,
 				figure(func(s sample) float64 { return s.iops }), figure(func(s sample) float64 { return s.megabytes }),

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,8 +154,7 @@ func (c contest) hold(ctx context.Context, o options, medium string, rows *strin
 		figure := func(f func(sample) float64) float64 { return median(pick(samples[i], f)) }
 		ratio, wanted := "1", ""
 		if i > 0 {
-			r := ratios(samples[i], samples[0])
-			ratio = fmt.Sprintf("%.2f (%.2f–%.2f)", median(r), slices.Min(r), slices.Max(r))
+			ratio = describeRatios(samples[i], samples[0])
 		}
 		if i == 1 {
 			wanted = c.wanted

@@ -21,7 +21,6 @@ const (
 	guestAddress = "10.77.0.11"
 	guestNetwork = "10.77.0.1/24" // this process's address there
 	guestDisk    = 1 << 30        // bytes, of each node
-	binaryDisk   = "binary"       // holds the program, from its first byte on
 	// imageVariable names the guest's image to the process in the network namespace, which cannot build it.
 	imageVariable = "PROVE_IMAGE"
 	imageTime     = 5 * time.Minute
@@ -32,13 +31,12 @@ func guestData(node string) string { return "/data/" + node }
 
 // guest is a virtual machine that all nodes of a cluster run in, each on an ext4 of its own, on disks that lose what was not flushed.
 type guest struct {
-	c      *cluster
-	image  string
-	binary int64 // bytes of the program
-	tap    string
-	lives  int
-	vm     *machine.Machine
-	disks  map[string]*cutblock.Disk
+	c     *cluster
+	image string
+	tap   string
+	lives int
+	vm    *machine.Machine
+	disks map[string]*cutblock.Disk
 }
 
 // guestInside is inside, for a campaign that needs a guest.
@@ -66,8 +64,7 @@ func startGuestCluster(t *testing.T, s clusterSpec) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := os.Stat(binary)
-	if err != nil {
+	if _, err := os.Stat(binary); err != nil {
 		t.Fatalf("%v: make build", err)
 	}
 	dir, err := os.MkdirTemp(os.Getenv("PROVE_DIR"), "prove-")
@@ -75,7 +72,7 @@ func startGuestCluster(t *testing.T, s clusterSpec) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, nodes: allNodes, copies: []string{alpha, beta}, dir: dir, binary: binary, configs: map[string]config.Config{}}
-	g := &guest{c: c, image: os.Getenv(imageVariable), binary: info.Size(), disks: map[string]*cutblock.Disk{}}
+	g := &guest{c: c, image: os.Getenv(imageVariable), disks: map[string]*cutblock.Disk{}}
 	c.guest = g
 	t.Cleanup(g.close)
 	network, err := machine.NewSwitch(guestNetwork)
@@ -119,9 +116,7 @@ func (g *guest) boot() {
 	g.c.t.Helper()
 	g.lives++
 	// Each life has a console of its own.
-	m := machine.Config{Name: fmt.Sprintf("life-%d", g.lives), Image: g.image, Logs: g.c.dir, Tap: g.tap, Address: guestAddress + "/24", Disks: []machine.Disk{
-		{Name: binaryDisk, Drive: "format=raw,readonly=on,file=" + g.c.binary},
-	}}
+	m := machine.Config{Name: fmt.Sprintf("life-%d", g.lives), Image: g.image, Logs: g.c.dir, Tap: g.tap, Address: guestAddress + "/24", Program: g.c.binary}
 	for _, n := range g.c.nodes {
 		// The guest's flushes arrive; what it does not flush may wait here for ever.
 		m.Disks = append(m.Disks, machine.Disk{Name: n, Drive: "format=raw,cache=writeback,file.driver=nbd,file.server.type=unix,file.server.path=" + g.socket(n)})
@@ -146,7 +141,6 @@ func (g *guest) sh(script string) string {
 func (g *guest) run() {
 	g.c.t.Helper()
 	var script strings.Builder
-	fmt.Fprintf(&script, "head -c %d /dev/disk/by-id/virtio-%s >/run/sanctuary\nchmod +x /run/sanctuary\n", g.binary, binaryDisk)
 	for _, n := range g.c.nodes {
 		text, err := os.ReadFile(g.c.path(n, "toml"))
 		if err != nil {
@@ -156,8 +150,8 @@ func (g *guest) run() {
 		if n == witness {
 			command = "witness"
 		}
-		fmt.Fprintf(&script, "mkdir -p %[1]s\nmount %[2]s %[1]s\ncat >/run/%[3]s.toml <<'END'\n%[4]sEND\n/run/sanctuary %[5]s --config /run/%[3]s.toml >/dev/console 2>&1 &\n",
-			guestData(n), g.device(n), n, text, command)
+		fmt.Fprintf(&script, "mkdir -p %[1]s\nmount %[2]s %[1]s\ncat >/run/%[3]s.toml <<'END'\n%[4]sEND\n%[6]s %[5]s --config /run/%[3]s.toml >/dev/console 2>&1 &\n",
+			guestData(n), g.device(n), n, text, command, machine.ProgramPath)
 	}
 	g.sh(script.String())
 }

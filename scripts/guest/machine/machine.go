@@ -68,10 +68,17 @@ type Config struct {
 	MemoryMiB int    // default 768
 	CPUs      int    // default 2
 	Disks     []Disk
+	Program   string // file of the host; the guest has it as ProgramPath, to be run. Empty: none
 	// Tap is a network device that QEMU attaches the guest to, made by the caller, and Address the guest's own there, with its
 	// length ("10.77.0.11/24"). Without them it has QEMU's user networking and is reached by its agent only.
 	Tap, Address string
 }
+
+// ProgramPath is where a guest has Config.Program.
+const ProgramPath = "/run/program"
+
+// programDisk is the disk it comes on, from the first byte on.
+const programDisk = "program"
 
 // Disk is one more disk of a guest, there as /dev/disk/by-id/virtio-NAME.
 type Disk struct {
@@ -135,7 +142,11 @@ func (c Config) arguments(agent string) []string {
 		"-netdev", network, "-device", device,
 		"-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-device,rng=random",
 	}
-	for _, d := range c.Disks {
+	disks := c.Disks
+	if c.Program != "" {
+		disks = append([]Disk{{Name: programDisk, Drive: "format=raw,readonly=on,file=" + c.Program}}, disks...)
+	}
+	for _, d := range disks {
 		args = append(args, "-drive", "if=none,id="+d.Name+","+d.Drive, "-device", "virtio-blk-device,drive="+d.Name+",serial="+d.Name)
 	}
 	return args
@@ -163,11 +174,25 @@ func try(ctx context.Context, c Config) (*Machine, error) {
 	if m.Process, err = Run("guest "+c.Name, log, cmd); err != nil {
 		return nil, err
 	}
-	if err := m.booted(ctx); err != nil {
+	err = m.booted(ctx)
+	if err == nil && c.Program != "" {
+		err = m.place(ctx, c.Program)
+	}
+	if err != nil {
 		m.Kill()
 		return nil, fmt.Errorf("%w\n%s\n%s", err, Tail(log), Tail(m.Console))
 	}
 	return m, nil
+}
+
+// place puts the program where it can be run from: the disk is longer than it.
+func (m *Machine) place(ctx context.Context, program string) error {
+	info, err := os.Stat(program)
+	if err != nil {
+		return err
+	}
+	_, err = m.Sh(ctx, fmt.Sprintf("head -c %d /dev/disk/by-id/virtio-%s >%[3]s\nchmod +x %[3]s", info.Size(), programDisk, ProgramPath))
+	return err
 }
 
 // booted waits until the agent answers.

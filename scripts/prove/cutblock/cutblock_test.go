@@ -74,6 +74,30 @@ func TestWhatIsNotFlushedMayBeLost(t *testing.T) {
 	}
 }
 
+// A cut can be had at a moment at which there is something to lose.
+func TestThePowerGoesWithTheNextWrite(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	d := New(1 << 20)
+	gone := d.PowerOffAtWrite()
+	if !d.write(filled(1, SectorBytes), 0, true) || !d.flush() {
+		t.Fatal("it went before there was anything to lose")
+	}
+	if d.write(filled(2, SectorBytes), 0, false) || d.flush() {
+		t.Error("the write was answered, or what came after it")
+	}
+	<-gone
+	if l := d.PowerOn(rng); l.Sectors != 1 {
+		t.Errorf("%v were there to lose", l)
+	}
+	d.PowerOffAtWrite()
+	d.PowerOff()
+	d.PowerOn(rng)
+	if !d.write(filled(3, SectorBytes), 0, false) {
+		t.Error("it waits for a write beyond the cut")
+	}
+}
+
 // The cache is bounded: what waits too long goes to the medium by itself.
 func TestTheCacheIsBounded(t *testing.T) {
 	t.Parallel()

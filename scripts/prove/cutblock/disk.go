@@ -31,6 +31,7 @@ type Disk struct {
 	cached  int64              // bytes of it
 	flushes uint64
 	off     bool
+	trap    chan struct{} // nil, or closed when the power goes with the next write
 }
 
 // Loss is what a cut did.
@@ -92,6 +93,11 @@ func (d *Disk) write(p []byte, off int64, through bool) (ok bool) {
 			d.cached += SectorBytes
 		}
 	}
+	if d.trap != nil && !through {
+		close(d.trap)
+		d.trap, d.off = nil, true
+		return false
+	}
 	if d.cached > cacheBytes {
 		d.save()
 	}
@@ -125,6 +131,14 @@ func (d *Disk) PowerOff() {
 	d.off = true
 }
 
+// PowerOffAtWrite is PowerOff as soon as something has been written that was not flushed; the channel is closed then.
+func (d *Disk) PowerOffAtWrite() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.trap = make(chan struct{})
+	return d.trap
+}
+
 // PowerOn decides what of the cache has reached the medium.
 func (d *Disk) PowerOn(rng *rand.Rand) (l Loss) {
 	d.mu.Lock()
@@ -144,6 +158,6 @@ func (d *Disk) PowerOn(rng *rand.Rand) (l Loss) {
 	}
 	clear(d.cache)
 	d.cached = 0
-	d.off = false
+	d.off, d.trap = false, nil
 	return l
 }

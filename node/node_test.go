@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"sanctuary/node/api"
 	"sanctuary/node/client"
 	"sanctuary/node/config"
+	"sanctuary/replication/transport/loopback"
 	"sanctuary/target/initiator"
 )
 
@@ -34,32 +34,6 @@ type run struct {
 	done chan error
 }
 
-// nextPort is below the range from which the system takes the ports of outgoing connections: one of those could take a port
-// between its being found free and a node's listening there.
-var nextPort = 10_000 + os.Getpid()%10_000
-
-func freePorts(t *testing.T, n int) []string {
-	t.Helper()
-	var out []string
-	for tries := 0; len(out) < n; tries++ {
-		if nextPort++; nextPort >= 32_000 {
-			nextPort = 10_000
-		}
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", nextPort))
-		if err != nil {
-			if tries > 1000 {
-				t.Fatal(err)
-			}
-			continue
-		}
-		out = append(out, l.Addr().String())
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return out
-}
-
 func newCluster(t *testing.T) *cluster { return newClusterOf(t, "alpha", "beta", "witness") }
 
 // newClusterOf is a cluster of nodes with these names. The one called witness is one.
@@ -72,7 +46,10 @@ func newClusterOf(t *testing.T, names ...string) *cluster {
 		if name == "witness" {
 			cfg = config.DefaultWitness()
 		}
-		p := freePorts(t, 4)
+		p, err := loopback.Addresses(4)
+		if err != nil {
+			t.Fatal(err)
+		}
 		cfg.Cluster, cfg.Node, cfg.DataDir = "test", name, filepath.Join(t.TempDir(), name)
 		cfg.Listen.Peer, cfg.Listen.Gossip, cfg.Listen.API = p[0], p[1], p[2]
 		if cfg.Kind == config.KindData {

@@ -22,6 +22,7 @@ import (
 	"sanctuary/blockstore/vfs/crashdev"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/transport"
+	"sanctuary/replication/transport/loopback"
 )
 
 // cluster is a LUN's replicas as separate hosts in this process, over real connections on loopback.
@@ -71,25 +72,6 @@ func newCluster(t testing.TB, media blockstore.Media, nodes ...string) *cluster 
 	return newClusterWith(t, &cluster{}, media, nodes...)
 }
 
-// nextPort is below the range from which the system takes the ports of outgoing connections: one of those could take a node's while that does not run.
-var nextPort atomic.Int64
-
-// freeAddr returns an address that nobody listens at.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	nextPort.CompareAndSwap(0, 10_000+int64(os.Getpid()%10_000))
-	for range 1000 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+nextPort.Add(1)%22_000))
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		return l.Addr().String()
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
 // newClusterWith starts the cluster c, whose limits the caller has set.
 func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
@@ -97,8 +79,12 @@ func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...s
 	if c.geometry == (block.Geometry{}) {
 		c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
 	}
-	for _, n := range nodes {
-		c.addrs[n] = freeAddr(t)
+	addrs, err := loopback.Addresses(len(nodes))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range nodes {
+		c.addrs[n] = addrs[i]
 		c.members = append(c.members, Member{ID: raft.ServerID(n + "/1"), Node: n, Witness: n == "w"})
 	}
 	for _, n := range nodes {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +17,7 @@ import (
 	"sanctuary/node/api"
 	"sanctuary/node/client"
 	"sanctuary/node/config"
+	"sanctuary/replication/transport/loopback"
 	"sanctuary/scripts/guest/machine"
 )
 
@@ -97,7 +97,7 @@ func (c *cluster) allAlive(ctx context.Context) error {
 }
 
 func (c *cluster) configure() error {
-	ports, err := freePorts(4 * len(allNodes))
+	ports, err := loopback.Ports(4 * len(allNodes))
 	if err != nil {
 		return err
 	}
@@ -143,30 +143,6 @@ func (c *cluster) configure() error {
 }
 
 func (c *cluster) path(node, ext string) string { return filepath.Join(c.dir, node+"."+ext) }
-
-// freePorts returns ports below Linux's range for outgoing connections: one from there could be somebody's source port at the
-// moment a killed node comes back for it. All are held until the last is found.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for try := 0; len(ports) < n; try++ {
-		if try > 100*n {
-			return nil, errors.New("no free ports on loopback")
-		}
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		u, err := net.ListenPacket("udp", address)
-		if err != nil {
-			continue
-		}
-		defer u.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
-}
 
 func (c *cluster) start(node string) error {
 	command := "run"

@@ -22,6 +22,7 @@ import (
 	"sanctuary/node/api"
 	"sanctuary/node/client"
 	"sanctuary/node/config"
+	"sanctuary/replication/transport/loopback"
 	"sanctuary/target/initiator"
 )
 
@@ -146,7 +147,10 @@ func (c *cluster) create(s clusterSpec) {
 
 // configure writes the nodes' configurations.
 func (c *cluster) configure(s clusterSpec) {
-	ports := freePorts(c.t, 4*len(c.nodes))
+	ports, err := loopback.Ports(4 * len(c.nodes))
+	if err != nil {
+		c.t.Fatal(err)
+	}
 	at := func(n, k int) string {
 		host := "127.0.0.1"
 		switch {
@@ -198,7 +202,6 @@ func (c *cluster) configure(s clusterSpec) {
 		}
 		c.configs[n] = cfg
 	}
-	var err error
 	// A stopped node does not answer: ask the next one soon.
 	if c.api, err = client.New(client.Config{Addresses: addresses, Timeout: time.Second, RetryFor: -1}); err != nil {
 		c.t.Fatal(err)
@@ -206,31 +209,6 @@ func (c *cluster) configure(s clusterSpec) {
 }
 
 func (c *cluster) path(node, ext string) string { return filepath.Join(c.dir, node+"."+ext) }
-
-// freePorts returns ports below Linux's range for outgoing connections: one from there could be somebody's source port
-// at the moment a killed node comes back for it. All are held until the last is found.
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	for try := 0; len(ports) < n; try++ {
-		if try > 100*n {
-			t.Fatal("no free ports on loopback")
-		}
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		defer l.Close()
-		u, err := net.ListenPacket("udp", address)
-		if err != nil {
-			continue
-		}
-		defer u.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
-}
 
 // start starts a node's process.
 func (c *cluster) start(node string) {

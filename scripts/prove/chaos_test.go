@@ -24,15 +24,7 @@ func TestProveAnySequence(t *testing.T) {
 			s.step()
 			wait(t, time.Duration(rng.IntN(1200))*time.Millisecond)
 		}
-		s.heal()
-		healed := time.Now()
-		back := w.answered(healed).Sub(healed)
-		cl.healthy()
-		waits = append(waits, back)
-		t.Logf("round %d: %s; first I/O %v after all ran again, in sync after %v", round, strings.Join(s.done, ", "),
-			back.Round(time.Millisecond), time.Since(healed).Round(time.Millisecond))
-		wait(t, 300*time.Millisecond)
-		w.heat(rng)
+		waits = append(waits, s.end(round, w))
 	}
 	w.finish(cl)
 	stalls(t, "sequences, until I/O went on when all nodes ran again", waits, 10*time.Second)
@@ -52,6 +44,20 @@ func newSequence(c *cluster, rng *rand.Rand) *sequence {
 		s.is[n] = "running"
 	}
 	return s
+}
+
+// end has all nodes run again, waits until the LUN is whole, and returns how long that took until the first I/O.
+func (s *sequence) end(round int, w *load) time.Duration {
+	s.c.t.Helper()
+	s.heal()
+	healed := time.Now()
+	back := w.answered(healed).Sub(healed)
+	s.c.healthy()
+	s.c.t.Logf("round %d: %s; first I/O %v after all was whole again, in sync after %v", round, strings.Join(s.done, " | "),
+		back.Round(time.Millisecond), time.Since(healed).Round(time.Millisecond))
+	wait(s.c.t, 300*time.Millisecond)
+	w.heat(s.rng)
+	return back
 }
 
 // step does one thing to one node. The data nodes have it worse than the witness.

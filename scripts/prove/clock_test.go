@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -59,31 +58,12 @@ func TestProveWallClockJumps(t *testing.T) {
 	if now := cl.healthy(); now.Term != l.Term {
 		t.Errorf("the owner of term %d was followed by one of term %d", l.Term, now.Term)
 	}
-	var longest []time.Duration
-	var tally answers
-	for i := range count(t, "PROVE_PAUSES", max(2, kills(t)/20)) {
-		d := startDirect(t, w, cl.portal(l, l.Owner), rng)
-		wait(t, 500*time.Millisecond)
-		stopped := time.Now()
-		cl.pause(l.Owner)
-		back := w.answered(time.Now())
-		wait(t, shortPause-time.Since(stopped))
-		cl.signal(l.Owner, syscall.SIGCONT)
-		d.hurry()
-		before := l
-		l = cl.healthyBehind(before.Term)
-		settled := w.answered(time.Now())
-		wait(t, 500*time.Millisecond)
-		tally.add(d.finish())
-		longest = append(longest, w.longest(stopped, settled))
-		t.Logf("pause %d: %s; first I/O after %v, longest %v", i, before.Owner, back.Sub(stopped).Round(time.Millisecond), longest[i].Round(time.Millisecond))
-		w.heat(rng)
+	pauses := pauses{c: cl, w: w, rng: rng}
+	for range count(t, "PROVE_PAUSES", max(2, kills(t)/20)) {
+		l = pauses.stop(l, shortPause, false)
 	}
 	w.finish(cl)
-	if tally.Good == 0 || tally.Asleep == 0 {
-		t.Errorf("asked directly: %+v; want commands answered GOOD by the owner, and some sent while it was stopped", tally)
-	}
-	stalls(t, "pauses of the owner", longest, stallLimit(t))
+	pauses.judge()
 	for _, n := range allNodes {
 		cl.jumped(n)
 	}

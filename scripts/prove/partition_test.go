@@ -2,7 +2,6 @@ package prove
 
 import (
 	"math/rand/v2"
-	"strings"
 	"testing"
 	"time"
 
@@ -198,15 +197,7 @@ func anyPartitions(t *testing.T, s clusterSpec) {
 			wait(t, time.Duration(rng.IntN(2000))*time.Millisecond)
 		}
 		cl.net.set(deafness{})
-		q.heal()
-		healed := time.Now()
-		back := w.answered(healed).Sub(healed)
-		cl.healthy()
-		waits = append(waits, back)
-		t.Logf("round %d: %s; first I/O %v after all ran and heard each other again, in sync after %v", round, strings.Join(q.done, " | "),
-			back.Round(time.Millisecond), time.Since(healed).Round(time.Millisecond))
-		wait(t, 300*time.Millisecond)
-		w.heat(rng)
+		waits = append(waits, q.end(round, w))
 	}
 	w.finish(cl)
 	stalls(t, "partitions, until I/O went on when all was whole", waits, healLimit)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/node/api"
 	"sanctuary/target/initiator"
 	"sanctuary/target/scsi"
 )
@@ -32,8 +33,7 @@ func TestProveOwnerPaused(t *testing.T) {
 	cl := startCluster(t, clusterSpec{media: "file", sizeBytes: 256 << 20})
 	l := cl.healthy()
 	w := startLoad(t, cl, l, rng)
-	var longest []time.Duration
-	var tally answers
+	pauses := pauses{c: cl, w: w, rng: rng}
 	long := count(t, "PROVE_PAUSES", max(2, kills(t)/20))
 	for i := range 3 * long {
 		pause := longPause
@@ -41,35 +41,60 @@ func TestProveOwnerPaused(t *testing.T) {
 			pause = shortPause
 		}
 		wait(t, time.Second)
-		d := startDirect(t, w, cl.portal(l, l.Owner), rng)
-		wait(t, 500*time.Millisecond)
-		stopped := time.Now()
-		cl.pause(l.Owner)
-		back := w.answered(time.Now())
-		wait(t, pause-time.Since(stopped))
-		cl.signal(l.Owner, syscall.SIGCONT)
-		resumed := time.Now()
-		d.hurry()
-		before := l
-		l = cl.healthyBehind(before.Term)
-		if i%2 == 0 { // the node that slept owns the LUN again at once: what it still has from before must not land now
-			cl.move(before.Owner)
-			l = cl.owner()
-		}
-		settled := w.answered(time.Now())
-		wait(t, 500*time.Millisecond)
-		got := d.finish()
-		tally.add(got)
-		longest = append(longest, w.longest(stopped, settled))
-		t.Logf("pause %d: %s; first I/O after %v, longest %v, in sync %v after it went on; asked directly: %+v", i, before.Owner,
-			back.Sub(stopped).Round(time.Millisecond), longest[i].Round(time.Millisecond), settled.Sub(resumed).Round(time.Millisecond), got)
-		w.heat(rng)
+		l = pauses.stop(l, pause, i%2 == 0)
 	}
 	w.finish(cl)
-	if tally.Good == 0 || tally.Asleep == 0 {
-		t.Errorf("asked directly: %+v; want commands answered GOOD by the owner, and some sent while it was stopped", tally)
+	pauses.judge()
+}
+
+// pauses are times for which the owner's process was stopped.
+type pauses struct {
+	c       *cluster
+	w       *load
+	rng     *rand.Rand
+	longest []time.Duration // I/O of each
+	tally   answers
+}
+
+// stop stops the owner of l, lets it go on, and returns the LUN as it is when all is whole again. back: the node that slept owns it again at once, when what it
+// still has from before must not land any more.
+func (p *pauses) stop(l api.LUN, pause time.Duration, back bool) api.LUN {
+	t := p.c.t
+	t.Helper()
+	d := startDirect(t, p.w, p.c.portal(l, l.Owner), p.rng)
+	wait(t, 500*time.Millisecond)
+	stopped := time.Now()
+	p.c.pause(l.Owner)
+	served := p.w.answered(time.Now())
+	wait(t, pause-time.Since(stopped))
+	p.c.signal(l.Owner, syscall.SIGCONT)
+	resumed := time.Now()
+	d.hurry()
+	now := p.c.healthyBehind(l.Term)
+	if back {
+		p.c.move(l.Owner)
+		now = p.c.owner()
 	}
-	stalls(t, "pauses of the owner", longest, stallLimit(t))
+	settled := p.w.answered(time.Now())
+	wait(t, 500*time.Millisecond)
+	got := d.finish()
+	p.tally.add(got)
+	longest := p.w.longest(stopped, settled)
+	p.longest = append(p.longest, longest)
+	t.Logf("pause %d: %s; first I/O after %v, longest %v, in sync %v after it went on; asked directly: %+v", len(p.longest)-1, l.Owner,
+		served.Sub(stopped).Round(time.Millisecond), longest.Round(time.Millisecond), settled.Sub(resumed).Round(time.Millisecond), got)
+	p.w.heat(p.rng)
+	return now
+}
+
+// judge says whether there was anything to see, and whether I/O was held up for too long.
+func (p *pauses) judge() {
+	t := p.c.t
+	t.Helper()
+	if p.tally.Good == 0 || p.tally.Asleep == 0 {
+		t.Errorf("asked directly: %+v; want commands answered GOOD by the owner, and some sent while it was stopped", p.tally)
+	}
+	stalls(t, "pauses of the owner", p.longest, stallLimit(t))
 }
 
 // answers is what came of commands sent to one node without any multipath logic.

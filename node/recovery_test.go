@@ -15,8 +15,41 @@ import (
 
 	"sanctuary/node/api"
 	"sanctuary/node/catalog"
+	"sanctuary/node/client"
 	"sanctuary/replication"
 )
+
+// recovery waits until a LUN may be recovered by force, and returns what that would mean.
+func (c *cluster) recovery(cl *client.Client, lun string) api.Recovery {
+	c.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		r, err := cl.Recovery(c.t.Context(), lun, "")
+		if err == nil && r.Refused == "" {
+			return r
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("it stays refused: %+v, %v", r, err)
+		}
+	}
+}
+
+// recover recovers a LUN by force, again where that is not granted or not done in time, if it means what is expected.
+func (c *cluster) recover(cl *client.Client, lun string, expected func(r api.Recovery) bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; {
+		r := c.recovery(cl, lun)
+		if !expected(r) {
+			c.t.Fatalf("what it would mean: %+v", r)
+		}
+		_, err := cl.Recover(c.t.Context(), lun, api.RecoverSpec{AcceptLoss: true, History: r.History}, 20*time.Second)
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%+v, %v", r, err)
+		}
+	}
+}
 
 // A LUN whose owner is gone, with a witness that has seen more than the copy that is left: it cannot help itself, an operator gets it back
 // with what the copy holds, and the old owner, when it returns, becomes a healthy copy of the new history.
@@ -71,16 +104,7 @@ func TestRecoveryByForce(t *testing.T) {
 	c.start("beta")
 	cl = c.clientOf("beta", "gamma", "witness")
 
-	var r api.Recovery
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		var err error
-		if r, err = cl.Recovery(ctx, "vm1", ""); err == nil && r.Refused == "" {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("it stays refused: %+v, %v", r, err)
-		}
-	}
+	r := c.recovery(cl, "vm1")
 	if r.Node != "beta" || r.Done || r.History != 1 || r.Lost.Entries < 5 || r.Lost.BytesAtMost < 5*4096 || !strings.HasPrefix(r.Lost.ProvenBy, "witness/") || r.Lost.Seconds <= 0 {
 		t.Errorf("what would be lost: %+v", r)
 	}
@@ -255,16 +279,7 @@ func TestTwoOfThreeNodesAreLost(t *testing.T) {
 			}
 		}
 	}
-	retry("recover", func() error {
-		r, err := cl.Recovery(ctx, "vm1", "")
-		if err == nil && r.Refused != "" {
-			err = errors.New(r.Refused)
-		}
-		if err == nil {
-			_, err = cl.Recover(ctx, "vm1", api.RecoverSpec{AcceptLoss: true, History: r.History}, 10*time.Second)
-		}
-		return err
-	})
+	c.recover(cl, "vm1", func(api.Recovery) bool { return true })
 	c.lun(cl, "vm1", api.LUN.Served)
 	retry("one copy for the time being", func() error {
 		l, err := cl.ChangeReplicas(ctx, "vm1", api.ReplicaChange{Remove: []string{"alpha"}}, 10*time.Second)
@@ -331,20 +346,9 @@ func TestRecoveryByForceInMemory(t *testing.T) {
 	c.stop("witness")
 	c.stop("alpha")
 	cl = c.clientOf("beta", "gamma", "delta")
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		r, err := cl.Recovery(ctx, "vm1", "")
-		if err == nil && r.Refused == "" {
-			if r.Node != "beta" || r.Lost.ProvenBy != "" || len(r.Lost.Unknown) != 2 {
-				t.Fatalf("%+v", r)
-			}
-			if _, err = cl.Recover(ctx, "vm1", api.RecoverSpec{AcceptLoss: true, History: r.History}, 20*time.Second); err == nil {
-				break
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%+v, %v", r, err)
-		}
-	}
+	c.recover(cl, "vm1", func(r api.Recovery) bool {
+		return r.Node == "beta" && r.Lost.ProvenBy == "" && len(r.Lost.Unknown) == 2
+	})
 	check()
 	c.start("alpha", "witness")
 	c.lun(cl, "vm1", func(l api.LUN) bool { return l.Health == api.HealthHealthy && l.Settled() && l.History == 2 })

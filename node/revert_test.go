@@ -89,20 +89,7 @@ func TestCopyIsRevertedAndTheLUNGoesOnFromIt(t *testing.T) {
 	if b.Index == 0 || b.Began.IsZero() {
 		t.Errorf("reverted to %+v", b)
 	}
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		r, err := cl.Recovery(ctx, "vm1", "")
-		if err == nil && r.Refused == "" {
-			if r.Node != "beta" || r.Lost.ProvenBy == "" || r.Lost.Entries == 0 {
-				t.Fatalf("what is said to be lost: %+v", r)
-			}
-			if _, err = cl.Recover(ctx, "vm1", api.RecoverSpec{AcceptLoss: true, History: r.History}, 20*time.Second); err == nil {
-				break
-			}
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%+v, %v", r, err)
-		}
-	}
+	c.recover(cl, "vm1", func(r api.Recovery) bool { return r.Node == "beta" && r.Lost.ProvenBy != "" && r.Lost.Entries > 0 })
 	d := openDisk(t, c.lun(cl, "vm1", api.LUN.Served))
 	defer d.Close()
 	got, want := make([]byte, piece), bytes.Repeat([]byte{1}, piece)

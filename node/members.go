@@ -41,25 +41,25 @@ func (s *replicas) Reconfigure(ctx context.Context, l catalog.LUN) (done reconci
 		l = now // the newest there is: what is not wanted any more must not be brought about
 		run.group.Follow(members(l.Replicas), viewOf(m, l))
 	}
-	var want []replication.Desired
 	var leaving []raft.ServerID
 	for _, r := range l.Replicas {
-		want = append(want, replication.Desired{Member: member(r), Joining: r.State == catalog.ReplicaJoining})
 		if r.Leaving {
 			leaving = append(leaving, raft.ServerID(r.ID))
 		}
 	}
-	promoted, err := run.group.SetMembers(ctx, want)
-	for _, id := range promoted {
-		done.Promoted = append(done.Promoted, string(id))
-	}
-	for _, id := range run.group.Removed(leaving) {
-		done.Removed = append(done.Removed, string(id))
-	}
+	now, err := run.group.SetMembers(ctx, members(l.Replicas))
+	done.CaughtUp, done.Promoted, done.Removed = texts(now.CaughtUp), texts(now.Whole), texts(run.group.Removed(leaving))
 	if err != nil { // it waits for replicas to be reached, or rebuilt, or told: all that comes by itself
 		err = fmt.Errorf("%w: %w", reconcile.ErrNotYet, err)
 	}
 	return done, err
+}
+
+func texts(ids []raft.ServerID) (out []string) {
+	for _, id := range ids {
+		out = append(out, string(id))
+	}
+	return out
 }
 
 // beginHistory makes a copy whose journal is of an older history than the LUN the beginning of the present one, if it is the one that was chosen.

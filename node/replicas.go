@@ -198,7 +198,10 @@ func (s *replicas) followHosts() {
 const memoryJournalBytes = 64 << 20
 
 func member(r catalog.Replica) replication.Member {
-	return replication.Member{ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving, Filled: r.Filled}
+	return replication.Member{
+		ID: raft.ServerID(r.ID), Node: r.Node, Witness: r.Witness, Leaving: r.Leaving, Filled: r.Filled,
+		Joining: r.State == catalog.ReplicaJoining,
+	}
 }
 
 func members(rs []catalog.Replica) (out []replication.Member) {

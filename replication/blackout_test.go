@@ -189,7 +189,7 @@ func TestBlackout(t *testing.T) {
 			if x.damage != nil {
 				x.damage(names[x.of])
 			}
-			var want []Desired
+			var want []Member
 			for _, p := range proxies {
 				p.mu.Lock()
 				p.conns = nil
@@ -221,10 +221,8 @@ func TestBlackout(t *testing.T) {
 				}
 			}
 			eventually(t, "healthy again", func() bool {
-				if now = c.owner(); want != nil {
-					if _, err := c.group(now).SetMembers(ctx, want); err != nil {
-						return false
-					}
+				if now = c.owner(); want != nil && !c.settled(now, want, 1) {
+					return false
 				}
 				return c.group(now).Status().Health == HealthHealthy
 			})

@@ -55,7 +55,10 @@ type Member struct {
 	Node    string        // the node's name: its raft.ServerAddress
 	Witness bool
 	Leaving bool // it goes when all others hold everything; until then it counts as ever
-	// Filled: another member on its node leaves, and it can take its place: its storage holds what the LUN held a moment ago (Host.Fill).
+	// Joining: an incarnation without data, as far as the catalog knows: a learner until it has caught up.
+	Joining bool
+	// Filled: the catalog knows that a joining copy holds what the LUN held a moment ago, as a learner, or beside a member on its node that leaves and
+	// whose place it can take (Host.Fill). It may vote from then on, and not before: see Standing.
 	Filled bool
 }
 

@@ -16,15 +16,35 @@ import (
 )
 
 // rename gives a node's replica a new incarnation and returns what the catalog would ask for.
-func (c *cluster) rename(node, incarnation string) []Desired {
-	var want []Desired
+func (c *cluster) rename(node, incarnation string) []Member {
+	var want []Member
 	for i, m := range c.members {
 		if m.Node == node {
 			c.members[i].ID = raft.ServerID(node + "/" + incarnation)
 		}
-		want = append(want, Desired{Member: c.members[i], Joining: m.Node == node})
+		want = append(want, joining(c.members[i], m.Node == node))
 	}
 	return want
+}
+
+func joining(m Member, is bool) Member {
+	m.Joining = is
+	return m
+}
+
+// setMembers asks an owner for members as a node does, and notes in want who has caught up, as the catalog would.
+func (c *cluster) setMembers(owner string, want []Member) (Standing, error) {
+	now, err := c.group(owner).SetMembers(c.t.Context(), want)
+	for i, m := range want {
+		want[i].Filled = m.Filled || slices.Contains(now.CaughtUp, m.ID)
+	}
+	return now, err
+}
+
+// settled says whether an owner has the members that are wanted, and so many that joined are whole.
+func (c *cluster) settled(owner string, want []Member, whole int) bool {
+	now, err := c.setMembers(owner, want)
+	return err == nil && len(now.Whole) == whole
 }
 
 // A witness is replaced while one node owns the LUN; the next owner, which was not told, must neither take the new one for
@@ -47,8 +67,7 @@ func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the new witness votes", func() bool {
-		p, err := c.group(owner).SetMembers(ctx, want)
-		return err == nil && len(p) == 1
+		return c.settled(owner, want, 1)
 	})
 	eventually(t, "it is in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 	if err := c.group(owner).Transfer(ctx, c.member(other).ID); err != nil {
@@ -80,15 +99,45 @@ func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
 	}
 }
 
+// A copy that has caught up does not vote before the catalog knows that it may hold the data, whoever settles the members.
+func TestLearnerVotesWhenTheCatalogKnowsThatItHoldsData(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	want := c.wipe(other)
+	id, g := c.member(other).ID, c.group(owner)
+	eventually(t, "the new copy has caught up", func() bool {
+		now, err := g.SetMembers(ctx, want)
+		if err == nil || len(now.Whole) != 0 {
+			t.Fatalf("settled without the catalog's knowledge: %+v, %v", now, err)
+		}
+		return slices.Contains(now.CaughtUp, id)
+	})
+	g.changing.Lock() // what maintain does
+	err := g.settle(ctx)
+	g.changing.Unlock()
+	if _, servers, cerr := g.configuration(); err == nil || cerr != nil || servers[id].Suffrage != raft.Nonvoter {
+		t.Fatalf("%v is a voter; %v, %v", servers[id], err, cerr)
+	}
+	eventually(t, "it votes", func() bool { return c.settled(owner, want, 1) })
+	c.healthy(owner)
+	compareCopies(t, c, "a", "b")
+}
+
 // A catalog that lags behind must not undo what a newer one has brought about.
 func TestOldMemberListChangesNothing(t *testing.T) {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	owner := c.owner()
-	var old []Desired
+	var old []Member
 	for _, m := range c.members {
-		old = append(old, Desired{Member: m})
+		old = append(old, m)
 	}
 	c.stop("w")
 	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
@@ -99,8 +148,7 @@ func TestOldMemberListChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the new witness votes", func() bool {
-		p, err := c.group(owner).SetMembers(ctx, want)
-		return err == nil && len(p) == 1
+		return c.settled(owner, want, 1)
 	})
 	if _, err := c.group(owner).SetMembers(ctx, old); err != nil {
 		t.Fatal(err)
@@ -137,8 +185,7 @@ func TestIdleOwnerThatWasRebuiltServesARebuild(t *testing.T) {
 		want := c.rename(away, string(rune('2'+i)))
 		c.start(away, false)
 		eventually(t, "the new incarnation votes", func() bool {
-			promoted, err := c.group(other).SetMembers(ctx, want)
-			return err == nil && len(promoted) == 1
+			return c.settled(other, want, 1)
 		})
 		eventually(t, "both copies in sync", func() bool { return c.group(other).Status().Health == HealthHealthy })
 	}

@@ -44,43 +44,51 @@ func (h *Host) namedGroup(req []byte) (*Group, error) {
 	return g, nil
 }
 
-// Desired is one member the catalog asks for.
-type Desired struct {
-	Member
-	Joining bool // an incarnation without data: a learner until it has caught up
+// Standing is how far joining members have come.
+type Standing struct {
+	// CaughtUp are copies that vote as soon as the catalog says that they are Filled. Until it does, it may take the LUN for lost when the copies
+	// that it knows to hold data are gone, and this one may by then be the owner.
+	CaughtUp []raft.ServerID
+	// Whole are those that vote and hold everything they should.
+	Whole []raft.ServerID
 }
 
 // caughtUpEntries is the lag at which a learner may vote.
 const caughtUpEntries = 64
 
 // SetMembers brings the Raft group to what the catalog asks for, one change at a time; it does nothing unless this node
-// owns the LUN. It returns the joining members that have become voters, and an error if something is left to do; calling
+// owns the LUN. It returns how far the joining ones have come, and an error if something is left to do; calling
 // it again goes on. A server that a member has replaced is removed: its identity must not come back.
-func (g *Group) SetMembers(ctx context.Context, want []Desired) (promoted []raft.ServerID, err error) {
+func (g *Group) SetMembers(ctx context.Context, want []Member) (now Standing, err error) {
 	g.changing.Lock()
 	defer g.changing.Unlock()
-	byID := map[raft.ServerID]Desired{}
-	for _, d := range want {
-		byID[d.ID] = d
-		if !g.follows() {
-			g.Learn([]Member{d.Member})
-		}
+	if !g.follows() {
+		g.Learn(want)
 	}
 	left := g.settle(ctx)
-	_, servers, err := g.configuration()
+	inst, servers, err := g.configuration()
 	if err != nil {
-		return nil, err
+		return now, err
 	}
-	if err := g.knowMembers(servers); err != nil {
-		return nil, err
-	}
-	for _, s := range servers {
-		if d := byID[s.ID]; d.Joining && g.whole(d.Member, s) {
-			promoted = append(promoted, s.ID)
+	for _, m := range want {
+		s, ok := servers[m.ID]
+		if ok && m.barred() && s.Suffrage != raft.Voter && g.lag(inst, m.ID) <= caughtUpEntries {
+			now.CaughtUp = append(now.CaughtUp, m.ID)
 		}
 	}
-	return promoted, left
+	if err := g.knowMembers(servers); err != nil {
+		return now, err
+	}
+	for _, m := range want {
+		if s, ok := servers[m.ID]; ok && m.Joining && g.whole(m, s) {
+			now.Whole = append(now.Whole, m.ID)
+		}
+	}
+	return now, left
 }
+
+// barred says whether a member must not vote yet, whatever it holds: see Standing. A witness holds nothing that could be lost.
+func (m Member) barred() bool { return m.Joining && !m.Filled && !m.Witness }
 
 // whole says whether a member votes and holds everything it should: the witness its log, a copy every acknowledged write.
 func (g *Group) whole(m Member, s raft.Server) bool {
@@ -245,6 +253,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	}
 	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
 		return fmt.Errorf("%s is %d entries behind", m.ID, lag)
+	}
+	if m.barred() {
+		return fmt.Errorf("%s has caught up; it votes when the catalog knows that it holds data", m.ID)
 	}
 	if err := g.inPairs(inst, m, servers); err != nil {
 		return err

@@ -76,14 +76,14 @@ func restartInRAM(t *testing.T, third string, killed []string, becomes string) {
 	for _, k := range killed {
 		c.stop(names[k])
 	}
-	var want []Desired
+	var want []Member
 	for _, m := range c.members {
-		want = append(want, Desired{Member: m})
+		want = append(want, m)
 	}
 	settled := func() bool { // what the node's reconciler asks for, of whoever serves
-		for _, n := range c.nodes {
+		for node, n := range c.nodes {
 			if n.group.Status().Serving {
-				_, err := n.group.SetMembers(ctx, want)
+				_, err := c.setMembers(node, want)
 				return err == nil
 			}
 		}

@@ -130,13 +130,12 @@ func TestOldHistoryCannotComeBack(t *testing.T) {
 	c.stop("w")
 	c.joinHistory("a", "b")
 	c.joinHistory("w", "b")
-	var want []Desired
+	var want []Member
 	for _, m := range c.members {
-		want = append(want, Desired{Member: m, Joining: m.Node != "b"})
+		want = append(want, joining(m, m.Node != "b"))
 	}
 	eventually(t, "the new incarnations vote", func() bool {
-		promoted, err := c.group("b").SetMembers(ctx, want)
-		return err == nil && len(promoted) == 2
+		return c.settled("b", want, 2)
 	})
 	eventually(t, "healthy", func() bool { return c.group("b").Status().Health == HealthHealthy })
 	c.stop("b")

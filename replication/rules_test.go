@@ -185,13 +185,12 @@ func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
 		return first > 100
 	})
 	c.start(away, false)
-	var want []Desired
+	var want []Member
 	for _, m := range c.members {
-		want = append(want, Desired{Member: m, Joining: m.Node == away})
+		want = append(want, joining(m, m.Node == away))
 	}
 	eventually(t, "the new incarnation votes", func() bool {
-		promoted, err := c.group(owner).SetMembers(ctx, want)
-		return err == nil && len(promoted) == 1
+		return c.settled(owner, want, 1)
 	})
 	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 	for _, p := range c.group(owner).Status().Peers {

@@ -126,7 +126,7 @@ func TestCopyAndWitnessLostAtOnce(t *testing.T) {
 }
 
 // wipe loses a node's disk and brings it back as its next incarnation, which the catalog then asks for.
-func (c *cluster) wipe(node string) (want []Desired) {
+func (c *cluster) wipe(node string) (want []Member) {
 	c.t.Helper()
 	c.stop(node)
 	if err := os.RemoveAll(filepath.Join(c.dir, node)); err != nil {
@@ -147,8 +147,7 @@ func TestWitnessWipedWhileHealthyIsReplacedUnderLoad(t *testing.T) {
 	l.goesOn(100)
 	want := c.wipe("w")
 	eventually(t, "the new witness votes", func() bool {
-		promoted, err := c.group(owner).SetMembers(t.Context(), want)
-		return err == nil && len(promoted) == 1
+		return c.settled(owner, want, 1)
 	})
 	c.healthy(owner)
 	l.goesOn(20)
@@ -178,8 +177,7 @@ func TestWitnessWipedWhileDegradedIsReplacedWhenTheCopyIsBack(t *testing.T) {
 	}
 	c.start(other, false)
 	eventually(t, "the new witness votes", func() bool {
-		promoted, err := c.group(owner).SetMembers(t.Context(), want)
-		return err == nil && len(promoted) == 1
+		return c.settled(owner, want, 1)
 	})
 	c.healthy(owner)
 	l.goesOn(20)

@@ -222,6 +222,30 @@ func TestLUNIsLostWithItsLastData(t *testing.T) {
 	}
 }
 
+// A copy that has caught up may own the LUN before the catalog hears that it has been promoted: the last owner, which would have said so, is gone.
+func TestLUNIsNotLostWhileAFilledReplicaMayHoldIt(t *testing.T) {
+	m, _ := must(t, threeNodes(t), mirrored(7, "vm1"))
+	m, _ = must(t, m, started(m, uid(7))...)
+	m, r := must(t, m, &ReplaceReplica{LUN: uid(7), Old: "b/2", Claim: "x"})
+	b := r.Replica.ID
+	m, r = must(t, m, &ReplicaFilled{LUN: uid(7), Replica: b})
+	if !r.Replica.Filled || r.Replica.State != ReplicaJoining || m.Version != versionMembers {
+		t.Fatalf("%+v, version %d", r.Replica, m.Version)
+	}
+	m, r = must(t, m, &ReplaceReplica{LUN: uid(7), Old: "a/1", Claim: "x"})
+	if r.LUN.Lost {
+		t.Fatal("lost, though b may own it")
+	}
+	promoted, _ := must(t, m, &ReplicaPromoted{LUN: uid(7), Replica: b})
+	if l := promoted.LUNs[uid(7)]; l.Lost || l.Replicas[1].State != ReplicaActive {
+		t.Fatalf("%+v", l)
+	}
+	_, r = must(t, m, &ReplaceReplica{LUN: uid(7), Old: b, Claim: "y"})
+	if !r.LUN.Lost || r.Replica.Filled {
+		t.Fatalf("what b had is gone as well: %+v", r.LUN)
+	}
+}
+
 func TestPromotionWaitsForFirstStarts(t *testing.T) {
 	m, _ := must(t, threeNodes(t), mirrored(7, "vm1"))
 	m, _ = must(t, m, started(m, uid(7))[:2]...) // the witness is still to start, with a/1 and b/2 in its configuration
@@ -330,7 +354,7 @@ func TestEveryHistoryKeepsTheInvariants(t *testing.T) {
 				&CreateLUN{ID: lun, Name: "l" + lun[34:], Geometry: gib, Media: MediaFile, Replicas: []Placement{{Node: "a"}, {Node: "b"}, {Node: "w", Witness: true}}},
 				&CreateLUN{ID: lun, Name: "l" + lun[34:], Geometry: gib, Media: MediaFile, Replicas: []Placement{{Node: name}}},
 				&ReplicaStarted{LUN: lun, Replica: replica, Claim: claim}, &ReplaceReplica{LUN: lun, Old: replica, Claim: claim},
-				&ReplicaPromoted{LUN: lun, Replica: replica}, &DeleteLUN{ID: lun}, &RemoveNode{Name: name}, &StorageDeleted{LUN: lun, Node: name},
+				&ReplicaFilled{LUN: lun, Replica: replica}, &ReplicaPromoted{LUN: lun, Replica: replica}, &DeleteLUN{ID: lun}, &RemoveNode{Name: name}, &StorageDeleted{LUN: lun, Node: name},
 			}).Draw(t, "change")
 			next, _, err := Apply(m, uint64(i+1), c)
 			var refusal *Refusal

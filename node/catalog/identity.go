@@ -142,9 +142,10 @@ func (l LUN) Bootstrap() []Replica {
 	return out
 }
 
-// hasData says whether a replica holds, or is still to begin, the LUN's data.
+// hasData says whether a replica may hold, or is still to begin, the LUN's data. One that is joining holds it from when it has been filled: a
+// moment later it may own the LUN, and the catalog need not have heard of that when it hears that the others have lost what they held.
 func (l LUN) hasData() bool {
-	return slices.ContainsFunc(l.Replicas, func(r Replica) bool { return !r.Witness && r.State != ReplicaJoining })
+	return slices.ContainsFunc(l.Replicas, func(r Replica) bool { return !r.Witness && (r.State != ReplicaJoining || r.Filled) })
 }
 
 // LUNByName returns the LUN of that name.

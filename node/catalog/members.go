@@ -32,7 +32,8 @@ type ReplicaDeleted struct {
 	Replica string `json:"replica"`
 }
 
-// ReplicaFilled says that a joining replica, beside which another still runs, holds what the LUN held a moment ago.
+// ReplicaFilled says that a joining replica holds what the LUN held a moment ago, as a learner or beside another on its node that still runs. It is
+// proposed BEFORE the replica gets a vote: from then on it may be the one that is left, and the LUN is not lost without the others.
 type ReplicaFilled struct {
 	LUN     string `json:"lun"`
 	Replica string `json:"replica"`
@@ -155,7 +156,7 @@ func (c *SetReplicas) apply(m *Model, r *Result) error {
 		switch {
 		case i >= 0 && !found[i]:
 			found[i], rep.Leaving = true, false
-		case rep.State == ReplicaJoining:
+		case rep.State == ReplicaJoining && (!rep.Filled || l.givesWay(rep)):
 			m.leave(&l, rep) // it holds nothing that anybody relies on
 			continue
 		default:
@@ -279,6 +280,7 @@ func (c *ReplicaFilled) apply(m *Model, r *Result) error {
 		return refuse(CodeStale, "replica %s of LUN %q has no storage yet", c.Replica, l.Name)
 	default:
 		rep.Filled = true
+		m.needs(versionMembers)
 	}
 	m.put(l, i, r)
 	return nil

@@ -114,6 +114,20 @@ func TestMoveIsUndone(t *testing.T) {
 	}
 }
 
+// A new copy that may vote already is relied upon: it leaves as any other does.
+func TestMoveIsUndoneWhenTheNewCopyMayVote(t *testing.T) {
+	m := placed(t, "a b w*")
+	m, _ = must(t, m, set(m, "a c w*"), &ReplicaStarted{LUN: uid(100), Replica: "c/4", Claim: "x"}, &ReplicaFilled{LUN: uid(100), Replica: "c/4"})
+	m, _ = must(t, m, set(m, "a b w*"))
+	if got := shape(m); got != "a/1 b/2 w/3* c/4+-" || len(m.LUNs[uid(100)].Left) != 0 {
+		t.Fatalf("replicas are %s, left %v", got, m.LUNs[uid(100)].Left)
+	}
+	m, _ = must(t, m, &ReplicaRemoved{LUN: uid(100), Replica: "c/4"})
+	if got := shape(m); got != "a/1 b/2 w/3*" || !slices.Equal(m.LUNs[uid(100)].Left, []string{"c/4"}) {
+		t.Fatalf("replicas are %s, left %v", got, m.LUNs[uid(100)].Left)
+	}
+}
+
 func TestReplicaSetsGrowAndShrink(t *testing.T) {
 	for _, test := range []struct{ from, to, want string }{
 		{"a", "a b w*", "a/1 b/2+ w/3*+"},

@@ -82,7 +82,8 @@ type Replica struct {
 	Leaving bool `json:"leaving,omitempty"`
 	// Pool is where on its node the data of a replica that was added are to be, if somebody chose it; empty: in the pool that suits best.
 	Pool string `json:"pool,omitempty"`
-	// Filled: a joining replica whose node has another that leaves holds what the LUN held a moment ago. It joins when that one has left.
+	// Filled: a joining replica holds what the LUN held a moment ago. It may vote from now on, if it is a member; one whose node has another
+	// that leaves joins when that one has left.
 	Filled bool `json:"filled,omitempty"`
 }
 

@@ -47,13 +47,14 @@ type Runner interface {
 	// does not wait for that: until it is done it returns an error that wraps ErrNotYet, and is called again.
 	Fill(ctx context.Context, l catalog.LUN, r catalog.Replica) error
 	// Reconfigure, on the owner, brings the group's members nearer to the catalog's: it removes the replicas'
-	// ReplacedIDs, adds joining replicas as learners, makes those that have caught up voters, and when all that stay are in sync removes those that
+	// ReplacedIDs, adds joining replicas as learners, makes those that have caught up, as the catalog knows, voters, and when all that stay are in sync removes those that
 	// leave. It does not wait for a rebuild: it is called again.
 	Reconfigure(ctx context.Context, l catalog.LUN) (Settled, error)
 }
 
 // Settled is what Reconfigure has found done, by IDs of replicas.
 type Settled struct {
+	CaughtUp []string // joining copies that will be voters when the catalog knows that they hold data
 	Promoted []string // joining ones that are voters, in sync, with what they replace removed
 	Removed  []string // leaving ones that are members no more
 }
@@ -323,6 +324,16 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		return err // the new incarnation is created when it shows in the catalog here
 	case Reconfigure:
 		settled, err := run.Reconfigure(ctx, s.LUN)
+		for _, id := range settled.CaughtUp {
+			result, perr := r.propose(ctx, &catalog.ReplicaFilled{LUN: s.LUN.ID, Replica: id})
+			if perr != nil {
+				return errors.Join(err, perr)
+			}
+			s.LUN = *result.LUN
+		}
+		if len(settled.CaughtUp) > 0 { // they may vote now
+			settled, err = run.Reconfigure(ctx, s.LUN)
+		}
 		for _, id := range settled.Promoted {
 			if _, perr := r.propose(ctx, &catalog.ReplicaPromoted{LUN: s.LUN.ID, Replica: id}); perr != nil {
 				return errors.Join(err, perr)

@@ -197,8 +197,11 @@ func (f *fakeRunner) Reconfigure(_ context.Context, l catalog.LUN) (Settled, err
 	var done Settled
 	err := f.do("reconfigure", l.ID, "", func() {
 		for _, r := range l.Replicas {
-			if f.inSync && r.State == catalog.ReplicaJoining {
+			switch joins := f.inSync && r.State == catalog.ReplicaJoining; {
+			case joins && r.Filled:
 				done.Promoted = append(done.Promoted, r.ID)
+			case joins: // it must not vote before the catalog knows that it may hold the data
+				done.CaughtUp = append(done.CaughtUp, r.ID)
 			}
 			if f.inSync && r.Leaving {
 				done.Removed = append(done.Removed, r.ID)
@@ -309,7 +312,9 @@ func TestOwnerPromotesOnceTheLearnerIsInSync(t *testing.T) {
 			}
 			run.set(func() { run.inSync = true })
 			settle()
-			run.actions()
+			if got, told := run.actions(), strings.Join(c.log, ", "); got != "reconfigure , reconfigure " || told != "ReplicaFilled, ReplicaPromoted" {
+				t.Fatalf("%q, and the catalog was told %s", got, told)
+			}
 			if mine, _ := c.model.LUNs[lunID].ReplicaOn("a"); mine.State != catalog.ReplicaActive || mine.Replaces != "" {
 				t.Fatalf("%+v", mine)
 			}

@@ -40,6 +40,7 @@ type machine struct {
 	disk    *crashdev.Dev    // the pool's; nil for a witness or in RAM
 	life    atomic.Int64     // incarnation of the replica
 	joining atomic.Bool      // it began empty, and has not been given a vote yet
+	filled  atomic.Bool      // it has caught up and may be given one
 	started bool             // its replica has been started before
 	failing bool             // its disk has failed, whoever has noticed
 	syncs   atomic.Int64     // nanoseconds that a sync of its disks takes
@@ -63,7 +64,10 @@ type process struct {
 }
 
 func (m *machine) member() replication.Member {
-	return replication.Member{ID: raft.ServerID(fmt.Sprintf("%s/%d", m.name, m.life.Load())), Node: m.name, Witness: m.witness}
+	return replication.Member{
+		ID: raft.ServerID(fmt.Sprintf("%s/%d", m.name, m.life.Load())), Node: m.name, Witness: m.witness,
+		Joining: m.joining.Load(), Filled: m.filled.Load(),
+	}
 }
 
 // blank gives the machine empty storage and its replica a new identity.
@@ -73,6 +77,7 @@ func (m *machine) blank() {
 	if !m.witness && !m.ram {
 		m.disk = crashdev.New(blockstore.MediumBytes(poolBytes), m.power)
 	}
+	m.filled.Store(false)
 	m.joining.Store(m.life.Add(1) > 1)
 	m.started = false
 	m.connect()

@@ -189,10 +189,10 @@ func (w *world) watch(stop <-chan struct{}) {
 // settle is the catalog: it has the owner make the group what is wanted.
 func (w *world) settle() {
 	joins := false
-	var want []replication.Desired
+	var want []replication.Member
 	for _, m := range w.nodes {
 		joins = joins || m.joining.Load()
-		want = append(want, replication.Desired{Member: m.member(), Joining: m.joining.Load()})
+		want = append(want, m.member())
 	}
 	p := w.owner()
 	if p == nil || !joins {
@@ -200,9 +200,13 @@ func (w *world) settle() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	promoted, _ := p.group.SetMembers(ctx, want) // what is left to do is done the next time
+	now, _ := p.group.SetMembers(ctx, want) // what is left to do is done the next time
 	for _, m := range w.nodes {
-		if m.joining.Load() && slices.Contains(promoted, m.member().ID) {
+		switch id := m.member().ID; {
+		case slices.Contains(now.CaughtUp, id):
+			w.note("%s may vote", id)
+			m.filled.Store(true)
+		case m.joining.Load() && slices.Contains(now.Whole, id):
 			w.note("%s has its vote", m.member().ID)
 			m.joining.Store(false)
 		}

@@ -272,7 +272,7 @@ func TestVoterIsElectedByAWitnessThatMissedItsPromotion(t *testing.T) {
 	}
 	want := c.rename(other, "2")
 	suffrage := func() raft.ServerSuffrage {
-		_, _ = c.group(owner).SetMembers(ctx, want)
+		_, _ = c.setMembers(owner, want)
 		if _, servers, err := c.group(owner).configuration(); err == nil && len(servers) == 3 {
 			if s, ok := servers[c.member(other).ID]; ok {
 				return s.Suffrage

@@ -25,9 +25,11 @@ type space struct {
 	asking sync.Mutex // one question at a time; taken before mu
 
 	mu     sync.Mutex
-	taken  int64 // promised to writes of this LUN that have not ended, in bytes
-	given  int64 // promised to all writes ever
-	before int64 // given, when last asked in time
+	taken  int64         // promised to writes of this LUN that have not ended, in bytes
+	given  int64         // promised to all writes ever
+	ends   uint64        // of them that have ended
+	ended  chan struct{} // closed when the next one has; nil unless a write waits for that
+	before int64         // given, when last asked in time
 	peers  map[raft.ServerID]peerRoom
 }
 
@@ -41,12 +43,48 @@ type peerRoom struct {
 var errPeerRoom = fmt.Errorf("%w of another copy", block.ErrNoSpace)
 
 // takeRoom promises what ops may allocate, or returns block.ErrNoSpace. release must be called when they have been applied
-// or never will be.
+// or never will be. Room that is only promised, to writes of this LUN that have not ended, is waited for: each of those that meet one new chunk is
+// promised all of it.
 func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), err error) {
-	need := g.cfg.Store.Needs(ops)
-	if need == 0 {
-		return func() {}, nil
+	for {
+		need, seen := g.cfg.Store.Needs(ops), g.space.seen()
+		if need == 0 {
+			return func() {}, nil
+		}
+		if release, err = g.findRoom(ctx, need); !errors.Is(err, block.ErrNoSpace) || !g.space.awaitEnd(ctx, seen) {
+			return release, err
+		}
 	}
+}
+
+// seen returns how many writes that were promised room have ended.
+func (s *space) seen() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ends
+}
+
+// awaitEnd waits until more than seen of them have ended. It returns false if none is left that could, or when ctx ends.
+func (s *space) awaitEnd(ctx context.Context, seen uint64) bool {
+	s.mu.Lock()
+	if s.taken == 0 || s.ends > seen {
+		defer s.mu.Unlock()
+		return s.ends > seen
+	}
+	if s.ended == nil {
+		s.ended = make(chan struct{})
+	}
+	ended := s.ended
+	s.mu.Unlock()
+	select {
+	case <-ended:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (g *Group) findRoom(ctx context.Context, need int64) (release func(), err error) {
 	if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) {
 		return release, err
 	}
@@ -102,7 +140,12 @@ func (g *Group) promiseRoom(need int64) (release func(), err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.taken -= need
+		s.ends++
 		_ = g.cfg.Store.Promise(-need) // giving back is not refused
+		if s.ended != nil {
+			close(s.ended)
+			s.ended = nil
+		}
 	}, nil
 }
 

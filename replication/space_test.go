@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 )
@@ -53,6 +55,36 @@ func TestFullPoolRefusesNewSpaceAndNothingElse(t *testing.T) {
 		t.Fatalf("block 0: %d, %v", v, err)
 	}
 	compareCopies(t, c, "a", "b")
+}
+
+// Writes at the same time to one new chunk are each promised a whole one, and need one between them: a pool is not full before its last chunk is used.
+func TestPoolIsNotFullForWhatIsOnlyPromised(t *testing.T) {
+	const chunks = 40
+	for range 3 {
+		c := newClusterWith(t, &cluster{pool: chunks * block.ChunkSize}, blockstore.MediaFile, "a", "b", "w")
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		defer cancel()
+		g := c.group(c.owner())
+		eventually(t, "both copies in sync", func() bool { return g.Status().Health == HealthHealthy })
+		var all errgroup.Group
+		for n := range chunks {
+			for _, at := range []int{0, 9, 21, 40} {
+				all.Go(func() error {
+					n := n*chunkBlocks + at
+					return g.Write(ctx, g.Fence(), blockRange(n), tagged(n, 1))
+				})
+			}
+		}
+		if err := all.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Write(ctx, g.Fence(), blockRange(chunks*chunkBlocks), tagged(chunks*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
+			t.Fatalf("one chunk more than the pool has: %v", err)
+		}
+		c.stop("a")
+		c.stop("b")
+		c.stop("w")
+	}
 }
 
 // A snapshot makes overwrites need new space: those are refused when there is none, and everything that frees some passes.

@@ -58,11 +58,7 @@ func awayWithSnapshots(ctx context.Context, t *testing.T, c *cluster) (owner, aw
 	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
 	write := func(blocks, stride int, v uint64) {
 		t.Helper()
-		for n := range blocks {
-			if err := c.write(ctx, n*stride, v); err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.writeAll(ctx, t, everyBlock(0, blocks*stride, stride), v)
 	}
 	owner = c.owner()
 	away = map[string]string{"a": "b", "b": "a"}[owner]

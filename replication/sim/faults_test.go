@@ -104,7 +104,7 @@ func (w *world) restart(m *machine) {
 
 // sound says that the loss of one copy takes nothing that was promised.
 func (w *world) sound() bool {
-	return len(w.data()) > 1 && len(w.alive()) == len(w.nodes) && w.redundant()
+	return len(w.data()) > 1 && len(w.alive()) == len(w.nodes) && w.healthy()
 }
 
 // mayDie says whether a process may be ended: in memory, its replica ends with it.

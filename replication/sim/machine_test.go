@@ -77,6 +77,9 @@ func (m *machine) blank() {
 	if !m.witness && !m.ram {
 		m.disk = crashdev.New(blockstore.MediumBytes(poolBytes), m.power)
 	}
+	if m.life.Load() > 0 && !m.w.knownToHold(m) {
+		m.w.h.violation("%s has lost what it held, and the catalog, which knows of nobody else who may hold the LUN, takes it for lost", m.name)
+	}
 	m.filled.Store(false)
 	m.joining.Store(m.life.Add(1) > 1)
 	m.started = false

@@ -128,8 +128,18 @@ func (w *world) owner() (owner *process) {
 	return owner
 }
 
-// redundant says that every copy is in sync and every member has a vote, as the owner sees it.
+// redundant says that every copy is in sync and every member has a vote, as the owner sees it, and that the catalog has been told.
 func (w *world) redundant() bool {
+	return w.healthy() && !slices.ContainsFunc(w.nodes, func(m *machine) bool { return m.joining.Load() })
+}
+
+// knownToHold says whether the catalog knows of a copy elsewhere that may hold the LUN.
+func (w *world) knownToHold(beside *machine) bool {
+	return slices.ContainsFunc(w.data(), func(m *machine) bool { return m != beside && (!m.joining.Load() || m.filled.Load()) })
+}
+
+// healthy is redundant, whatever the catalog has been told.
+func (w *world) healthy() bool {
 	p := w.owner()
 	if p == nil {
 		return false
@@ -138,7 +148,7 @@ func (w *world) redundant() bool {
 	votes := 0
 	for _, peer := range s.Peers {
 		for _, m := range w.nodes {
-			if peer.Voter && peer.ID == m.member().ID && !m.joining.Load() {
+			if peer.Voter && peer.ID == m.member().ID {
 				votes++
 			}
 		}

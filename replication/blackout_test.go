@@ -28,8 +28,14 @@ func (c *cluster) crash(nodes ...string) {
 		if err := c.nodes[name].group.Close(); err != nil {
 			c.t.Errorf("close %s: %v", name, err)
 		}
-		if out, err := exec.Command("cp", "-a", "--sparse=always", dir, aside).CombinedOutput(); err != nil {
-			c.t.Fatalf("%v: %s", err, out)
+		for try := 1; ; try++ { // a segment that was being prepared gets its name meanwhile, once
+			out, err := exec.Command("cp", "-a", "--sparse=always", dir, aside).CombinedOutput()
+			if err == nil {
+				break
+			}
+			if rerr := os.RemoveAll(aside); try == 3 || rerr != nil {
+				c.t.Fatalf("%v: %s%v", err, out, rerr)
+			}
 		}
 		c.stop(name)
 		if err := errors.Join(os.RemoveAll(dir), os.Rename(aside, dir)); err != nil {

@@ -26,6 +26,7 @@ var aims = []struct {
 	{"answers come late, then none", func(w *world) bool { return len(w.nodes) == 3 }, (*world).lateAnswers},
 	{"the LUN goes away and comes back", func(w *world) bool { return len(w.data()) > 1 }, (*world).thereAndBack},
 	{"a copy comes back empty while another is behind", func(w *world) bool { return len(w.data()) > 2 }, (*world).emptied},
+	{"a copy that came back empty is in sync, its owner comes back empty, and the catalog was told of neither", func(w *world) bool { return len(w.data()) > 1 }, (*world).untold},
 }
 
 // aim brings about one of them.
@@ -163,6 +164,30 @@ func (w *world) failover(owner *process) {
 	w.pass(w.between(100*time.Millisecond, time.Second))
 }
 
+// untold: whoever got back what it had lost holds the LUN alone, before the catalog hears that it does. The LUN must not count as lost.
+func (w *world) untold(owner *process) {
+	var m *machine
+	for _, m = range w.others(owner.m) {
+		if !m.witness {
+			break
+		}
+	}
+	w.note("%s: loses its disk", m.name)
+	m.lose(w.rng.Uint64())
+	w.untells.Store(true)
+	defer w.untells.Store(false)
+	w.restart(m)
+	if !w.await(leaderWithin, func() bool { return w.owner() == owner && w.healthy() }) {
+		w.note("%s is not in sync in time", m.name)
+		return
+	}
+	w.note("%s: loses its disk", owner.m.name)
+	owner.m.lose(w.rng.Uint64())
+	if !w.await(leaderWithin, func() bool { return w.owner() != nil }) {
+		w.h.violation("nobody serves %v after the owner was lost, though every copy was in sync", leaderWithin)
+	}
+}
+
 // promiseTested (rule L): a copy that does not hear the owner asks for votes all the time; the witness, once it does not hear it either, has
 // promised not to give its own. Nothing is written meanwhile, or the witness would have what that copy has not.
 func (w *world) promiseTested(owner *process) {
@@ -255,10 +280,7 @@ func (w *world) emptied(owner *process) {
 		return
 	}
 	w.note("%s: loses its disk while %s is behind; nobody hears %s", lost.name, behind.name, owner.m.name)
-	lost.die(true, w.rng.Uint64())
-	if !lost.ram {
-		lost.blank()
-	}
+	lost.lose(w.rng.Uint64())
 	w.net.heal()
 	w.isolate(owner.m, behind, lost)
 	w.pass(step)

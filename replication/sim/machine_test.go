@@ -77,7 +77,7 @@ func (m *machine) blank() {
 	if !m.witness && !m.ram {
 		m.disk = crashdev.New(blockstore.MediumBytes(poolBytes), m.power)
 	}
-	if m.life.Load() > 0 && !m.w.knownToHold(m) {
+	if m.life.Load() > 0 && !m.w.ended.Load() && !m.w.knownToHold(m) {
 		m.w.h.violation("%s has lost what it held, and the catalog, which knows of nobody else who may hold the LUN, takes it for lost", m.name)
 	}
 	m.filled.Store(false)
@@ -230,6 +230,14 @@ func (m *machine) die(powerCut bool, seed uint64) {
 	m.disks(powerCut, seed)
 	m.w.zombies.Go(p.stop)
 	if m.ram {
+		m.blank()
+	}
+}
+
+// lose ends the machine's process and takes its disk.
+func (m *machine) lose(seed uint64) {
+	m.die(true, seed)
+	if !m.ram {
 		m.blank()
 	}
 }

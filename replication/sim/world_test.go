@@ -38,6 +38,7 @@ type world struct {
 	attempts  sync.WaitGroup // operations that their clients may not wait for any more
 	scrubbing atomic.Bool
 	hushed    atomic.Bool   // the load pauses
+	untells   atomic.Bool   // the catalog is not told who holds everything
 	changed   chan struct{} // some replica says that something has changed
 	damaged   bool          // somewhere blocks are wrong until a scrub finds them
 	actions   []action
@@ -216,7 +217,7 @@ func (w *world) settle() {
 		case slices.Contains(now.CaughtUp, id):
 			w.note("%s may vote", id)
 			m.filled.Store(true)
-		case m.joining.Load() && slices.Contains(now.Whole, id):
+		case m.joining.Load() && slices.Contains(now.Whole, id) && !w.untells.Load():
 			w.note("%s has its vote", m.member().ID)
 			m.joining.Store(false)
 		}

@@ -56,6 +56,10 @@ var mutants = []mutant{
 		old: "if err := g.barrier(ctx, inst); err != nil {", new: "if err := error(nil); err != nil {",
 	},
 	{
+		name: "a copy votes before the catalog knows that it may hold the data", file: "replication/members.go",
+		old: "return m.Joining && !m.Filled && !m.Witness", new: "return false",
+	},
+	{
 		name: "a blank disk comes back under the old identity", file: "replication/sim/machine_test.go",
 		old: "m.joining.Store(m.life.Add(1) > 1)", new: "m.life.Store(1)",
 	},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,13 +23,13 @@ import (
 // aside for this LUN (room.go): in advance, every maintainEvery, as much as is used, so that a write need not wait; and if that does
 // not do, it is asked for the write, a round trip, and that answer counts.
 type space struct {
-	asking sync.Mutex // one question at a time; taken before mu
+	asking sync.Mutex    // one question at a time; taken before mu
+	ends   atomic.Uint64 // writes that were promised room and have ended; changed under mu
 
 	mu     sync.Mutex
 	taken  int64         // promised to writes of this LUN that have not ended, in bytes
 	given  int64         // promised to all writes ever
-	ends   uint64        // of them that have ended
-	ended  chan struct{} // closed when the next one has; nil unless a write waits for that
+	ended  chan struct{} // closed when the next of them has ended; nil unless a write waits for that
 	before int64         // given, when last asked in time
 	peers  map[raft.ServerID]peerRoom
 }
@@ -47,7 +48,7 @@ var errPeerRoom = fmt.Errorf("%w of another copy", block.ErrNoSpace)
 // promised all of it.
 func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), err error) {
 	for {
-		need, seen := g.cfg.Store.Needs(ops), g.space.seen()
+		seen, need := g.space.ends.Load(), g.cfg.Store.Needs(ops)
 		if need == 0 {
 			return func() {}, nil
 		}
@@ -57,19 +58,12 @@ func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), e
 	}
 }
 
-// seen returns how many writes that were promised room have ended.
-func (s *space) seen() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ends
-}
-
-// awaitEnd waits until more than seen of them have ended. It returns false if none is left that could, or when ctx ends.
+// awaitEnd waits until more than seen of the writes that were promised room have ended. It returns false if none is left that could, or when ctx ends.
 func (s *space) awaitEnd(ctx context.Context, seen uint64) bool {
 	s.mu.Lock()
-	if s.taken == 0 || s.ends > seen {
-		defer s.mu.Unlock()
-		return s.ends > seen
+	if more := s.ends.Load() > seen; more || s.taken == 0 {
+		s.mu.Unlock()
+		return more
 	}
 	if s.ended == nil {
 		s.ended = make(chan struct{})
@@ -140,7 +134,7 @@ func (g *Group) promiseRoom(need int64) (release func(), err error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.taken -= need
-		s.ends++
+		s.ends.Add(1)
 		_ = g.cfg.Store.Promise(-need) // giving back is not refused
 		if s.ended != nil {
 			close(s.ended)

@@ -135,10 +135,7 @@ func TestOldMemberListChangesNothing(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	owner := c.owner()
-	var old []Member
-	for _, m := range c.members {
-		old = append(old, m)
-	}
+	old := slices.Clone(c.members)
 	c.stop("w")
 	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
 		t.Fatal(err)

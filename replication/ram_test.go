@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -76,10 +77,7 @@ func restartInRAM(t *testing.T, third string, killed []string, becomes string) {
 	for _, k := range killed {
 		c.stop(names[k])
 	}
-	var want []Member
-	for _, m := range c.members {
-		want = append(want, m)
-	}
+	want := slices.Clone(c.members)
 	settled := func() bool { // what the node's reconciler asks for, of whoever serves
 		for node, n := range c.nodes {
 			if n.group.Status().Serving {

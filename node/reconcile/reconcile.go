@@ -52,13 +52,6 @@ type Runner interface {
 	Reconfigure(ctx context.Context, l catalog.LUN) (Settled, error)
 }
 
-// Settled is what Reconfigure has found done, by IDs of replicas.
-type Settled struct {
-	CaughtUp []string // joining copies that will be voters when the catalog knows that they hold data
-	Promoted []string // joining ones that are voters, in sync, with what they replace removed
-	Removed  []string // leaving ones that are members no more
-}
-
 // ErrNotYet: a step waits for something that comes by itself. It is tried again soon, and is no failure.
 var ErrNotYet = errors.New("not yet")
 
@@ -323,30 +316,7 @@ func (r *Reconciler) step(ctx context.Context, s Action) error {
 		}
 		return err // the new incarnation is created when it shows in the catalog here
 	case Reconfigure:
-		settled, err := run.Reconfigure(ctx, s.LUN)
-		for _, id := range settled.CaughtUp {
-			result, perr := r.propose(ctx, &catalog.ReplicaFilled{LUN: s.LUN.ID, Replica: id})
-			if perr != nil {
-				return errors.Join(err, perr)
-			}
-			s.LUN = *result.LUN
-		}
-		if len(settled.CaughtUp) > 0 { // they may vote now
-			settled, err = run.Reconfigure(ctx, s.LUN)
-		}
-		for _, id := range settled.Promoted {
-			if _, perr := r.propose(ctx, &catalog.ReplicaPromoted{LUN: s.LUN.ID, Replica: id}); perr != nil {
-				return errors.Join(err, perr)
-			}
-			r.log.Info("a replica holds the data", "lun", s.LUN.Name, "replica", id)
-		}
-		for _, id := range settled.Removed {
-			if _, perr := r.propose(ctx, &catalog.ReplicaRemoved{LUN: s.LUN.ID, Replica: id}); perr != nil {
-				return errors.Join(err, perr)
-			}
-			r.log.Info("a replica has left the LUN", "lun", s.LUN.Name, "replica", id)
-		}
-		return err
+		return r.reconfigure(ctx, s.LUN)
 	case Stop:
 		r.log.Info("a replica is stopped", "lun", s.LUN.Name, "replica", s.Replica.ID, "why", s.Why)
 		return run.Stop(ctx, s.LUN.ID)

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/raft"
-
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 )
@@ -17,10 +15,13 @@ import (
 func (c *cluster) moved(t *testing.T, to string) {
 	t.Helper()
 	from := c.owner()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	hand := func(from, to string) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		return c.group(from).Transfer(ctx, c.member(to).ID)
+	}
 	eventually(t, "both copies in sync", func() bool { return c.group(from).Status().Health == HealthHealthy })
-	if err := c.group(from).Transfer(ctx, raft.ServerID(c.member(to).ID)); err != nil {
+	if err := hand(from, to); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, to+" serves, and knows that it was handed the LUN", func() bool {
@@ -29,9 +30,9 @@ func (c *cluster) moved(t *testing.T, to string) {
 		case st.Serving && st.Handed:
 			return true
 		case st.Serving: // on a busy machine an election may have come between: once more
-			_ = c.group(to).Transfer(ctx, raft.ServerID(c.member(from).ID))
+			_ = hand(to, from)
 		case c.group(from).Status().Serving:
-			_ = c.group(from).Transfer(ctx, raft.ServerID(c.member(to).ID))
+			_ = hand(from, to)
 		}
 		return false
 	})

@@ -47,6 +47,13 @@ func (c *cluster) settled(owner string, want []Member, whole int) bool {
 	return err == nil && len(now.Whole) == whole
 }
 
+// maintained does what maintain does to the members.
+func (g *Group) maintained(ctx context.Context) error {
+	g.changing.Lock()
+	defer g.changing.Unlock()
+	return g.settle(ctx)
+}
+
 // A witness is replaced while one node owns the LUN; the next owner, which was not told, must neither take the new one for
 // a data replica nor remove it.
 func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
@@ -58,14 +65,7 @@ func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
 	}
 	owner := c.owner()
 	other := map[string]string{"a": "b", "b": "a"}[owner]
-	c.stop("w")
-	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
-		t.Fatal(err)
-	}
-	want := c.rename("w", "2")
-	if err := c.startJoining("w"); err != nil {
-		t.Fatal(err)
-	}
+	want := c.wipe("w")
 	eventually(t, "the new witness votes", func() bool {
 		return c.settled(owner, want, 1)
 	})
@@ -82,11 +82,8 @@ func TestNewOwnerKeepsAReplacedWitness(t *testing.T) {
 		_, servers, err := g.configuration()
 		return err == nil && g.knowMembers(servers) == nil
 	})
-	for range 3 { // what maintain does
-		g.changing.Lock()
-		err := g.settle(ctx)
-		g.changing.Unlock()
-		if err != nil {
+	for range 3 {
+		if err := g.maintained(ctx); err != nil {
 			t.Fatalf("the new owner is not content: %v", err)
 		}
 	}
@@ -118,9 +115,7 @@ func TestLearnerVotesWhenTheCatalogKnowsThatItHoldsData(t *testing.T) {
 		}
 		return slices.Contains(now.CaughtUp, id)
 	})
-	g.changing.Lock() // what maintain does
-	err := g.settle(ctx)
-	g.changing.Unlock()
+	err := g.maintained(ctx)
 	if _, servers, cerr := g.configuration(); err == nil || cerr != nil || servers[id].Suffrage != raft.Nonvoter {
 		t.Fatalf("%v is a voter; %v, %v", servers[id], err, cerr)
 	}
@@ -136,14 +131,7 @@ func TestOldMemberListChangesNothing(t *testing.T) {
 	defer cancel()
 	owner := c.owner()
 	old := slices.Clone(c.members)
-	c.stop("w")
-	if err := os.RemoveAll(filepath.Join(c.dir, "w")); err != nil {
-		t.Fatal(err)
-	}
-	want := c.rename("w", "2")
-	if err := c.startJoining("w"); err != nil {
-		t.Fatal(err)
-	}
+	want := c.wipe("w")
 	eventually(t, "the new witness votes", func() bool {
 		return c.settled(owner, want, 1)
 	})

@@ -175,20 +175,12 @@ func TestReplicaInRAMReturnsAsANewIncarnation(t *testing.T) {
 	if err := c.write(ctx, 7, 2); err != nil {
 		t.Fatal(err)
 	}
-	for i, m := range c.members {
-		if m.Node == away {
-			c.members[i].ID = raft.ServerID(away + "/2")
-		}
-	}
+	want := c.rename(away, "2")
 	eventually(t, "the owner's log is cut", func() bool {
 		first, _ := c.group(owner).cfg.Journal.FirstIndex()
 		return first > 100
 	})
 	c.start(away, false)
-	var want []Member
-	for _, m := range c.members {
-		want = append(want, joining(m, m.Node == away))
-	}
 	eventually(t, "the new incarnation votes", func() bool {
 		return c.settled(owner, want, 1)
 	})

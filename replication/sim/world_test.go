@@ -218,7 +218,7 @@ func (w *world) settle() {
 			w.note("%s may vote", id)
 			m.filled.Store(true)
 		case m.joining.Load() && slices.Contains(now.Whole, id) && !w.untells.Load():
-			w.note("%s has its vote", m.member().ID)
+			w.note("%s has its vote", id)
 			m.joining.Store(false)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"sanctuary/blockstore"
 	"sanctuary/node/catalog"
 	"sanctuary/node/pools"
+	"sanctuary/node/reconcile"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
 	"sanctuary/target/scsi"
@@ -165,6 +166,9 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 	if run.group, err = s.n.host.Open(cfg); err != nil {
 		if run.volume != nil && !inMemory(l, r) {
 			err = errors.Join(err, run.volume.Close())
+		}
+		if errors.Is(err, replication.ErrLogLost) {
+			err = fmt.Errorf("%w: %w", reconcile.ErrStorageLost, err)
 		}
 		return err
 	}

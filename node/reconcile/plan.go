@@ -33,6 +33,7 @@ type Actual struct {
 	History map[string]uint64   // the epoch of what runs, by LUN ID
 	Owned   map[string]bool     // LUN IDs whose group this node leads
 	Created map[string]bool     // replica IDs whose storage this process has created
+	Useless map[string]bool     // replica IDs that cannot go on from the storage that is here
 }
 
 // ActionKind says what to do.
@@ -150,6 +151,8 @@ func planLUN(l catalog.LUN, node string, a Actual) []Action {
 		return nil // storage is created after the catalog has made it active: the catalog here is behind
 	case mine.State == catalog.ReplicaPending:
 		return append(steps, Action{Begin, l, mine, "placed here"})
+	case here && !runs && a.Useless[mine.ID]:
+		return append(steps, Action{Replace, l, mine, "it cannot go on from its storage on this node: its log is gone, or it ended before it was sent anything"})
 	case here && !runs:
 		steps = append(steps, Action{Start, l, mine, "its storage is here"})
 	case !here && runs:

@@ -110,6 +110,7 @@ func TestPlan(t *testing.T) {
 		owned   bool
 		epoch   uint64 // of what runs; 0: 1
 		created string
+		useless string
 		want    string
 		orphans int
 	}{
@@ -119,6 +120,10 @@ func TestPlan(t *testing.T) {
 		{name: "created by this process, and lost", history: "started:b/2:me", created: "b/2", want: "replace b/2"},
 		{name: "blank disk or memory after a restart", history: "running", want: "replace b/2"},
 		{name: "storage is here", history: "running", storage: "b/2", want: "start b/2"},
+		{name: "storage is here, and nothing can be started on it", history: "running", storage: "b/2", useless: "b/2", want: "replace b/2"},
+		{name: "that of a copy that had just begun to join", history: "running replaced:b/2:me", storage: "b/2 b/4", useless: "b/4", want: "replace b/4"},
+		{name: "and another has taken its place", history: "running replaced:b/2:x replaced:b/4:me", storage: "b/2 b/4 b/5", useless: "b/4", want: "start b/5"},
+		{name: "lost: storage of no use stays", history: "running replaced:b/2:x replaced:a/1:x", storage: "b/4", useless: "b/4", want: ""},
 		{name: "runs", history: "running", storage: "b/2", running: "b/2", want: ""},
 		{name: "witness without storage", history: "running", node: "w", want: "replace w/3"},
 		{name: "new incarnation of ours", history: "running replaced:b/2:me", want: "create b/4"},
@@ -180,7 +185,7 @@ func TestPlan(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := history(t, test.history)
-			a := Actual{Claim: "me", Storage: map[string][]string{}, Running: map[string]string{}, History: map[string]uint64{lunID: max(test.epoch, 1)}, Owned: map[string]bool{lunID: test.owned}, Created: map[string]bool{test.created: true}}
+			a := Actual{Claim: "me", Storage: map[string][]string{}, Running: map[string]string{}, History: map[string]uint64{lunID: max(test.epoch, 1)}, Owned: map[string]bool{lunID: test.owned}, Created: map[string]bool{test.created: true}, Useless: map[string]bool{test.useless: true}}
 			if test.storage != "" {
 				a.Storage[lunID] = strings.Fields(test.storage)
 			}
@@ -215,6 +220,7 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 		a := Actual{
 			Claim: "me", Storage: map[string][]string{lunID: rapid.SliceOfDistinct(ids, rapid.ID[string]).Draw(t, "storage")},
 			Running: map[string]string{}, History: map[string]uint64{lunID: rapid.Uint64Range(0, 2).Draw(t, "running history")}, Owned: map[string]bool{lunID: rapid.Bool().Draw(t, "owned")}, Created: map[string]bool{ids.Draw(t, "created"): true},
+			Useless: map[string]bool{ids.Draw(t, "useless"): true},
 		}
 		if rapid.Bool().Draw(t, "runs") {
 			a.Running[lunID] = ids.Draw(t, "running")
@@ -236,6 +242,10 @@ func TestPlanNeverDeletesTheLastCopyNorReusesAnID(t *testing.T) {
 			case Begin:
 				if s.Replica.State != catalog.ReplicaPending && (s.Replica.State != catalog.ReplicaJoining || s.Replica.Claim != "") {
 					t.Fatalf("%v of %+v", s, s.Replica)
+				}
+			case Replace:
+				if next, _ := l.ComingOn("b"); l.Lost || slices.Contains(a.Storage[lunID], s.Replica.ID) && !a.Useless[s.Replica.ID] || s.Replica.ID != mine.ID && s.Replica.ID != next.ID {
+					t.Fatalf("%v with %+v", s, l)
 				}
 			case Start:
 				if l.Lost || s.Replica.ID != mine.ID {

@@ -37,7 +37,8 @@ type Runner interface {
 	// with is in no log. If it fails, Storage does not list the replica. It is called once for each ID, or again after an error.
 	Create(ctx context.Context, l catalog.LUN, r catalog.Replica) error
 	// Start starts the replica on its storage. If bootstrap is not empty and the replica's log and stable store both are,
-	// the group begins with those replicas as its voters; it is empty for a replica that joins.
+	// the group begins with those replicas as its voters; it is empty for a replica that joins. An error that wraps ErrStorageLost says
+	// that the storage is of no use any more.
 	Start(ctx context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) error
 	// Stop ends the running replica of the LUN and waits for it. Its storage stays.
 	Stop(ctx context.Context, lun string) error
@@ -54,6 +55,9 @@ type Runner interface {
 
 // ErrNotYet: a step waits for something that comes by itself. It is tried again soon, and is no failure.
 var ErrNotYet = errors.New("not yet")
+
+// ErrStorageLost: a replica cannot go on from its storage, although there is one. It is replaced by an empty one.
+var ErrStorageLost = errors.New("the storage is of no use any more")
 
 // Proposer makes changes of the catalog; it finds the leader. Errors as of catalog.Catalog.Propose.
 type Proposer interface {
@@ -84,6 +88,7 @@ type Reconciler struct {
 	mu      sync.Mutex
 	luns    map[string]*work
 	created map[string]bool
+	useless map[string]bool // replica IDs whose start said ErrStorageLost
 	// replaced says when a new incarnation was last asked for, by LUN ID. Entries end with their rest.
 	replaced map[string]time.Time
 	orphans  []Orphan
@@ -119,7 +124,7 @@ func New(cfg Config) *Reconciler {
 	}
 	return &Reconciler{
 		cfg: cfg, log: cfg.Logger, claim: uuid.NewString(), wake: make(chan struct{}, 1),
-		luns: map[string]*work{}, created: map[string]bool{}, replaced: map[string]time.Time{},
+		luns: map[string]*work{}, created: map[string]bool{}, useless: map[string]bool{}, replaced: map[string]time.Time{},
 	}
 }
 
@@ -174,7 +179,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 		return tick
 	}
 	r.blind = nil
-	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, History: map[string]uint64{}, Created: r.created}
+	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, History: map[string]uint64{}, Created: r.created, Useless: r.useless}
 	for id := range a.Running {
 		a.Owned[id], a.History[id] = r.cfg.Runner.Owns(id), r.cfg.Runner.History(id)
 	}
@@ -366,6 +371,11 @@ func (r *Reconciler) start(ctx context.Context, l catalog.LUN, rep catalog.Repli
 		bootstrap = l.Bootstrap()
 	}
 	if err := r.cfg.Runner.Start(ctx, l, rep, bootstrap); err != nil {
+		if errors.Is(err, ErrStorageLost) {
+			r.mu.Lock()
+			r.useless[rep.ID] = true
+			r.mu.Unlock()
+		}
 		return err
 	}
 	r.log.Info("a replica is running", "lun", l.Name, "replica", rep.ID, "state", rep.State)

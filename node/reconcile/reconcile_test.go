@@ -72,6 +72,7 @@ type fakeRunner struct {
 	fail    map[string]error
 	busy    map[string]bool
 	made    map[string]int // times storage was created, by replica ID
+	useless string         // the replica that cannot be started on its storage
 	log     []string
 	most    int // LUNs worked on at once
 }
@@ -151,6 +152,9 @@ func (f *fakeRunner) Create(_ context.Context, l catalog.LUN, r catalog.Replica)
 func (f *fakeRunner) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bootstrap []catalog.Replica) error {
 	if (len(bootstrap) == 0) != (r.State == catalog.ReplicaJoining) {
 		f.t.Errorf("%s starts as %s with %d replicas to begin with", r.ID, r.State, len(bootstrap))
+	}
+	if r.ID == f.useless {
+		return errors.Join(f.do("start", l.ID, r.ID, func() {}), fmt.Errorf("%w: of %s", ErrStorageLost, r.ID))
 	}
 	gone := false
 	err := f.do("start", l.ID, r.ID, func() {
@@ -291,6 +295,29 @@ func TestReplicaInMemoryComesBackAsALearner(t *testing.T) {
 		if mine.Replaces != "b/2,b/4,b/5" || mine.State != catalog.ReplicaJoining {
 			t.Fatalf("%+v", mine)
 		}
+	})
+}
+
+// A replica whose storage is there, and of no use, is replaced, and its storage deleted when another copy has taken its place.
+func TestReplicaThatCannotGoOnIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)
+		run.storage[lunID], run.useless = []string{"b/2"}, "b/2"
+		during(t, c, run, func(*Reconciler) {
+			settle()
+			if got := run.actions(); got != "start b/2, create b/4, start b/4" {
+				t.Fatal(got)
+			}
+			for _, change := range []catalog.Change{&catalog.ReplicaFilled{LUN: lunID, Replica: "b/4"}, &catalog.ReplicaPromoted{LUN: lunID, Replica: "b/4"}} {
+				if _, err := c.Propose(t.Context(), change); err != nil {
+					t.Fatal(err)
+				}
+			}
+			settle()
+			if got := run.actions(); got != "delete b/2" {
+				t.Fatal(got)
+			}
+		})
 	})
 }
 

@@ -323,10 +323,14 @@ func (c *cluster) until(ctx context.Context, what string, check func() error) {
 	c.t.Helper()
 	tick := time.NewTicker(pollEvery) // a poll of other processes: there is nothing to wait on
 	defer tick.Stop()
+	var err error
 	for {
-		err := check()
-		if err == nil {
+		now := check()
+		if now == nil {
 			return
+		}
+		if err == nil || ctx.Err() == nil { // what ended because ctx did says nothing
+			err = now
 		}
 		if gone := c.ended(); gone != nil {
 			c.t.Fatalf("%s: %v (%v)", what, gone, err)

@@ -181,7 +181,7 @@ func (w *world) recover() {
 		w.restart(m)
 	}
 	if !w.await(leaderWithin, func() bool { return w.owner() != nil }) {
-		w.h.violation("nobody serves %v after everything was healed", leaderWithin)
+		w.h.violation("nobody serves %v after everything was healed: %s", leaderWithin, w.standing())
 		return
 	}
 	w.scrubbing.Store(w.damaged)
@@ -193,6 +193,19 @@ func (w *world) recover() {
 		}
 		w.h.violation("%v after everything was healed the LUN %s", redundancyWithin, state)
 	}
+}
+
+// standing says how every process takes its group to stand.
+func (w *world) standing() string {
+	var b strings.Builder
+	for _, p := range w.alive() {
+		applied := uint64(0)
+		if p.vol != nil {
+			applied = uint64(p.vol.Applied())
+		}
+		fmt.Fprintf(&b, "\n%s, volume at %d, %v: %+v", p.m.member().ID, applied, p.group.Err(), p.group.Status())
+	}
+	return b.String()
 }
 
 func (w *world) await(limit time.Duration, done func() bool) bool {
@@ -220,7 +233,7 @@ func (w *world) compare() {
 		return true
 	}
 	if !w.await(30*time.Second, same) {
-		w.h.violation("with no writes the copies do not come to the same index")
+		w.h.violation("with no writes the copies do not come to the same index: %s", w.standing())
 		return
 	}
 	if w.damaged && !w.await(redundancyWithin, w.scrubbed()) {

@@ -227,6 +227,10 @@ func (w *world) compare() {
 		for _, m := range data {
 			a, b := w.process(data[0]), w.process(m)
 			if a == nil || b == nil || a.vol.Applied() != b.vol.Applied() {
+				// A volume counts what was written to it, and one that was rebuilt what its source's log held: a change of members, perhaps.
+				if p := w.owner(); p != nil {
+					w.each(func(c *client, n uint64) { c.attempt(p, c.access(lincheck.Write, n)) }, w.hot[0])
+				}
 				return false
 			}
 		}

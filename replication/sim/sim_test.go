@@ -220,6 +220,7 @@ func (w *world) await(limit time.Duration, done func() bool) bool {
 // compare reads every copy and finds them the same, byte for byte, at the same index.
 func (w *world) compare() {
 	data := w.data()
+	var evened time.Time
 	same := func() bool {
 		if !w.redundant() { // a copy that fell behind what so short a log keeps, when the load ended, is rebuilt once more
 			return false
@@ -228,7 +229,8 @@ func (w *world) compare() {
 			a, b := w.process(data[0]), w.process(m)
 			if a == nil || b == nil || a.vol.Applied() != b.vol.Applied() {
 				// A volume counts what was written to it, and one that was rebuilt what its source's log held: a change of members, perhaps.
-				if p := w.owner(); p != nil {
+				if p := w.owner(); p != nil && time.Since(evened) > 5*time.Second {
+					evened = time.Now()
 					w.each(func(c *client, n uint64) { c.attempt(p, c.access(lincheck.Write, n)) }, w.hot[0])
 				}
 				return false

@@ -77,6 +77,59 @@ func TestThreeCopies(t *testing.T) {
 	}
 }
 
+// What Raft had running for a copy before it was rebuilt may say late that the log does not reach back to it. A copy that has stored what
+// the log holds stays in the group, all the more when the group could store nothing without it.
+func TestCopyInSyncIsNotRemovedForWhatWasSaidLate(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "c")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	g := c.group(owner)
+	eventually(t, "all in sync", func() bool { return g.Status().Health == HealthHealthy })
+	var others []string
+	for _, node := range []string{"a", "b", "c"} {
+		if node != owner {
+			others = append(others, node)
+		}
+	}
+	kept, lost := c.member(others[0]), c.member(others[1])
+	_, servers, err := g.configuration()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.carriedWithout(kept.ID, servers); err != nil {
+		t.Errorf("while all are there: %v", err)
+	}
+	c.stop(others[1])
+	said := func() (first bool) {
+		g.changing.Lock()
+		defer g.changing.Unlock()
+		req := &raft.InstallSnapshotRequest{Term: g.Status().Term}
+		if err := g.running().peers.InstallSnapshot(kept.ID, raft.ServerAddress(kept.Node), req, &raft.InstallSnapshotResponse{}, bytes.NewReader(nil)); !errors.Is(err, errRebuild) {
+			t.Fatal(err)
+		}
+		_ = g.settle(ctx)
+		_, servers, err := g.configuration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return servers[kept.ID].Suffrage == raft.Voter && len(servers) == 3
+	}
+	if !said() {
+		t.Fatal("a copy that has everything was removed, and nobody else is there")
+	}
+	if err := c.write(ctx, 2, 2); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other has been silent for long", func() bool { return g.carriedWithout(kept.ID, servers) != nil })
+	if g.carriedWithout(lost.ID, servers) != nil {
+		t.Error("two of three are there, so the third may go")
+	}
+}
+
 // hangingJournal says that its disk has not answered for a long time.
 type hangingJournal struct {
 	journal.Log

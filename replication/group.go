@@ -98,7 +98,8 @@ type Group struct {
 	kickedAgain bool
 	kickJitter  time.Duration
 	rebuild     rebuildState
-	needs       map[raft.ServerID]bool // owner: members that cannot be served from the log
+	needs       map[raft.ServerID]bool      // owner: members that cannot be served from the log
+	claimed     map[raft.ServerID]time.Time // owner: of which Raft has said so first, and it may not be true; see needsRebuild
 
 	// changing is held while the group's members are being changed.
 	changing sync.Mutex
@@ -157,7 +158,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
 		contacts: map[raft.ServerID]time.Time{}, opened: time.Now(),
-		needs: map[raft.ServerID]bool{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
+		needs: map[raft.ServerID]bool{}, claimed: map[raft.ServerID]time.Time{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
 	if cfg.View.Index > 0 {

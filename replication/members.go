@@ -227,6 +227,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	case (needs || ordered) && !g.host.mux.Up(m.Node): // nothing is kept for a replica that may never return
 		return fmt.Errorf("%s must be rebuilt and its node is not reached", m.ID)
 	case present && needs && !m.Witness:
+		if err := g.carriedWithout(m.ID, servers); err != nil {
+			return err
+		}
 		if err := g.remove(ctx, inst, m.ID, "it is behind the log and must be rebuilt"); err != nil {
 			return err
 		}
@@ -274,6 +277,51 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	return nil
 }
 
+// needsRebuild notes that Raft finds a member further behind than the log reaches. Not every word of it is of now: what Raft has running for a
+// member goes on for a moment when the member has been removed, been rebuilt and come back (a wait after a failure is not cut short), and would
+// then have a copy removed that holds everything. So if the member has stored what the log reaches back to, it takes as long as
+// a copy is otherwise waited for, and no answer meanwhile.
+func (g *Group) needsRebuild(id raft.ServerID) {
+	first, err := g.cfg.Journal.FirstIndex()
+	now := time.Now()
+	g.mu.Lock()
+	if since, ok := g.claimed[id]; err == nil && g.match[id] > 0 && g.match[id]+1 >= first && (!ok || now.Sub(since) < g.cfg.Timing.Gate.NoProgress) {
+		if !ok {
+			g.claimed[id] = now
+		}
+		g.mu.Unlock()
+		return
+	}
+	known := g.needs[id]
+	g.needs[id] = true
+	g.mu.Unlock()
+	if !known {
+		g.log.Warn("a replica is further behind than the log reaches; it will be rebuilt", "peer", string(id))
+		g.cfg.OnChange()
+	}
+}
+
+// carriedWithout returns an error while a member cannot leave the group for a while, to be rebuilt: those that answer of the other voters are no
+// majority of them, so that nothing could be stored any more, not even that it has left.
+func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.Server) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	voters, answer := 0, 0
+	for other, s := range servers {
+		if other == id || s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if other == g.cfg.Self.ID || !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < g.cfg.Timing.Gate.NoProgress {
+			answer++
+		}
+	}
+	if 2*answer <= voters {
+		return fmt.Errorf("%s must be rebuilt, and waits for another member to be back: without it the others are no majority", id)
+	}
+	return nil
+}
+
 // inPairs returns an error while a member that has caught up should wait for another before it votes: with two voters
 // either one's loss stops the LUN, so a LUN of one goes on to three in one go if it can. The witness comes last, since the vote of one
 // without data is of use only beside two copies.
@@ -314,6 +362,7 @@ func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, wh
 	g.refreshVoters(inst)
 	g.mu.Lock()
 	delete(g.needs, id)
+	delete(g.claimed, id)
 	delete(g.match, id)
 	g.mu.Unlock()
 	return nil

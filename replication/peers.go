@@ -378,6 +378,7 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 	g.heard[id], g.contacts[id] = now, now
 	g.heardCommit[id] = max(g.heardCommit[id], req.LeaderCommitIndex)
 	delete(g.needs, id)
+	delete(g.claimed, id)
 	if isWitness {
 		return
 	}
@@ -430,15 +431,4 @@ func (g *Group) member(id raft.ServerID) Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.memberLocked(id)
-}
-
-func (g *Group) needsRebuild(id raft.ServerID) {
-	g.mu.Lock()
-	first := !g.needs[id]
-	g.needs[id] = true
-	g.mu.Unlock()
-	if first {
-		g.log.Warn("a replica is further behind than the log reaches; it will be rebuilt", "peer", string(id))
-		g.cfg.OnChange()
-	}
 }

@@ -57,6 +57,7 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 	clear(g.heard)
 	clear(g.heardCommit)
 	clear(g.needs)
+	clear(g.claimed)
 	clear(g.rebuild.orders)
 	g.begun = inst.raft.LastIndex()
 	g.changed = g.begun

@@ -21,6 +21,7 @@
 // What is the same each time a seed is run: the shape, the faults and their times as far as those who are hit are up, the load's choices, what a power cut spares.
 // What is not: the order of goroutines that could run at the same moment, the library's random timeouts, and so who is elected, and what a network delay falls on.
 // A seed that failed may need ten runs to fail again; SIM_LOG=1 prints the trace of the one that did, with what the product says (2: and the library).
+// With SIM_SHUFFLE=1 that order is another one each time, on purpose: it has found what the same seeds had not in many thousand runs.
 //
 // CI runs seeds 1 to 2000 (about 0.1 s of one processor each), and others on demand: make sim SIM_FIRST= SIM_SEEDS=. make simmutants shows, rule by rule, that
 // the simulation notices when it is taken away.

@@ -47,40 +47,6 @@ type Mendable interface {
 	MediumSums(snapshot block.SnapshotID, chunk uint32, blocks uint64) ([block.BlocksPerChunk]uint32, error)
 }
 
-// chunkKey is a chunk of the live volume (no snapshot) or of a snapshot.
-type chunkKey struct {
-	snapshot block.SnapshotID
-	chunk    uint32
-}
-
-func (k chunkKey) live() bool { return k.snapshot == block.SnapshotID{} }
-
-// chunkRange is the chunk's place in the volume; the last one may end behind the volume.
-func (k chunkKey) chunkRange() block.Range {
-	return block.BytesRange(int64(k.chunk)*block.ChunkSize, block.ChunkSize)
-}
-
-func (k chunkKey) block(n int) block.Range {
-	return block.BytesRange(int64(k.chunk)*block.ChunkSize+int64(n)*block.Size, block.Size)
-}
-
-func (k chunkKey) String() string {
-	if k.live() {
-		return fmt.Sprintf("chunk %d", k.chunk)
-	}
-	return fmt.Sprintf("chunk %d of snapshot %v", k.chunk, k.snapshot)
-}
-
-// blocksOf returns which blocks of a chunk a range touches.
-func (k chunkKey) blocksOf(r block.Range) (mask uint64) {
-	for n := range block.BlocksPerChunk {
-		if k.block(n).Overlaps(r) {
-			mask |= 1 << n
-		}
-	}
-	return mask
-}
-
 const (
 	// repairWithin bounds a repair an initiator waits for.
 	repairWithin = 5 * time.Second

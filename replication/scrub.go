@@ -114,12 +114,15 @@ type scrubber struct {
 	lost     bool      // what was lost at the start is noted, and this replica may repair it
 	pass     time.Time // when the pass began that the following are about
 	mapped   uint32    // chunks before it have had their part of the map checked in this pass
-	compared uint32    // chunks before it have been compared in this pass, or are in missed
+	compared chunkKey  // chunks before it, in its state, have been compared in this pass, or are in missed
 	missed   []span    // what could not be compared, for a copy was out of sync or did not answer
 }
 
 // span is n chunks.
-type span struct{ first, n uint32 }
+type span struct {
+	first chunkKey
+	n     uint32
+}
 
 const (
 	// maxMissed bounds scrubber.missed; what is beyond it is left to the next pass. Neighbours are one.
@@ -184,7 +187,7 @@ func (s *scrubber) step(ctx context.Context) int64 {
 	g := s.g
 	at, from := g.position()
 	if !at.Started.Equal(s.pass) {
-		s.pass, s.compared, s.mapped = at.Started, 0, 0
+		s.pass, s.compared, s.mapped = at.Started, chunkKey{}, 0
 	}
 	key := chunkKey{snapshot: from, chunk: at.Chunk}
 	r, err := g.stateOf(from)
@@ -198,12 +201,10 @@ func (s *scrubber) step(ctx context.Context) int64 {
 		return 0
 	}
 	span := unstored(r, at.Chunk, chunks)
-	if key.live() {
-		if at.Chunk >= s.mapped {
-			return s.checkMap()
-		}
-		s.compare(ctx, at.Chunk, max(span, min(scrubFineChunks, chunks-at.Chunk)))
+	if key.live() && at.Chunk >= s.mapped {
+		return s.checkMap()
 	}
+	s.compare(ctx, key, max(span, min(scrubFineChunks, chunks-at.Chunk)))
 	if span > 0 {
 		at.Chunk += span
 		g.moveOn(at, false)
@@ -225,9 +226,12 @@ func (s *scrubber) step(ctx context.Context) int64 {
 }
 
 // compare has chunks compared by the owner, unless they have been in this pass.
-func (s *scrubber) compare(ctx context.Context, chunk, n uint32) {
-	end := chunk + n
-	if chunk = max(chunk, s.compared); chunk >= end {
+func (s *scrubber) compare(ctx context.Context, key chunkKey, n uint32) {
+	end := key.plus(n)
+	if s.compared.snapshot == key.snapshot {
+		key.chunk = max(key.chunk, s.compared.chunk)
+	}
+	if key.chunk >= end.chunk {
 		return
 	}
 	s.compared = end
@@ -235,7 +239,7 @@ func (s *scrubber) compare(ctx context.Context, chunk, n uint32) {
 	if t == nil {
 		return
 	}
-	s.compareSpan(ctx, t, span{chunk, end - chunk})
+	s.compareSpan(ctx, t, span{key, end.chunk - key.chunk})
 }
 
 // compareSpan compares, and notes what is left to do.
@@ -250,8 +254,11 @@ func (s *scrubber) compareSpan(ctx context.Context, t *tenure, c span) {
 	if err == nil {
 		return
 	}
-	left := span{c.first + done, c.n - done}
-	if last := len(s.missed) - 1; last >= 0 && s.missed[last].first+s.missed[last].n == left.first {
+	if errors.Is(err, block.ErrNoSnapshot) { // here: it has been deleted
+		return
+	}
+	left := span{c.first.plus(done), c.n - done}
+	if last := len(s.missed) - 1; last >= 0 && s.missed[last].first.plus(s.missed[last].n) == left.first {
 		s.missed[last].n += left.n
 	} else if len(s.missed) < maxMissed {
 		s.missed = append(s.missed, left)
@@ -275,7 +282,7 @@ func (s *scrubber) compareMissed(ctx context.Context) {
 			s.compareSpan(ctx, t, span{c.first, now})
 		}
 		if now < c.n {
-			s.missed = append(s.missed, span{c.first + now, c.n - now})
+			s.missed = append(s.missed, span{c.first.plus(now), c.n - now})
 		}
 	}
 }

@@ -17,12 +17,14 @@ import (
 // same index on every replica, so whatever is written meanwhile, a difference is a fault: of a program, or of a machine that
 // changed a block before its checksum was computed. Blocks are not read for it; that they match their checksums is what each
 // replica's own scrub sees to. A block that is not stored counts as the zeros it reads as. Replicas that are not exact note nothing.
+//
+// A snapshot never changes, so it needs no entry: the owner asks, and each replica that is exact says what it has.
 
-// capture is what this replica held in some chunks at an index.
+// capture is what this replica held in some chunks at an index, or holds in a snapshot.
 type capture struct {
-	index   uint64
+	index   uint64 // of a snapshot: the snapshot's
 	r       block.Range
-	first   uint32        // chunk
+	first   chunkKey
 	records []chunkRecord // none if the range is longer than scrubFineChunks:
 	empty   bool          // then only whether anything was stored in it
 }
@@ -37,12 +39,15 @@ type chunkRecord struct {
 const maxCaptures = 4
 
 const (
-	compareVersion      = 1
-	compareDigests      = 0
-	compareRecord       = 1
-	compareRequestBytes = 16
-	compareHeaderBytes  = 8
-	digestBytes         = 16
+	compareVersion         = 1
+	compareDigests         = 0
+	compareRecord          = 1
+	compareSnapshot        = 2 // added to the kind. A program that does not know it finds no such LUN
+	compareRequestBytes    = 16
+	compareSnapshotBytes   = 24 // more of one about a snapshot
+	compareHeaderBytes     = 8
+	digestBytes            = 16
+	maxCompareRequestBytes = compareRequestBytes + compareSnapshotBytes + maxRepairLUNBytes
 )
 
 // withoutCompare takes OpCompare out of an entry: a volume need not know it.
@@ -68,17 +73,8 @@ func (g *Group) capture(index uint64, ranges []block.Range) {
 		return
 	}
 	for _, r := range ranges {
-		c := capture{index: index, r: r, first: uint32(r.Offset() / block.ChunkSize)}
-		n := int((r.Bytes() + block.ChunkSize - 1) / block.ChunkSize)
-		if n > scrubFineChunks {
-			allocated, same, err := g.cfg.Store.Allocated(r)
-			c.empty = err == nil && !allocated && same == r.Count
-		} else {
-			c.records = make([]chunkRecord, n)
-			for i := range c.records {
-				g.record(c.first+uint32(i), &c.records[i])
-			}
-		}
+		c := captureOf(g.cfg.Store, chunkKey{chunk: uint32(r.Offset() / block.ChunkSize)}, r)
+		c.index = index
 		g.scrub.mu.Lock()
 		if len(g.scrub.captures) == maxCaptures {
 			g.scrub.captures = slices.Delete(g.scrub.captures, 0, 1)
@@ -88,23 +84,52 @@ func (g *Group) capture(index uint64, ranges []block.Range) {
 	}
 }
 
-// record notes a chunk. One of whose checksums some are not known says nothing: this replica's own scrub will repair it.
-func (g *Group) record(chunk uint32, out *chunkRecord) {
+// captureOf notes what a state holds in a range.
+func captureOf(state blockstore.Reader, first chunkKey, r block.Range) capture {
+	c := capture{r: r, first: first}
+	n := int((r.Bytes() + block.ChunkSize - 1) / block.ChunkSize)
+	if n > scrubFineChunks {
+		allocated, same, err := state.Allocated(r)
+		c.empty = err == nil && !allocated && same == r.Count
+		return c
+	}
+	c.records = make([]chunkRecord, n)
+	for i := range c.records {
+		c.records[i].note(state, first.chunk+uint32(i))
+	}
+	return c
+}
+
+// captureSnapshot notes what a snapshot here holds in n chunks, fewer at its end.
+func (g *Group) captureSnapshot(first chunkKey, n uint32) (capture, error) {
+	state, err := g.stateOf(first.snapshot)
+	if err != nil {
+		return capture{}, err
+	}
+	start, size := int64(first.chunk)*block.ChunkSize, state.Geometry().Capacity.Bytes()
+	if start >= size || n == 0 || n > block.MaxCompareChunks {
+		return capture{}, fmt.Errorf("comparison of %d chunks from %v: %w", n, first, block.ErrOutOfRange)
+	}
+	return captureOf(state, first, block.BytesRange(start, min(int64(n)*block.ChunkSize, size-start))), nil
+}
+
+// note notes a chunk. One of whose checksums some are not known says nothing: this replica's own scrub will repair it.
+func (c *chunkRecord) note(state blockstore.Reader, chunk uint32) {
 	var info blockstore.ChunkInfo
-	if g.cfg.Store.ChunkInfo(chunk, &info) != nil {
+	if state.ChunkInfo(chunk, &info) != nil {
 		return
 	}
-	for n := range out.sums {
+	for n := range c.sums {
 		switch {
 		case info.Valid>>n&1 == 0:
-			out.sums[n] = zeroSum
+			c.sums[n] = zeroSum
 		case info.Sums[n] == 0:
 			return
 		default:
-			out.sums[n] = info.Sums[n]
+			c.sums[n] = info.Sums[n]
 		}
 	}
-	out.known = true
+	c.known = true
 }
 
 func (c *chunkRecord) digest() (out [digestBytes]byte) {
@@ -132,14 +157,19 @@ func (g *Group) captured(match func(*capture) bool) (capture, bool) {
 }
 
 // compareChunks has n chunks compared, and returns how many of them were, and why not all.
-func (g *Group) compareChunks(ctx context.Context, t *tenure, first, n uint32) (done uint32, err error) {
+func (g *Group) compareChunks(ctx context.Context, t *tenure, first chunkKey, n uint32) (done uint32, err error) {
 	peers, err := g.comparable()
 	if err != nil || len(peers) == 0 {
 		return 0, err
 	}
+	state, err := g.stateOf(first.snapshot)
+	if err != nil {
+		return 0, err
+	}
 	for done < n {
-		at, rest := first+done, n-done
-		if empty := min(unstored(g.cfg.Store, at, at+rest), block.MaxCompareChunks); empty > scrubFineChunks {
+		at, rest := first, n-done
+		at.chunk += done
+		if empty := min(unstored(state, at.chunk, at.chunk+rest), block.MaxCompareChunks); empty > scrubFineChunks {
 			same, err := g.compareEmpty(ctx, t, peers, at, empty)
 			if err != nil {
 				return done, err
@@ -183,9 +213,12 @@ func (g *Group) comparable() ([]Member, error) {
 	return out, nil
 }
 
-// proposeCompare proposes a comparison and returns what this replica has noted.
-func (g *Group) proposeCompare(ctx context.Context, t *tenure, first, n uint32) (capture, error) {
-	start := int64(first) * block.ChunkSize
+// beginComparison returns what this replica has in the chunks: of the live ones, as of an entry that it proposes.
+func (g *Group) beginComparison(ctx context.Context, t *tenure, first chunkKey, n uint32) (capture, error) {
+	if !first.live() {
+		return g.captureSnapshot(first, n)
+	}
+	start := int64(first.chunk) * block.ChunkSize
 	r := block.BytesRange(start, min(int64(n)*block.ChunkSize, g.capacity().Bytes()-start))
 	if _, err := g.writes.propose(ctx, t.term, []block.Op{{Kind: block.OpCompare, Range: r}}, true); err != nil {
 		return capture{}, err
@@ -198,13 +231,13 @@ func (g *Group) proposeCompare(ctx context.Context, t *tenure, first, n uint32) 
 }
 
 // compareEmpty says whether nothing is stored in the chunks anywhere, of more than one entry's worth.
-func (g *Group) compareEmpty(ctx context.Context, t *tenure, peers []Member, first, n uint32) (same bool, err error) {
-	mine, err := g.proposeCompare(ctx, t, first, n)
+func (g *Group) compareEmpty(ctx context.Context, t *tenure, peers []Member, first chunkKey, n uint32) (same bool, err error) {
+	mine, err := g.beginComparison(ctx, t, first, n)
 	if err != nil || !mine.empty {
 		return false, err
 	}
 	for _, m := range peers {
-		raw, err := g.askCompare(ctx, m, compareDigests, mine.index, 0)
+		raw, err := g.askCompare(ctx, m, compareDigests, &mine, 0)
 		if err != nil {
 			return false, err
 		}
@@ -221,8 +254,8 @@ func (g *Group) compareEmpty(ctx context.Context, t *tenure, peers []Member, fir
 
 // compareFine compares chunks that are noted one by one. A copy that does not answer is left out. again: what differs has been looked
 // at before.
-func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, first, n uint32, again bool) error {
-	mine, err := g.proposeCompare(ctx, t, first, n)
+func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, first chunkKey, n uint32, again bool) error {
+	mine, err := g.beginComparison(ctx, t, first, n)
 	if err != nil {
 		return err
 	}
@@ -231,7 +264,7 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 	digests := map[string][]byte{}
 	var failed error
 	for _, m := range peers {
-		raw, err := g.askCompare(ctx, m, compareDigests, mine.index, 0)
+		raw, err := g.askCompare(ctx, m, compareDigests, &mine, 0)
 		if err == nil && (len(raw) != compareHeaderBytes+digestBytes*len(mine.records) || raw[1] != 0) {
 			err = fmt.Errorf("answer of %d bytes to a comparison", len(raw))
 		}
@@ -264,7 +297,7 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 	for i := range uint32(len(mine.records)) {
 		if with, differ := differs[i]; !differ {
 			if failed == nil {
-				g.scrub.settled(first + i)
+				g.scrub.settled(mine.first.plus(i))
 			}
 		} else if err := g.lookTwice(ctx, t, mine, i, with, again); err != nil {
 			failed = err
@@ -280,36 +313,86 @@ func (g *Group) countCompared(chunks uint64) {
 	g.scrub.mu.Unlock()
 }
 
-func (g *Group) askCompare(ctx context.Context, m Member, kind byte, index uint64, chunk uint32) ([]byte, error) {
+// askCompare asks for the digests of a capture's chunks, or for the record of the i-th.
+func (g *Group) askCompare(ctx context.Context, m Member, kind byte, mine *capture, i uint32) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, repairAnswerTimeout)
 	defer cancel()
-	req := binary.LittleEndian.AppendUint32([]byte{compareVersion, kind, 0, 0}, chunk)
-	raw, err := g.host.mux.Call(ctx, m.Node, methodCompare, append(binary.LittleEndian.AppendUint64(req, index), g.cfg.LUN...))
+	q := compareRequest{kind: kind, first: mine.first.plus(i), index: mine.index, lun: g.cfg.LUN}
+	switch {
+	case q.first.live():
+	case kind == compareRecord:
+		q.chunks = 1
+	default:
+		q.chunks = uint32((mine.r.Bytes() + block.ChunkSize - 1) / block.ChunkSize)
+	}
+	raw, err := g.host.mux.Call(ctx, m.Node, methodCompare, q.encode())
 	if err == nil && (len(raw) < compareHeaderBytes || raw[0] != compareVersion) {
 		err = fmt.Errorf("malformed answer of %d bytes", len(raw))
 	}
 	return raw, err
 }
 
-// serveCompare answers with what this replica has noted at an index, once it has applied that.
-func (h *Host) serveCompare(ctx context.Context, _ string, req []byte) ([]byte, error) {
-	if len(req) < compareRequestBytes || req[0] != compareVersion {
-		return nil, fmt.Errorf("malformed request of %d bytes", len(req))
+// compareRequest is what a replica is asked. The bytes are in docs/FORMATS.md.
+type compareRequest struct {
+	kind   byte
+	first  chunkKey // of a record: the chunk
+	index  uint64   // where it was noted; of a snapshot it is not looked at
+	chunks uint32   // of a snapshot; else those that were noted
+	lun    string
+}
+
+func (q *compareRequest) encode() []byte {
+	kind := q.kind
+	if !q.first.live() {
+		kind += compareSnapshot
 	}
-	chunk, index := binary.LittleEndian.Uint32(req[4:]), binary.LittleEndian.Uint64(req[8:])
-	g, err := h.group(string(req[compareRequestBytes:]))
+	b := binary.LittleEndian.AppendUint32([]byte{compareVersion, kind, 0, 0}, q.first.chunk)
+	b = binary.LittleEndian.AppendUint64(b, q.index)
+	if !q.first.live() {
+		b = append(b, q.first.snapshot[:]...)
+		b = binary.LittleEndian.AppendUint64(b, uint64(q.chunks))
+	}
+	return append(b, q.lun...)
+}
+
+func decodeCompareRequest(b []byte) (q compareRequest, err error) {
+	if len(b) < compareRequestBytes || len(b) > maxCompareRequestBytes || b[0] != compareVersion || b[1] > compareRecord+compareSnapshot {
+		return q, fmt.Errorf("malformed request of %d bytes", len(b))
+	}
+	q.kind, q.first.chunk, q.index = b[1], binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint64(b[8:])
+	rest := b[compareRequestBytes:]
+	if q.kind >= compareSnapshot {
+		if len(rest) < compareSnapshotBytes {
+			return q, fmt.Errorf("malformed request of %d bytes", len(b))
+		}
+		q.kind -= compareSnapshot
+		q.first.snapshot = block.SnapshotID(rest)
+		q.chunks = uint32(min(binary.LittleEndian.Uint64(rest[16:]), block.MaxCompareChunks+1)) // too many are refused
+		rest = rest[compareSnapshotBytes:]
+		if q.first.live() {
+			return q, errors.New("malformed request: a snapshot without an ID")
+		}
+	}
+	q.lun = string(rest)
+	return q, nil
+}
+
+// serveCompare answers with what this replica has noted at an index, once it has applied that, or with what it has of a snapshot.
+func (h *Host) serveCompare(ctx context.Context, _ string, req []byte) ([]byte, error) {
+	q, err := decodeCompareRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	g, err := h.group(q.lun)
 	if err != nil {
 		return nil, err
 	}
 	if g.cfg.Store == nil {
 		return nil, errNoReplica
 	}
-	if err := g.awaitApplied(ctx, index); err != nil {
+	c, err := g.comparison(ctx, &q)
+	if err != nil {
 		return nil, err
-	}
-	c, ok := g.captured(func(c *capture) bool { return c.index == index })
-	if !ok {
-		return nil, fmt.Errorf("nothing was noted at entry %d", index)
 	}
 	out := make([]byte, compareHeaderBytes, compareHeaderBytes+digestBytes*len(c.records))
 	out[0] = compareVersion
@@ -319,11 +402,12 @@ func (h *Host) serveCompare(ctx context.Context, _ string, req []byte) ([]byte, 
 			out[1] |= 2
 		}
 	}
-	if req[1] == compareRecord {
-		if chunk < c.first || chunk-c.first >= uint32(len(c.records)) || !c.records[chunk-c.first].known {
-			return nil, fmt.Errorf("nothing was noted of chunk %d", chunk)
+	if q.kind == compareRecord {
+		at := int64(q.first.chunk) - int64(c.first.chunk)
+		if at < 0 || at >= int64(len(c.records)) || !c.records[at].known {
+			return nil, fmt.Errorf("nothing was noted of %v", q.first)
 		}
-		for _, s := range c.records[chunk-c.first].sums {
+		for _, s := range c.records[at].sums {
 			out = binary.LittleEndian.AppendUint32(out, s)
 		}
 		return out, nil
@@ -333,4 +417,22 @@ func (h *Host) serveCompare(ctx context.Context, _ string, req []byte) ([]byte, 
 		out = append(out, d[:]...)
 	}
 	return out, nil
+}
+
+// comparison returns what a request is about.
+func (g *Group) comparison(ctx context.Context, q *compareRequest) (capture, error) {
+	if !q.first.live() {
+		if !g.exact(ctx) {
+			return capture{}, errNotExact
+		}
+		return g.captureSnapshot(q.first, q.chunks)
+	}
+	if err := g.awaitApplied(ctx, q.index); err != nil {
+		return capture{}, err
+	}
+	c, ok := g.captured(func(c *capture) bool { return c.index == q.index })
+	if !ok {
+		return capture{}, fmt.Errorf("nothing was noted at entry %d", q.index)
+	}
+	return c, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -53,7 +54,7 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 	members := []Member{g.cfg.Self}
 	records := []*chunkRecord{&mine.records[i]}
 	for _, m := range with {
-		raw, err := g.askCompare(ctx, m, compareRecord, mine.index, mine.first+i)
+		raw, err := g.askCompare(ctx, m, compareRecord, &mine, i)
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.Node, err)
 		}
@@ -67,7 +68,8 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 		members, records = append(members, m), append(records, rec)
 	}
 	wrong, source := judge(records)
-	found := Divergence{At: time.Now(), Chunk: mine.first + i, Repaired: true}
+	key := mine.first.plus(i)
+	found := Divergence{At: time.Now(), Snapshot: key.snapshotName(), Chunk: key.chunk, Repaired: true}
 	all := uint64(0)
 	for c, mask := range wrong {
 		all |= mask
@@ -80,16 +82,16 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 	for rest := all; rest != 0; rest &= rest - 1 {
 		found.Blocks = append(found.Blocks, uint32(bits.TrailingZeros64(rest)))
 	}
-	g.log.Error("copies of the LUN differ although they have applied the same entries", "chunk", found.Chunk, "blocks", fmt.Sprint(found.Blocks),
+	g.log.Error("copies of the LUN differ although they have applied the same entries", "where", key.String(), "blocks", fmt.Sprint(found.Blocks),
 		"wrong", strings.Join(found.Replicas, ","), "entry", mine.index)
 	if len(with) < len(g.copies()) {
 		found.Repaired, found.Error = false, "not every copy has answered: which one is wrong is not decided"
 	} else {
 		for c, mask := range wrong {
 			for from := range members {
-				if err := g.overwrite(ctx, t, members[c], members[from], found.Chunk, takenFrom(mask, &source, from)); err != nil {
+				if err := g.overwrite(ctx, t, members[c], members[from], key, takenFrom(mask, &source, from)); err != nil {
 					found.Repaired, found.Error = false, err.Error()
-					g.log.Error("a copy that differs was not overwritten", "chunk", found.Chunk, "replica", string(members[c].ID), "error", err)
+					g.log.Error("a copy that differs was not overwritten", "where", key.String(), "replica", string(members[c].ID), "error", err)
 				}
 			}
 		}
@@ -104,16 +106,16 @@ func (g *Group) lookTwice(ctx context.Context, t *tenure, mine capture, i uint32
 	if again {
 		return g.settleChunk(ctx, t, mine, i, with)
 	}
-	chunk := mine.first + i
-	if _, err := g.scrubChunk(ctx, chunkKey{chunk: chunk}); err != nil {
+	key := mine.first.plus(i)
+	if _, err := g.scrubChunk(ctx, key); err != nil {
 		return err
 	}
 	for _, m := range with {
-		if err := g.order(ctx, repairOrder{ID: string(m.ID), Chunk: chunk}, m); err != nil {
+		if err := g.order(ctx, repairOrder{ID: string(m.ID)}, key, m); err != nil {
 			return err
 		}
 	}
-	return g.compareFine(ctx, t, with, chunk, 1, true)
+	return g.compareFine(ctx, t, with, key, 1, true)
 }
 
 // takenFrom returns those of the blocks whose source is the given copy.
@@ -131,7 +133,7 @@ func (s *scrub) found(d Divergence) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.findings = slices.DeleteFunc(s.findings, func(o Divergence) bool {
-		if o.Chunk == d.Chunk && !o.Repaired {
+		if o.Chunk == d.Chunk && o.Snapshot == d.Snapshot && !o.Repaired {
 			s.diverged -= uint64(len(o.Blocks))
 			return true
 		}
@@ -148,11 +150,11 @@ func (s *scrub) found(d Divergence) {
 }
 
 // settled notes that all copies of a chunk hold the same.
-func (s *scrub) settled(chunk uint32) {
+func (s *scrub) settled(key chunkKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, d := range s.findings {
-		if d.Chunk == chunk && !d.Repaired {
+		if d.key() == key && !d.Repaired {
 			s.findings[i].Repaired, s.findings[i].Error = true, ""
 			s.mended += uint64(len(d.Blocks))
 		}
@@ -160,12 +162,12 @@ func (s *scrub) settled(chunk uint32) {
 }
 
 // unsettled returns the chunks whose copies may still differ.
-func (s *scrub) unsettled() (out []uint32) {
+func (s *scrub) unsettled() (out []chunkKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.findings {
 		if !d.Repaired {
-			out = append(out, d.Chunk)
+			out = append(out, d.key())
 		}
 	}
 	return out
@@ -177,9 +179,13 @@ func (g *Group) compareAgain(ctx context.Context) {
 	if t == nil {
 		return
 	}
-	for _, chunk := range g.scrub.unsettled() {
-		if _, err := g.compareChunks(ctx, t, chunk, 1); err != nil {
-			g.log.Debug("copies that differ were not compared again", "chunk", chunk, "error", err)
+	for _, key := range g.scrub.unsettled() {
+		_, err := g.compareChunks(ctx, t, key, 1)
+		switch {
+		case errors.Is(err, block.ErrNoSnapshot): // and with it the difference
+			g.scrub.settled(key)
+		case err != nil:
+			g.log.Debug("copies that differ were not compared again", "where", key.String(), "error", err)
 		}
 	}
 }
@@ -192,6 +198,8 @@ type repairOrder struct {
 	From    string `json:"from"` // node
 	Chunk   uint32 `json:"chunk"`
 	Blocks  uint64 `json:"blocks"` // a bit each; 0: look whether the chunk matches its checksums, and repair what does not
+	// Snapshot the chunk is of; absent: of the live contents. Only who has answered about a snapshot is sent one.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 type repairOrderAnswer struct {
@@ -200,29 +208,32 @@ type repairOrderAnswer struct {
 }
 
 // overwrite has blocks of one copy replaced by another's.
-func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, chunk uint32, blocks uint64) error {
+func (g *Group) overwrite(ctx context.Context, t *tenure, wrong, right Member, key chunkKey, blocks uint64) error {
 	if blocks == 0 {
 		return nil
 	}
-	key := chunkKey{chunk: chunk}
-	if wrong.ID == g.cfg.Self.ID {
-		ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
-		defer cancel()
+	if wrong.ID != g.cfg.Self.ID {
+		return g.order(ctx, repairOrder{ID: string(wrong.ID), From: right.Node, Blocks: blocks}, key, wrong)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
+	defer cancel()
+	rule := repairRule{from: right.Node, force: true}
+	if key.live() {
 		lock, err := g.locks.lock(ctx, key.chunkRange())
 		if err != nil {
 			return err
 		}
 		defer g.locks.unlock(lock)
-		_, err = g.repairChunk(ctx, key, blocks, repairRule{held: t, from: right.Node, force: true})
-		return err
+		rule.held = t
 	}
-	return g.order(ctx, repairOrder{ID: string(wrong.ID), From: right.Node, Chunk: chunk, Blocks: blocks}, wrong)
+	_, err := g.repairChunk(ctx, key, blocks, rule)
+	return err
 }
 
-func (g *Group) order(ctx context.Context, o repairOrder, to Member) error {
+func (g *Group) order(ctx context.Context, o repairOrder, key chunkKey, to Member) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*repairWithin)
 	defer cancel()
-	o.Version, o.LUN = 1, g.cfg.LUN
+	o.Version, o.LUN, o.Chunk, o.Snapshot = 1, g.cfg.LUN, key.chunk, key.snapshotName()
 	req, err := json.Marshal(o)
 	if err != nil {
 		return err
@@ -260,20 +271,26 @@ func (h *Host) serveRepairOrder(ctx context.Context, from string, raw []byte) ([
 	if !g.exact(ctx) {
 		return nil, errNotExact
 	}
+	key := chunkKey{chunk: o.Chunk}
+	if o.Snapshot != "" {
+		if key.snapshot, err = block.ParseSnapshotID(o.Snapshot); err != nil {
+			return nil, fmt.Errorf("malformed order: %w", err)
+		}
+	}
 	if o.Blocks == 0 {
-		_, err := g.scrubChunk(ctx, chunkKey{chunk: o.Chunk})
+		_, err := g.scrubChunk(ctx, key)
 		var answer repairOrderAnswer
 		if err != nil { // what is bad is reported here, and not different
 			answer.Error = err.Error()
 		}
 		return json.Marshal(answer)
 	}
-	left, err := g.repairChunk(ctx, chunkKey{chunk: o.Chunk}, o.Blocks, repairRule{from: o.From, force: true})
+	left, err := g.repairChunk(ctx, key, o.Blocks, repairRule{from: o.From, force: true})
 	answer := repairOrderAnswer{Left: left}
 	if err != nil {
 		answer.Error = err.Error()
 	}
-	g.log.Warn("blocks that differed from the other copies' were overwritten, as the owner said", "chunk", o.Chunk,
+	g.log.Warn("blocks that differed from the other copies' were overwritten, as the owner said", "where", key.String(),
 		"blocks", fmt.Sprintf("%016x", o.Blocks&^left), "from", o.From)
 	return json.Marshal(answer)
 }
@@ -281,12 +298,18 @@ func (h *Host) serveRepairOrder(ctx context.Context, from string, raw []byte) ([
 // Divergence is a finding of the comparison: copies that held different blocks, each under a checksum that matched.
 type Divergence struct {
 	At       time.Time `json:"at"`
+	Snapshot string    `json:"snapshot,omitempty"` // ID; empty: of the live contents
 	Chunk    uint32    `json:"chunk"`
 	Blocks   []uint32  `json:"blocks"`   // within the chunk
 	Replicas []string  `json:"replicas"` // those that were overwritten, or should have been
 	Kept     []string  `json:"kept"`     // those whose contents were taken for right
 	Repaired bool      `json:"repaired"`
 	Error    string    `json:"error,omitempty"`
+}
+
+func (d Divergence) key() chunkKey {
+	id, _ := block.ParseSnapshotID(d.Snapshot) // its own; zero for none
+	return chunkKey{id, d.Chunk}
 }
 
 func (d Divergence) String() string {

@@ -218,6 +218,102 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 	}
 }
 
+// A copy went wrong before a snapshot was taken, and the block has been overwritten since: only the snapshot shows it.
+func TestComparisonLooksAtSnapshots(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		nodes []string
+		liar  func(owner string) string
+	}{
+		{"two copies, the other one", []string{"a", "b", "w"}, other},
+		{"three copies, the owner", []string{"a", "b", "c"}, func(owner string) string { return owner }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, stores, begin := lying(t, tc.nodes...)
+			owner := c.owner()
+			liar := tc.liar(owner)
+			stores[liar].lie[130] = 666
+			for n := range 200 {
+				c.mustWrite(n, 5)
+			}
+			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
+			stores[liar].mu.Lock()
+			clear(stores[liar].lie)
+			stores[liar].mu.Unlock()
+			g, id := c.group(owner), block.SnapshotID{1, 2, 3}
+			held, err := g.owned()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := g.proposeSurely(context.Background(), held, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
+				t.Fatal(err)
+			}
+			c.mustWrite(130, 6)
+			eventually(t, "every copy can be compared", func() bool {
+				peers, err := g.comparable()
+				return err == nil && len(peers) == len(c.members)-1-witnesses(c.members) && c.exact()
+			})
+			begin.Store(true)
+			if err := g.StartScrub(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the difference is found and settled", func() bool {
+				f := g.ScrubStatus().Findings
+				return len(f) > 0 && f[0].Repaired
+			})
+			found := g.ScrubStatus().Findings[0]
+			if found.Snapshot != id.String() || found.Chunk != 2 || !slices.Equal(found.Blocks, []uint32{2}) || !slices.Equal(found.Replicas, []string{liar + "/1"}) {
+				t.Errorf("found %+v", struct{ D Divergence }{found})
+			}
+			for node, n := range c.nodes {
+				if n.vol == nil {
+					continue
+				}
+				eventually(t, "the snapshot is the same everywhere", func() bool {
+					v, err := n.vol.View(id)
+					buf := make([]byte, block.Size)
+					if err != nil || v.ReadAt(blockRange(130), buf) != nil {
+						return false
+					}
+					version, err := untag(130, buf)
+					return err == nil && version == 5
+				})
+				eventually(t, "and so are the live contents", func() bool { return c.sound(node, 130, 6) })
+			}
+			eventually(t, "all of both has been compared", func() bool { return g.ScrubStatus().Compared >= 512 })
+			if s := g.ScrubStatus(); s.Diverged != 1 || s.Mended != 1 || s.Waits != "" {
+				t.Errorf("status %+v", s)
+			}
+		})
+	}
+}
+
+func TestCompareRequestIsReadAsItWasWritten(t *testing.T) {
+	for _, q := range []compareRequest{
+		{kind: compareDigests, index: 7, lun: "lun"},
+		{kind: compareRecord, first: chunkKey{chunk: 9}, index: 1 << 40, lun: "lun"},
+		{kind: compareDigests, first: chunkKey{block.SnapshotID{1}, 3}, index: 5, chunks: 64, lun: "lun"},
+		{kind: compareRecord, first: chunkKey{block.SnapshotID{15: 1}, 3}, chunks: 1},
+	} {
+		raw := q.encode()
+		if got, err := decodeCompareRequest(raw); err != nil || got != q {
+			t.Errorf("%+v became %+v, %v", q, got, err)
+		}
+		for n := range len(raw) - len(q.lun) {
+			if _, err := decodeCompareRequest(raw[:n]); err == nil {
+				t.Errorf("%d of %d bytes of %+v pass", n, len(raw), q)
+			}
+		}
+	}
+	for _, raw := range [][]byte{
+		{0: 2, 15: 0}, {0: compareVersion, 1: 4, 39: 0}, {0: compareVersion, 1: compareSnapshot, 39: 0}, make([]byte, maxCompareRequestBytes+1),
+	} {
+		if q, err := decodeCompareRequest(raw); err == nil {
+			t.Errorf("%x passes as %+v", raw, q)
+		}
+	}
+}
+
 func witnesses(members []Member) (n int) {
 	for _, m := range members {
 		if m.Witness {

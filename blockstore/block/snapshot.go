@@ -29,10 +29,12 @@ func (id SnapshotID) String() string { return hex.EncodeToString(id[:]) }
 
 // ParseSnapshotID is the reverse of String.
 func ParseSnapshotID(s string) (id SnapshotID, err error) {
-	if n, err := hex.Decode(id[:], []byte(s)); err != nil || n != len(id) || len(s) != 2*len(id) {
-		return SnapshotID{}, fmt.Errorf("snapshot ID %q: 32 hexadecimal digits are needed", s)
+	if len(s) == 2*len(id) {
+		if _, err := hex.Decode(id[:], []byte(s)); err == nil {
+			return id, nil
+		}
 	}
-	return id, nil
+	return SnapshotID{}, fmt.Errorf("snapshot ID %q: 32 hexadecimal digits are needed", s)
 }
 
 // SnapshotSpec is what OpSnapshot carries.

@@ -68,7 +68,10 @@ func scrubbedLUN() api.LUN {
 		{
 			Replica: "alpha/1", Enabled: true, Running: true, Percent: 12.5, Bytes: 96 << 20, Started: &at, Bad: 3, Repaired: 2, Unrepaired: 1, LastBad: &at,
 			Compared: 4096, Diverged: 1, Waits: "copies are not compared: node gamma has not said that it can",
-			Findings: []api.Divergence{{At: at, Chunk: 7, Blocks: []uint32{1, 2}, Replicas: []string{"beta/2"}, Kept: []string{"alpha/1"}, Error: "no"}},
+			Findings: []api.Divergence{
+				{At: at, Chunk: 7, Blocks: []uint32{1, 2}, Replicas: []string{"beta/2"}, Kept: []string{"alpha/1"}, Error: "no"},
+				{At: at, Snapshot: strings.Repeat("0a", 16), Chunk: 8, Blocks: []uint32{3}, Replicas: []string{"beta/2"}, Kept: []string{"alpha/1"}, Repaired: true},
+			},
 		},
 		{Replica: "beta/2", Enabled: true, Paused: true, Completed: &at},
 	}

@@ -89,7 +89,11 @@ func printScrub(w io.Writer, scrubs []api.ReplicaScrub) {
 			if !d.Repaired {
 				end = "NOT repaired: " + d.Error
 			}
-			line(w, "%s: chunk %d, blocks %v differed on %s: %s", d.At.UTC().Format(time.RFC3339), d.Chunk, d.Blocks, strings.Join(d.Replicas, ", "), end)
+			where := fmt.Sprintf("chunk %d", d.Chunk)
+			if d.Snapshot != "" {
+				where += " of snapshot " + d.Snapshot
+			}
+			line(w, "%s: %s, blocks %v differed on %s: %s", d.At.UTC().Format(time.RFC3339), where, d.Blocks, strings.Join(d.Replicas, ", "), end)
 		}
 	}
 }

@@ -35,6 +35,7 @@ type ReplicaScrub struct {
 // Divergence is a difference between copies that have applied the same log.
 type Divergence struct {
 	At       time.Time `json:"at"`
+	Snapshot string    `json:"snapshot,omitempty" doc:"ID of the snapshot that the copies differed in; absent: the live contents"`
 	Chunk    uint32    `json:"chunk" doc:"Position, in units of 256 KiB"`
 	Blocks   []uint32  `json:"blocks" nullable:"false" doc:"Blocks of 4 KiB within the chunk"`
 	Replicas []string  `json:"replicas" nullable:"false" doc:"Copies that were taken for wrong"`
@@ -90,6 +91,13 @@ func (s *Server) pauseScrub(ctx context.Context, in *scrubPauseRequest) (*reply[
 	return &reply[LUN]{l}, nil
 }
 
+func within(snapshot string) string {
+	if snapshot == "" {
+		return ""
+	}
+	return " of snapshot " + snapshot
+}
+
 // recentDivergence is how long copies that differed and were made the same again are still worth an alert.
 const recentDivergence = 7 * 24 * time.Hour
 
@@ -117,8 +125,8 @@ func scrubAlerts(l LUN, now time.Time) (out []Alert) {
 			}
 			a := Alert{
 				Severity: SeverityWarning, Subject: "lun/" + l.Name,
-				What: fmt.Sprintf("Copies of LUN %s differed in chunk %d, blocks %v, under checksums that matched: on %s",
-					l.Name, d.Chunk, d.Blocks, strings.Join(d.Replicas, ", ")),
+				What: fmt.Sprintf("Copies of LUN %s differed in chunk %d%s, blocks %v, under checksums that matched: on %s",
+					l.Name, d.Chunk, within(d.Snapshot), d.Blocks, strings.Join(d.Replicas, ", ")),
 				Data: fmt.Sprintf("The contents on %s were kept, the others overwritten. What initiators read before may have been either.", strings.Join(d.Kept, ", ")),
 				Next: "Check the memory of the nodes named, and report it: the program or a machine is at fault. Verify what lies there.",
 			}

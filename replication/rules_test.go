@@ -135,6 +135,12 @@ func TestReplicaThatFallsBehindAgainIsRebuiltAgain(t *testing.T) {
 	g.mu.Unlock()
 	g.changing.Lock()
 	for removed := false; !removed; { // a success that is still on its way takes the need back: again
+		if ctx.Err() != nil {
+			t.Fatal("the replica is not removed to be rebuilt")
+		}
+		g.mu.Lock()
+		delete(g.match, id) // of one that has been heard to have everything it would not be believed
+		g.mu.Unlock()
 		g.needsRebuild(id)
 		inst, servers, err := g.configuration()
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 
 // capture is what this replica held in some chunks at an index, or holds in a snapshot.
 type capture struct {
-	index   uint64 // of a snapshot: the snapshot's
+	index   uint64 // 0 of a snapshot
 	r       block.Range
 	first   chunkKey
 	records []chunkRecord // none if the range is longer than scrubFineChunks:

@@ -91,6 +91,9 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		if own, known := m.HostOf(o.Initiator); !known || own.Name != h.Name {
 			return nil, target.ErrNotAllowed
 		}
+		if h.SinglePath { // nobody there could be sent on to an owner, and a LUN that moves would be an I/O error
+			return nil, &login.Refusal{Status: login.TargetNotFound, Reason: fmt.Sprintf("host %s uses one path: its initiators log in to each LUN's own target, which discovery shows", h.Name)}
+		}
 		if t := d.n.hostTargets.get(h.Name); t != nil {
 			return t, nil
 		}

@@ -15,12 +15,26 @@ func TestSinglePathUnderFio(t *testing.T) {
 	const portal = alpha
 	h := l.host(t, "single", api.HostSpec{Initiators: []string{initiatorName + "-single"}, SinglePath: true})
 	g := h.grant(t, "single", 64*mib)
+	if r := l.vm.try(t, "iscsiadm -m node -T %s -p %s -I %s -o new >/dev/null && iscsiadm -m node -T %[1]s -I %[3]s --login; status=$?\niscsiadm -m node -T %[1]s -I %[3]s -o delete; exit $status",
+		h.iqn, l.cluster.portals[portal], h.name); r.Status == 0 {
+		t.Error("a host with a single path logs in to the target that nobody can be sent on from")
+	}
+	h.iqn = g.lun.IQN
 	t.Cleanup(func() { h.logout(t) })
 	l.vm.sh(t, "iscsiadm -m node -T %s -p %s -I %s -o new >/dev/null && iscsiadm -m node -T %[1]s -I %[3]s --login", h.iqn, l.cluster.portals[portal], h.name)
-	p := h.path(t, g, portal)
-	d := &disk{l: l, lun: g.lun, dev: fmt.Sprintf("/dev/disk/by-path/ip-%s-iscsi-%s-lun-%d", l.cluster.portals[portal], h.iqn, g.number)}
-	l.vm.sh(t, `udevadm settle --timeout=30
-[ "$(readlink -f %s)" = %s ] && [ -z "$(ls /sys/block/%[3]s/holders)" ]`, d.dev, p.sd, p.sd[len("/dev/"):])
+	d := &disk{l: l, lun: g.lun, dev: "/dev/single"}
+	// What udev names the disk by is where the initiator is connected, which changes; the disk stays.
+	l.soon(t, "the disk appears", func() error {
+		r := l.vm.try(t, `udevadm settle --timeout=30
+for s in /sys/class/iscsi_session/session*; do
+	[ "$(cat $s/targetname)" = %s ] && sd=$(ls $s/device/target*/*:*:*:0/block) && [ -z "$(ls /sys/block/$sd/holders)" ] && ln -sf /dev/$sd %s
+done
+[ -e %[2]s ]`, h.iqn, d.dev)
+		if r.Status != 0 {
+			return fmt.Errorf("no disk of %s: %s%s", h.iqn, r.Out, r.Err)
+		}
+		return nil
+	})
 
 	wait := d.fio(t, 1500)
 	d.wroteTo(t, 100)

@@ -84,7 +84,12 @@ func inquiry(r *request) error {
 			return senseInvalidField
 		}
 		b := standardInquiry(r.unit.cfg.Identity, 0)
-		if r.unit.cfg.SetPreferred != nil {
+		switch {
+		case r.Nexus.SinglePath():
+			// TPGS=00b: it is sent on to where the LUN is, and its port group changes with that. Linux remembers the first one, and fails
+			// everything by itself when that one stands by.
+			b[5] &^= 0x30
+		case r.unit.cfg.SetPreferred != nil:
 			b[5] |= 0x20 // TPGS=11b: explicit too
 		}
 		return r.reply(b, allocation)

@@ -598,6 +598,11 @@ func TestSetTargetPortGroups(t *testing.T) {
 	if r.data[5]&0x30 != 0x30 {
 		t.Errorf("TPGS %02x", r.data[5])
 	}
+	a.SetSinglePath(true)
+	if r := p.run(0, a, cdb(0x12, 0, 0, 0, 96), 96, nil); r.data[5]&0x30 != 0 {
+		t.Errorf("TPGS %02x for one that is sent on to the owner", r.data[5])
+	}
+	a.SetSinglePath(false)
 	set := func(node int, n *scsi.Nexus, descriptors ...byte) result {
 		list := append(make([]byte, 4), descriptors...)
 		return p.run(node, n, cdb(0xA4, 0x0A, 0, 0, 0, 0, 0, 0, 0, byte(len(list))), 0, list)

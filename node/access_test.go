@@ -236,7 +236,8 @@ func TestSinglePathHostIsSentOnBeforeItProvesItself(t *testing.T) {
 		return l.Health == api.HealthHealthy && len(l.Portals) == 2 && l.Owner == l.Preferred
 	})
 	spec := api.HostSpec{Initiators: []string{ourName}, CHAP: &api.CHAPSpec{User: "ours", Secret: ourSecret}, SinglePath: true}
-	if _, err := cl.SetHost(ctx, "ours", spec, true); err != nil {
+	h, err := cl.SetHost(ctx, "ours", spec, true)
+	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := cl.GrantLUN(ctx, "vm1", "ours", nil); err != nil {
@@ -247,6 +248,9 @@ func TestSinglePathHostIsSentOnBeforeItProvesItself(t *testing.T) {
 	ready(t, dial(t, cfg))
 	if on := sessionsOn(t, cl, ourName); !slices.Equal(on, []string{l.Owner}) {
 		t.Fatalf("sessions on %v, the owner is %s", on, l.Owner)
+	}
+	if s := refused(t, initiator.Config{Address: portal, Target: h.Target, InitiatorName: ourName, CHAP: cfg.CHAP}); s != uint16(login.TargetNotFound) {
+		t.Fatalf("its host's target, whose LUNs may have several owners: %04X", s)
 	}
 	cfg.CHAP.Secret = "another secret, as long"
 	if s := refused(t, cfg); s != uint16(login.AuthenticationFailed) {

@@ -208,6 +208,22 @@ func TestSinglePathInitiatorsAreBusyWhereTheLUNIsNot(t *testing.T) {
 	g.want(g.run(g.nexus, tur, 0, nil), "02/04/0C")
 }
 
+// While nobody owns the LUN, however long, an initiator with one path has nowhere else to look.
+func TestSinglePathInitiatorsAreBusyWhileNobodyOwnsTheLUN(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 512, nil)
+		g.access.Store(access(1, scsi.Transitioning, scsi.Transitioning))
+		g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "busy")
+		time.Sleep(time.Minute)
+		for _, c := range [][16]byte{tur, read10(0, 1), write1} {
+			g.nexus.SetSinglePath(false)
+			g.want(g.run(g.nexus, c, 512, make([]byte, 512)), "02/04/0A")
+			g.nexus.SetSinglePath(true)
+			g.want(g.run(g.nexus, c, 512, make([]byte, 512)), "busy")
+		}
+	})
+}
+
 // libiscsi ends a login with TEST UNIT READY, and gives up if the LUN is just moving.
 func TestReadinessIsWaitedForWithASinglePath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -80,7 +80,7 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	aborted := r.end()
 	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
-	if outcome == error(senseStandby) && task.Nexus.SinglePath() {
+	if (outcome == error(senseStandby) || outcome == error(senseTransition)) && task.Nexus.SinglePath() {
 		outcome = statusError(StatusBusy)
 	}
 	r.conclude(outcome, aborted)

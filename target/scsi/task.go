@@ -127,7 +127,8 @@ type Nexus struct {
 }
 
 // SetSinglePath says whether the initiator knows one path only and is asked to log in again where the LUN is, when that moves. Until it has done
-// so it hears BUSY, which it repeats, and not 02/04/0B, which means to others that they have to use another path, and to this one an I/O error.
+// so, and for as long as nobody owns the LUN, it hears BUSY, which it repeats, and neither 02/04/0B nor 02/04/0A, which mean to others that they have to
+// use another path, and to this one an I/O error. It is not told of asymmetric access either.
 func (n *Nexus) SetSinglePath(on bool) { n.singlePath.Store(on) }
 
 // SinglePath returns what SetSinglePath has set.

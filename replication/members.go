@@ -304,6 +304,7 @@ func (g *Group) needsRebuild(id raft.ServerID) {
 // carriedWithout returns an error while a member cannot leave the group for a while, to be rebuilt: those that answer of the other voters are no
 // majority of them, so that nothing could be stored any more, not even that it has left.
 func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.Server) error {
+	patience := g.cfg.Timing.Gate.NoProgress + holdFor // one that knows everything is asked once in holdFor
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	voters, answer := 0, 0
@@ -312,7 +313,7 @@ func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.
 			continue
 		}
 		voters++
-		if other == g.cfg.Self.ID || !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < g.cfg.Timing.Gate.NoProgress {
+		if other == g.cfg.Self.ID || !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < patience {
 			answer++
 		}
 	}

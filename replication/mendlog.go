@@ -22,7 +22,8 @@ import (
 // it with the checksum it has kept. So any data replica will do, whether it serves or not: two that were both damaged, in different
 // places, mend each other. Two things may have become of the entry meanwhile:
 //
-//   - The volume has it, durably: then the log is cut off behind it, as after any checkpoint.
+//   - The volume has it, durably: then the log is cut off behind it, as after any checkpoint. One that has been applied, and that no other copy has
+//     (whoever owns the LUN may be the only one), is made so by a checkpoint (cutApplied).
 //   - The owner's log no longer reaches back to it, or has another entry in its place. Then this replica gives up its log behind the volume's checkpoint, and is
 //     a replica that fell behind: it is served from the owner's log, or rebuilt. It does not vote before it has again as much as it once had
 //     (mustReach), because until then it has forgotten entries that it acknowledged.
@@ -142,18 +143,20 @@ func (g *Group) mendLog() {
 	}
 }
 
-// mendOnce tries to mend everything; whole says that nothing is damaged now.
+// mendOnce tries to mend everything; whole says that nothing is damaged now. One that cannot be mended yet does not keep others from it: it may be
+// they that something waits for.
 func (g *Group) mendOnce() (whole bool, err error) {
 	for _, d := range g.cfg.Journal.Damaged() {
-		gone, err := g.fetchEntry(d)
+		gone, failed := g.fetchEntry(d)
 		switch {
-		case err != nil:
-			return false, err
+		case !gone && failed == nil, g.cutApplied(d):
 		case gone:
 			return g.giveUpLog()
+		default:
+			err = errors.Join(err, failed)
 		}
 	}
-	return len(g.cfg.Journal.Damaged()) == 0, nil
+	return len(g.cfg.Journal.Damaged()) == 0, err
 }
 
 // fetchEntry mends one entry. gone says that the owner can be asked, and does not have it.
@@ -180,6 +183,30 @@ func (g *Group) fetchEntry(d journal.Damage) (gone bool, err error) {
 		return true, nil
 	}
 	return false, err
+}
+
+// cutApplied cuts the log off behind a damaged entry that has been applied, and says whether it has. Who needs what was there is rebuilt. What comes after stays:
+// of a log without any entry Raft would not know where it ends.
+func (g *Group) cutApplied(d journal.Damage) bool {
+	inst := g.running()
+	last, err := g.cfg.Journal.LastIndex()
+	if inst == nil || err != nil || g.cfg.Store == nil || d.Index >= last || d.Index > inst.raft.AppliedIndex() {
+		return false
+	}
+	if g.checkpointed() < d.Index {
+		g.setTrailing(inst)
+		ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second) // Raft may be waiting for another damaged entry
+		defer cancel()
+		if err := g.waitFor(ctx, inst.raft.Snapshot()); err != nil || g.checkpointed() < d.Index {
+			g.log.Debug("checkpoint put off", "error", err)
+			return false
+		}
+	}
+	if err := g.cutObsolete(); err != nil {
+		g.log.Warn("the log is not cut off behind a damaged entry", "error", err)
+		return false
+	}
+	return true
 }
 
 // giveUpLog makes this a replica that has fallen behind to its volume's checkpoint.

@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 	"sanctuary/blockstore/block"
 )
 
-// spoil flips a bit in the payload of the entry that wrote a block, in the journal of a node that does not run.
+// spoil flips a bit in the payload of the entry that wrote a block, in the journal of a node.
 func (c *cluster) spoil(node string, n int, version uint64) {
 	c.t.Helper()
 	files, _ := filepath.Glob(filepath.Join(c.dir, node, "journal", "*.journal"))
@@ -24,8 +25,12 @@ func (c *cluster) spoil(node string, n int, version uint64) {
 			c.t.Fatal(err)
 		}
 		if at := bytes.Index(raw, tagged(n, version)); at >= 0 {
-			raw[at+100] ^= 1
-			if err := os.WriteFile(path, raw, 0o600); err != nil {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte{raw[at+100] ^ 1}, int64(at+100))
+				err = errors.Join(err, f.Close())
+			}
+			if err != nil {
 				c.t.Fatal(err)
 			}
 			return
@@ -97,6 +102,28 @@ func TestCopiesWithDamageInDifferentPlacesMendEachOther(t *testing.T) {
 	for _, n := range []string{"a", "b"} {
 		c.wantBlocks(n, writes)
 	}
+}
+
+// An entry rots in the owner's own log while it serves, and the only other copy comes back empty: nobody has the entry, and the owner's volume
+// has what it says. Its log is cut off behind it, and the other copy is rebuilt.
+func TestEntryThatOnlyTheOwnersVolumeHasIsCutOff(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	const writes = 600 // more than its journal keeps in memory
+	for n := range writes {
+		if err := c.write(t.Context(), n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := c.owner()
+	c.spoil(owner, 9, 1)
+	away := map[string]string{"a": "b", "b": "a"}[owner]
+	want := c.wipe(away)
+	eventually(t, "the copy that came back empty votes", func() bool { return c.settled(owner, want, 1) })
+	if first, err := c.group(owner).cfg.Journal.FirstIndex(); err != nil || first < 10 {
+		t.Errorf("the owner's log begins with entry %d, %v: the damage was not met, and this says nothing", first, err)
+	}
+	eventually(t, "the owner's log is whole", func() bool { return len(c.group(owner).cfg.Journal.Damaged()) == 0 && c.group(owner).abstains() == nil })
+	c.wantBlocks(away, writes)
 }
 
 // What the owner's log does not have any more cannot be fetched: the replica goes back to its checkpoint and is brought up to date from there, and until then it does not vote.

@@ -25,7 +25,7 @@ func TestProveBlackoutDamage(t *testing.T) {
 	w := startLoad(t, cl, cl.healthy(), rng)
 	var back []time.Duration
 	kinds := []string{"never", "flipped", "torn", "empty"}
-	for i := range max(2*len(kinds), count(t, "PROVE_CUTS", kills(t))) {
+	for i := range max(2*len(kinds), kills(t)) {
 		kind := kinds[i%len(kinds)]
 		wait(t, time.Duration(500+rng.IntN(1500))*time.Millisecond)
 		l := cl.healthy()

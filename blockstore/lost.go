@@ -78,19 +78,19 @@ func (s *slotMap) lost(stored uint64) (lost uint64) {
 }
 
 // restore gives a snapshot's lost block a place, or none if it is zeros. It is called with applyMu held.
-func (v *Volume) restore(s *state, chunk uint32, n int, data []byte, sums []uint32, zeros bool) error {
-	l, at := v.leafOf(chunk)
-	r := restoring{v: v, s: s, lin: v.lineage.Load(), chunk: chunk, bit: 1 << n, was: l.layers(at, nil)}
+func (v *Volume) restore(s *state, b *replacement) error {
+	l, at := v.leafOf(b.chunk)
+	r := restoring{v: v, s: s, lin: v.lineage.Load(), chunk: b.chunk, bit: b.bit(), was: l.layers(at, nil)}
 	if r.lin.live.sees(s.snapshot.epoch) && r.find(r.lin.live, r.was) == lostSlot {
-		return fmt.Errorf("volume %s, snapshot %s, chunk %d, block %d: %w", v.id, s.snapshot.Name, chunk, n, ErrLiveFirst)
+		return fmt.Errorf("volume %s, snapshot %s, chunk %d, block %d: %w", v.id, s.snapshot.Name, b.chunk, b.n, ErrLiveFirst)
 	}
 	if err := v.pool.pages.room(1); err != nil {
 		return err
 	}
 	list := r.with(r.was, noSlot)
-	if !zeros {
+	if !b.zeros {
 		var err error
-		if list, err = r.shared(sums[0]); err != nil {
+		if list, err = r.shared(b.sums[0]); err != nil {
 			return err
 		}
 		if list == nil {
@@ -103,17 +103,17 @@ func (v *Volume) restore(s *state, chunk uint32, n int, data []byte, sums []uint
 				slot = taken[0]
 				v.allocatedChunks.Add(1)
 			}
-			if err := v.pool.writeBlocks(slot, n, data, sums); err != nil {
+			if err := v.pool.writeBlocks(slot, b.n, b.data, b.sums[:]); err != nil {
 				return err
 			}
 			list = r.with(r.was, slot)
 		}
 	}
-	lock := v.m.lockOf(chunk)
+	lock := v.m.lockOf(b.chunk)
 	lock.Lock()
 	defer lock.Unlock()
 	l.setLayers(at, list)
-	v.touch(l, chunk, 0, true)
+	v.touch(l, b.chunk, 0, true)
 	return nil
 }
 

@@ -76,7 +76,7 @@ func TestWhatADamagedMapPageHasLostComesBackBlockByBlock(t *testing.T) {
 				l := &lost[at]
 				bit := uint64(1) << bits.TrailingZeros64(l.Blocks)
 				data := blocksOf(t, reader(t, whole[n], l.Snapshot), l.Chunk, bit)
-				err := v.Repair(l.Snapshot, l.Chunk, bit, data, block.NoIndex)
+				_, err := v.Repair(l.Snapshot, l.Chunk, bit, data, block.NoIndex)
 				if errors.Is(err, blockstore.ErrLiveFirst) {
 					at = slices.IndexFunc(lost, func(o blockstore.LostChunk) bool {
 						return o.Snapshot == block.SnapshotID{} && o.Chunk == l.Chunk && o.Blocks&bit != 0
@@ -86,7 +86,7 @@ func TestWhatADamagedMapPageHasLostComesBackBlockByBlock(t *testing.T) {
 					}
 					l = &lost[at]
 					data = blocksOf(t, reader(t, whole[n], l.Snapshot), l.Chunk, bit)
-					err = v.Repair(l.Snapshot, l.Chunk, bit, data, block.NoIndex)
+					_, err = v.Repair(l.Snapshot, l.Chunk, bit, data, block.NoIndex)
 				}
 				switch {
 				case errors.Is(err, block.ErrOutOfRange): // the last chunk goes beyond the end

@@ -40,7 +40,9 @@ import (
 type Mendable interface {
 	Snapshots() []block.Snapshot
 	View(id block.SnapshotID) (*blockstore.View, error)
-	Repair(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) error
+	Repair(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) (done uint64, err error)
+	// Overwrite is Repair of what matches its checksums and is wrong all the same.
+	Overwrite(snapshot block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) (done uint64, err error)
 	// CheckMap writes anew what is damaged of the map on the medium; LostChunks says what was lost of it at the start.
 	CheckMap(chunk uint32) (blockstore.MapCheck, error)
 	LostChunks(limit int) []blockstore.LostChunk
@@ -270,14 +272,17 @@ func (g *Group) repairFrom(ctx context.Context, m Member, key chunkKey, blocks u
 		}
 	}
 	if key.live() {
-		err = g.repairHeld(ctx, key, got, answer, rule.held)
-	} else {
-		err = g.cfg.Store.Repair(key.snapshot, key.chunk, got, answer.data(got), block.NoIndex)
+		return g.repairHeld(ctx, key, got, answer, rule)
 	}
-	if err != nil {
-		return 0, err
+	return g.replace(key, got, answer, block.NoIndex, rule)
+}
+
+// replace puts an answer's blocks in the place of those here.
+func (g *Group) replace(key chunkKey, blocks uint64, answer *repairAnswer, asOf uint64, rule repairRule) (done uint64, err error) {
+	if rule.force {
+		return g.cfg.Store.Overwrite(key.snapshot, key.chunk, blocks, answer.data(blocks), asOf)
 	}
-	return got, nil
+	return g.cfg.Store.Repair(key.snapshot, key.chunk, blocks, answer.data(blocks), asOf)
 }
 
 // chunkInfo is what the map here says; nothing, if that is what is bad.
@@ -294,17 +299,17 @@ func (g *Group) chunkInfo(key chunkKey) (info blockstore.ChunkInfo, err error) {
 }
 
 // repairHeld is the lock rule. Other blocks of the chunk may change all the time: that is no reason to ask again.
-func (g *Group) repairHeld(ctx context.Context, key chunkKey, blocks uint64, answer *repairAnswer, t *tenure) error {
-	if err := g.confirm(ctx, t); err != nil {
-		return err
+func (g *Group) repairHeld(ctx context.Context, key chunkKey, blocks uint64, answer *repairAnswer, rule repairRule) (done uint64, err error) {
+	if err := g.confirm(ctx, rule.held); err != nil {
+		return 0, err
 	}
 	for {
-		err := g.cfg.Store.Repair(key.snapshot, key.chunk, blocks, answer.data(blocks), g.cfg.Store.Applied())
+		done, err := g.replace(key, blocks, answer, g.cfg.Store.Applied(), rule)
 		if !errors.Is(err, blockstore.ErrChanged) {
-			return err
+			return done, err
 		}
 		if ctx.Err() != nil {
-			return errors.Join(err, ctx.Err())
+			return 0, errors.Join(err, ctx.Err())
 		}
 	}
 }
@@ -334,12 +339,9 @@ func (g *Group) repairShared(ctx context.Context, key chunkKey, blocks uint64, a
 		if got == 0 {
 			return 0, refusal
 		}
-		err = g.cfg.Store.Repair(key.snapshot, key.chunk, got, answer.data(got), asOf)
+		done, err := g.replace(key, got, answer, asOf, rule)
 		if !errors.Is(err, blockstore.ErrChanged) {
-			if err != nil {
-				return 0, err
-			}
-			return got, nil
+			return done, err
 		}
 	}
 	return 0, errMoved

@@ -245,6 +245,9 @@ func (s *scrubber) compare(ctx context.Context, key chunkKey, n uint32) {
 // compareSpan compares, and notes what is left to do.
 func (s *scrubber) compareSpan(ctx context.Context, t *tenure, c span) {
 	done, err := s.g.compareChunks(ctx, t, c.first, c.n)
+	if errors.Is(err, block.ErrNoSnapshot) { // here: it has been deleted
+		return
+	}
 	s.g.scrub.mu.Lock()
 	s.g.scrub.waits = ""
 	if err != nil {
@@ -252,9 +255,6 @@ func (s *scrubber) compareSpan(ctx context.Context, t *tenure, c span) {
 	}
 	s.g.scrub.mu.Unlock()
 	if err == nil {
-		return
-	}
-	if errors.Is(err, block.ErrNoSnapshot) { // here: it has been deleted
 		return
 	}
 	left := span{c.first.plus(done), c.n - done}

@@ -275,28 +275,28 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 		answered = append(answered, m)
 		digests[m.Node] = raw[compareHeaderBytes:]
 	}
+	unknown := map[uint32]bool{} // chunks of which some copy does not know what it holds: its own scrub sees to that
 	for i := range mine.records {
 		own := mine.records[i].digest()
-		if own == ([digestBytes]byte{}) {
-			continue
-		}
+		unknown[uint32(i)] = own == [digestBytes]byte{}
 		different := false
 		var with []Member
 		for _, m := range answered {
 			theirs := [digestBytes]byte(digests[m.Node][i*digestBytes:])
 			if theirs == ([digestBytes]byte{}) {
+				unknown[uint32(i)] = true
 				continue
 			}
 			with = append(with, m)
 			different = different || theirs != own
 		}
-		if different {
+		if different && own != ([digestBytes]byte{}) {
 			differs[uint32(i)] = with
 		}
 	}
 	for i := range uint32(len(mine.records)) {
 		if with, differ := differs[i]; !differ {
-			if failed == nil {
+			if failed == nil && !unknown[i] {
 				g.scrub.settled(mine.first.plus(i))
 			}
 		} else if err := g.lookTwice(ctx, t, mine, i, with, again); err != nil {

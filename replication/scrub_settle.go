@@ -69,6 +69,10 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 	}
 	wrong, source := judge(records)
 	key := mine.first.plus(i)
+	if !slices.ContainsFunc(wrong, func(mask uint64) bool { return mask != 0 }) {
+		g.scrub.settled(key) // it was a snapshot's, and has been repaired since
+		return nil
+	}
 	found := Divergence{At: time.Now(), Snapshot: key.snapshotName(), Chunk: key.chunk, Repaired: true}
 	all := uint64(0)
 	for c, mask := range wrong {
@@ -161,6 +165,13 @@ func (s *scrub) settled(key chunkKey) {
 	}
 }
 
+// gone forgets what was found in a snapshot that has been deleted, and is not settled.
+func (s *scrub) gone(key chunkKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.findings = slices.DeleteFunc(s.findings, func(d Divergence) bool { return d.key() == key && !d.Repaired })
+}
+
 // unsettled returns the chunks whose copies may still differ.
 func (s *scrub) unsettled() (out []chunkKey) {
 	s.mu.Lock()
@@ -182,8 +193,8 @@ func (g *Group) compareAgain(ctx context.Context) {
 	for _, key := range g.scrub.unsettled() {
 		_, err := g.compareChunks(ctx, t, key, 1)
 		switch {
-		case errors.Is(err, block.ErrNoSnapshot): // and with it the difference
-			g.scrub.settled(key)
+		case errors.Is(err, block.ErrNoSnapshot):
+			g.scrub.gone(key)
 		case err != nil:
 			g.log.Debug("copies that differ were not compared again", "where", key.String(), "error", err)
 		}

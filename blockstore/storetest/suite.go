@@ -69,6 +69,7 @@ func Run(t *testing.T, m Medium) {
 		{"ReclaimComesToAnEnd", testReclaimRuns},
 		{"SpaceCanBeCancelled", testSpaceCancelled},
 		{"ClosedRefusesSnapshots", testSnapshotsClosed},
+		{"OverwriteChangesOneState", testOverwrite},
 		{"ImportKeepsSnapshots", testImportSnapshots},
 		{"ImportCanBeAbandoned", testAbandonImport},
 		{"ImportForgetsWhatWasBefore", testForgetBefore},

@@ -91,13 +91,14 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		if own, known := m.HostOf(o.Initiator); !known || own.Name != h.Name {
 			return nil, target.ErrNotAllowed
 		}
+		t := d.n.hostTargets.get(h.Name)
+		if t == nil {
+			return nil, target.ErrNoTarget
+		}
 		if h.SinglePath { // nobody there could be sent on to an owner, and a LUN that moves would be an I/O error
 			return nil, &login.Refusal{Status: login.TargetNotFound, Reason: fmt.Sprintf("host %s uses one path: its initiators log in to each LUN's own target, which discovery shows", h.Name)}
 		}
-		if t := d.n.hostTargets.get(h.Name); t != nil {
-			return t, nil
-		}
-		return nil, target.ErrNoTarget
+		return t, nil
 	}
 	l, ok := m.LUNByIQN(o.Target)
 	if !ok {
@@ -129,9 +130,14 @@ func (d directory) SinglePath(o target.Opening) bool {
 }
 
 // ownerPortal returns a portal, in the given portal group, of the node that owns the LUN if that is another one, as
-// "host:port,tag"; empty if it is this node, or unknown: then commands are held here until there is an owner.
+// "host:port,tag"; empty if it is this node, or unknown: then commands are held here until there is an owner. A node whose copy has failed
+// does not hear who owns the LUN: it names the next one that has a copy, which does.
 func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
-	owner := run.group.Status().Owner.Node
+	s := run.group.Status()
+	owner := s.Owner.Node
+	if owner == "" && s.Failed != nil {
+		owner = n.nextCopy(m.LUNs[run.lun.ID])
+	}
 	if owner == "" || owner == n.cfg.Node {
 		return ""
 	}
@@ -141,6 +147,21 @@ func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
 		}
 	}
 	return ""
+}
+
+// nextCopy returns the node, of those that are alive and have a copy of the LUN, whose name follows this one's; after the last comes the
+// first. Empty if there is none.
+func (n *Node) nextCopy(l catalog.LUN) string {
+	nodes := slices.DeleteFunc(n.dataNodes(l), func(node string) bool {
+		_, alive := n.members().Lookup(node)
+		return node == n.cfg.Node || !alive
+	})
+	if len(nodes) == 0 {
+		return ""
+	}
+	slices.Sort(nodes)
+	at, _ := slices.BinarySearch(nodes, n.cfg.Node)
+	return nodes[at%len(nodes)]
 }
 
 // dataNodes returns the nodes that hold a LUN's data, its owner last: the order means nothing (RFC 7143), but libiscsi's

@@ -55,6 +55,7 @@ type rebuildState struct {
 	rated   time.Time       // receiver: when done.PerSecond was last computed, and what had been seen then
 	ratedAt int64
 	heard   time.Time // receiver: when a source answered last
+	owner   string    // receiver: the node that said last that it owns the LUN
 	stop    func()    // receiver: ends the rebuild that runs and waits for that
 
 	orders   map[raft.ServerID]string          // owner: what was ordered and has not ended with a vote

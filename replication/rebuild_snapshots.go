@@ -87,6 +87,13 @@ func (g *Group) askPin(ctx context.Context, owner string) (pin rebuildPin, err e
 	if err := json.Unmarshal(answer, &pin); err != nil {
 		return pin, fmt.Errorf("answer of %s: %w", owner, err)
 	}
+	g.mu.Lock()
+	was := g.rebuild.owner
+	g.rebuild.owner = owner // nobody else gives a pin
+	g.mu.Unlock()
+	if was != owner {
+		g.cfg.OnChange()
+	}
 	return pin, nil
 }
 

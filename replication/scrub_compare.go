@@ -42,7 +42,7 @@ const (
 	compareVersion         = 1
 	compareDigests         = 0
 	compareRecord          = 1
-	compareSnapshot        = 2 // added to the kind. A program that does not know it finds no such LUN
+	compareSnapshot        = 2 // added to the kind. Only who has said that it knows it is asked
 	compareRequestBytes    = 16
 	compareSnapshotBytes   = 24 // more of one about a snapshot
 	compareHeaderBytes     = 8
@@ -158,7 +158,7 @@ func (g *Group) captured(match func(*capture) bool) (capture, bool) {
 
 // compareChunks has n chunks compared, and returns how many of them were, and why not all.
 func (g *Group) compareChunks(ctx context.Context, t *tenure, first chunkKey, n uint32) (done uint32, err error) {
-	peers, err := g.comparable()
+	peers, err := g.comparable(first)
 	if err != nil || len(peers) == 0 {
 		return 0, err
 	}
@@ -189,8 +189,9 @@ func (g *Group) compareChunks(ctx context.Context, t *tenure, first chunkKey, n 
 }
 
 // comparable returns the copies in sync. A replica of an older program would stop at an entry it does not know, also at one it
-// gets from the log later: so there is none unless every data member has said that it knows it, by answering methodScrub.
-func (g *Group) comparable() ([]Member, error) {
+// gets from the log later: so there is none unless every data member has said that it knows it, by answering methodScrub. For a snapshot
+// each must have said that it knows the question.
+func (g *Group) comparable(first chunkKey) ([]Member, error) {
 	inSync := map[string]bool{}
 	for _, p := range g.Status().Peers {
 		inSync[string(p.ID)] = p.InSync && !p.Self
@@ -200,8 +201,12 @@ func (g *Group) comparable() ([]Member, error) {
 	g.scrub.mu.Lock()
 	defer g.scrub.mu.Unlock()
 	for _, m := range members {
-		if _, knows := g.scrub.peers[m.ID]; !knows {
+		said, knows := g.scrub.peers[m.ID]
+		if !knows {
 			return nil, fmt.Errorf("copies are not compared: node %s has not said that it can", m.Node)
+		}
+		if !first.live() && !said.ComparesSnapshots {
+			return nil, fmt.Errorf("snapshots are not compared: node %s runs an older program", m.Node)
 		}
 		if inSync[string(m.ID)] {
 			out = append(out, m)

@@ -182,6 +182,8 @@ type ScrubStatus struct {
 	Mended   uint64       `json:"mended"`   // of those, made the same
 	Waits    string       `json:"waits,omitempty"`
 	Findings []Divergence `json:"findings,omitempty"` // the newest ones, oldest first
+	// ComparesSnapshots: it answers questions about snapshots. Older programs do not.
+	ComparesSnapshots bool `json:"compares_snapshots"`
 }
 
 // ScrubStatus returns this replica's.
@@ -193,6 +195,7 @@ func (g *Group) ScrubStatus() ScrubStatus {
 		Version: 1, Replica: string(g.cfg.Self.ID), Enabled: g.cfg.Scrub.Settings != nil, Running: s.cursor.Running || s.cursor.requested,
 		Percent: s.percent, Bytes: s.cursor.Bytes, Started: s.cursor.Started, Completed: s.cursor.Completed, Repair: g.repairs.status(),
 		Compared: s.compared, Diverged: s.diverged, Mended: s.mended, Waits: s.waits, Findings: append([]Divergence(nil), s.findings...),
+		ComparesSnapshots: true,
 	}
 	if out.Enabled {
 		out.Paused = g.cfg.Scrub.Settings().Paused

@@ -131,7 +131,16 @@ func TestScrubRepairsChecksums(t *testing.T) {
 type lyingStore struct {
 	Store
 	mu  sync.Mutex
-	lie map[int]uint64 // block -> version it stores
+	lie map[int]uint64 // block -> version it stores, or missed
+}
+
+// missed is the version of what a lyingStore does not store at all.
+const missed = ^uint64(0)
+
+func (s *lyingStore) honest() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.lie)
 }
 
 func (s *lyingStore) Apply(index uint64, ops []block.Op) error {
@@ -140,12 +149,17 @@ func (s *lyingStore) Apply(index uint64, ops []block.Op) error {
 	out := slices.Clone(ops)
 	for i, op := range ops {
 		n := int(op.Range.Start / block.SectorsPerBlock)
-		if v, lies := s.lie[n]; lies && op.Kind == block.OpWrite && op.Range.Count == block.SectorsPerBlock {
+		v, lies := s.lie[n]
+		switch {
+		case !lies || op.Kind != block.OpWrite || op.Range.Count != block.SectorsPerBlock:
+		case v == missed:
+			out[i].Kind = 0
+		default:
 			data := tagged(n, v)
 			out[i].Data, out[i].Sums = data, []uint32{block.Sum(data)}
 		}
 	}
-	return s.Store.Apply(index, out)
+	return s.Store.Apply(index, slices.DeleteFunc(out, func(op block.Op) bool { return op.Kind == 0 }))
 }
 
 // lying is a cluster of such stores whose scrubs are paused until begin is set.
@@ -188,12 +202,10 @@ func TestComparisonFindsWhatMatchesItsChecksum(t *testing.T) {
 				c.mustWrite(n, 5)
 			}
 			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
-			stores[liar].mu.Lock()
-			clear(stores[liar].lie)
-			stores[liar].mu.Unlock()
+			stores[liar].honest()
 			g := c.group(owner)
 			eventually(t, "every copy can be compared", func() bool {
-				peers, err := g.comparable()
+				peers, err := g.comparable(chunkKey{})
 				return err == nil && len(peers) == len(c.members)-1-witnesses(c.members) && c.exact()
 			})
 			begin.Store(true)
@@ -237,9 +249,7 @@ func TestComparisonLooksAtSnapshots(t *testing.T) {
 				c.mustWrite(n, 5)
 			}
 			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
-			stores[liar].mu.Lock()
-			clear(stores[liar].lie)
-			stores[liar].mu.Unlock()
+			stores[liar].honest()
 			g, id := c.group(owner), block.SnapshotID{1, 2, 3}
 			held, err := g.owned()
 			if err != nil {
@@ -250,7 +260,7 @@ func TestComparisonLooksAtSnapshots(t *testing.T) {
 			}
 			c.mustWrite(130, 6)
 			eventually(t, "every copy can be compared", func() bool {
-				peers, err := g.comparable()
+				peers, err := g.comparable(chunkKey{})
 				return err == nil && len(peers) == len(c.members)-1-witnesses(c.members) && c.exact()
 			})
 			begin.Store(true)
@@ -265,26 +275,75 @@ func TestComparisonLooksAtSnapshots(t *testing.T) {
 			if found.Snapshot != id.String() || found.Chunk != 2 || !slices.Equal(found.Blocks, []uint32{2}) || !slices.Equal(found.Replicas, []string{liar + "/1"}) {
 				t.Errorf("found %+v", struct{ D Divergence }{found})
 			}
-			for node, n := range c.nodes {
-				if n.vol == nil {
-					continue
-				}
-				eventually(t, "the snapshot is the same everywhere", func() bool {
-					v, err := n.vol.View(id)
-					buf := make([]byte, block.Size)
-					if err != nil || v.ReadAt(blockRange(130), buf) != nil {
-						return false
-					}
-					version, err := untag(130, buf)
-					return err == nil && version == 5
-				})
-				eventually(t, "and so are the live contents", func() bool { return c.sound(node, 130, 6) })
-			}
+			c.sameEverywhere(t, id, 130, 5, 6)
 			eventually(t, "all of both has been compared", func() bool { return g.ScrubStatus().Compared >= 512 })
 			if s := g.ScrubStatus(); s.Diverged != 1 || s.Mended != 1 || s.Waits != "" {
 				t.Errorf("status %+v", s)
 			}
 		})
+	}
+}
+
+// sameEverywhere waits until a block has one version in a snapshot and one in the live contents on every copy.
+func (c *cluster) sameEverywhere(t *testing.T, id block.SnapshotID, at int, snapshot, live uint64) {
+	t.Helper()
+	for node, n := range c.nodes {
+		if n.vol == nil {
+			continue
+		}
+		eventually(t, "the snapshot is the same everywhere", func() bool {
+			v, err := n.vol.View(id)
+			buf := make([]byte, block.Size)
+			if err != nil || v.ReadAt(blockRange(at), buf) != nil {
+				return false
+			}
+			version, err := untag(at, buf)
+			return err == nil && version == snapshot
+		})
+		eventually(t, "and so are the live contents", func() bool { return c.sound(node, at, live) })
+	}
+}
+
+// A copy missed a write after a snapshot, so it reads the block from where the snapshot has it: that place must not be written.
+func TestWriteThatWasMissedAfterASnapshotIsMadeUpForBesideIt(t *testing.T) {
+	c, stores, begin := lying(t, "a", "b", "w")
+	owner := c.owner()
+	liar := other(owner)
+	for n := range 200 {
+		c.mustWrite(n, 5)
+	}
+	g, id := c.group(owner), block.SnapshotID{1, 2, 3}
+	held, err := g.owned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.proposeSurely(context.Background(), held, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
+		t.Fatal(err)
+	}
+	stores[liar].mu.Lock()
+	stores[liar].lie[130] = missed
+	stores[liar].mu.Unlock()
+	c.mustWrite(130, 6)
+	eventually(t, "every copy can be compared", func() bool {
+		peers, err := g.comparable(chunkKey{snapshot: id})
+		return err == nil && len(peers) == 1 && c.exact() && c.nodes[liar].vol.Applied() == c.nodes[owner].vol.Applied()
+	})
+	stores[liar].honest()
+	if !c.sound(liar, 130, 5) {
+		t.Fatal("the write was not missed")
+	}
+	begin.Store(true)
+	if err := g.StartScrub(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all has been compared", func() bool { return g.ScrubStatus().Compared >= 512 })
+	eventually(t, "the difference is settled", func() bool {
+		f := g.ScrubStatus().Findings
+		return len(f) > 0 && f[len(f)-1].Repaired
+	})
+	c.sameEverywhere(t, id, 130, 5, 6)
+	if s := g.ScrubStatus(); s.Diverged != 1 || s.Mended != 1 || s.Findings[0].Snapshot != "" {
+		t.Errorf("status %+v", s)
 	}
 }
 
@@ -342,13 +401,13 @@ func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
 	clear(stores[owner].lie)
 	stores[owner].mu.Unlock()
 	g := c.group(owner)
-	eventually(t, "every copy can be compared", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 2 && c.exact() })
+	eventually(t, "every copy can be compared", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 2 && c.exact() })
 	third := "a"
 	for third == owner {
 		third = string(third[0] + 1)
 	}
 	c.stop(third)
-	eventually(t, "one is known to be gone", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 })
+	eventually(t, "one is known to be gone", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 1 })
 	begin.Store(true)
 	if err := g.StartScrub(context.Background()); err == nil {
 		t.Error("a scrub was begun on a node that is down")
@@ -370,9 +429,9 @@ func TestWhatCouldNotBeComparedIsMadeUpFor(t *testing.T) {
 	clear(stores[owner].lie)
 	stores[owner].mu.Unlock()
 	g := c.group(owner)
-	eventually(t, "the other copy can be compared", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 && c.exact() })
+	eventually(t, "the other copy can be compared", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 1 && c.exact() })
 	c.stop(other(owner))
-	eventually(t, "it is known to be gone", func() bool { _, err := g.comparable(); return err != nil })
+	eventually(t, "it is known to be gone", func() bool { _, err := g.comparable(chunkKey{}); return err != nil })
 	begin.Store(true)
 	eventually(t, "a pass has been made without it", func() bool { return !g.ScrubStatus().Completed.IsZero() })
 	if s := g.ScrubStatus(); s.Compared != 0 || s.Waits == "" {
@@ -386,9 +445,9 @@ func TestCopiesAreNotComparedWhileOneMayNotKnowHow(t *testing.T) {
 	c, _, _ := lying(t, "a", "b", "w")
 	owner := c.owner()
 	g := c.group(owner)
-	eventually(t, "the other replica has answered", func() bool { peers, err := g.comparable(); return err == nil && len(peers) == 1 })
+	eventually(t, "the other replica has answered", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 1 })
 	g.Learn([]Member{{ID: "old/9", Node: "old"}})
-	if peers, err := g.comparable(); err == nil {
+	if peers, err := g.comparable(chunkKey{}); err == nil {
 		t.Errorf("with a member that has never answered %v would be compared", peers)
 	}
 }

@@ -56,6 +56,19 @@ type Status struct {
 	Peers  []PeerStatus // only at the owner
 }
 
+// ownerHeard is how long a copy that is being rebuilt, and takes no part in Raft, believes that its source owns the LUN.
+const ownerHeard = 5 * time.Second
+
+// copyOnLocked returns the copy on a node, zero if there is none. It is called with mu held.
+func (g *Group) copyOnLocked(node string) Member {
+	for _, m := range g.members {
+		if m.Node == node && !m.Witness {
+			return m
+		}
+	}
+	return Member{}
+}
+
 // Status returns a snapshot of the group. It does not block on Raft.
 func (g *Group) Status() Status {
 	s := Status{Health: HealthUnavailable, Failed: g.Err(), Full: g.full.Load()}
@@ -73,6 +86,9 @@ func (g *Group) Status() Status {
 		return s
 	}
 	if inst == nil {
+		if s.Rebuilding && time.Since(g.rebuild.heard) < ownerHeard {
+			s.Owner = g.copyOnLocked(g.rebuild.owner)
+		}
 		return s
 	}
 	s.Term, s.Commit, s.LastIndex = inst.raft.CurrentTerm(), inst.raft.CommitIndex(), inst.raft.LastIndex()

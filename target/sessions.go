@@ -268,6 +268,8 @@ func (p *Portal) recheck(e *entry) bool {
 			s.AskForLogout(moveWithin)
 		}
 		return false
+	case refusal.Status>>8 == 2:
+		return false // of new logins: what an initiator has goes on
 	}
 	e.close(cause)
 	return true

@@ -83,6 +83,9 @@ func pathsText(single bool) string {
 
 func printHost(w io.Writer, h api.Host) {
 	rows := [][]string{{"Name:", h.Name}, {"Target:", h.Target}, {"Paths:", pathsText(h.SinglePath)}}
+	if h.SinglePath {
+		rows[1][1] = "each LUN's own (sanctuary target list)"
+	}
 	if h.CHAP == nil {
 		rows = append(rows, []string{"CHAP:", "none: its initiators are believed without proof"})
 	} else {

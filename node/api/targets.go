@@ -181,6 +181,9 @@ func targets(luns []LUN, hosts []Host, nodes []Node, sessions []Session) TargetL
 		add(t)
 	}
 	for _, h := range hosts {
+		if h.SinglePath && !slices.ContainsFunc(sessions, func(x Session) bool { return x.Target == h.Target }) {
+			continue // no login to it is accepted
+		}
 		t := Target{Name: h.Target, Kind: TargetOfHost, Host: h.Name, Hosts: []string{h.Name}, LUNs: []TargetLUN{}, Portals: []TargetPortal{}}
 		for _, g := range h.LUNs {
 			l := byID[g.ID]

@@ -205,7 +205,12 @@ func TestSinglePathInitiatorsAreBusyWhereTheLUNIsNot(t *testing.T) {
 	}
 	g.want(g.run(g.nexus, cdb(0x12, 0, 0, 0, 96), 96, nil), "good")
 	g.access.Store(access(1, scsi.Unavailable, scsi.ActiveOptimized)) // this node is broken
-	g.want(g.run(g.nexus, tur, 0, nil), "02/04/0C")
+	g.want(g.run(g.nexus, read10(0, 1), 512, nil), "busy")
+	g.want(g.run(g.nexus, tur, 0, nil), "busy")
+	alone := access(1, scsi.Unavailable, scsi.Standby)
+	alone.Groups = alone.Groups[:1]
+	g.access.Store(alone)
+	g.want(g.run(g.nexus, read10(0, 1), 512, nil), "02/04/0C")
 }
 
 // While nobody owns the LUN, however long, an initiator with one path has nowhere else to look.

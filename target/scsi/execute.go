@@ -80,12 +80,23 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	aborted := r.end()
 	begun = false
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
-	if (outcome == error(senseStandby) || outcome == error(senseTransition)) && task.Nexus.SinglePath() {
+	if task.Nexus.SinglePath() && r.servedElsewhere(outcome) {
 		outcome = statusError(StatusBusy)
 	}
 	r.conclude(outcome, aborted)
 	nexus.stats.count(task, outcome)
 	finished = true
+}
+
+// servedElsewhere says whether the outcome is that this node cannot serve the LUN now, and that another may, or will.
+func (r *request) servedElsewhere(outcome error) bool {
+	switch outcome {
+	case error(senseStandby), error(senseTransition):
+		return true
+	case error(senseUnavailable):
+		return len(r.unit.cfg.Access().Groups) > 1
+	}
+	return false
 }
 
 // blockSectors is perBlock, also before the geometry is known.

@@ -313,7 +313,11 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 		if run.pool, store, err = s.pool(file.pool()); err != nil {
 			return nil, err
 		}
-		if run.volume, err = store.Open(volumeID(run.lun.ID, run.replica.ID)); err != nil {
+		run.volume, err = store.Open(volumeID(run.lun.ID, run.replica.ID))
+		if errors.Is(err, blockstore.ErrNotFound) {
+			err = fmt.Errorf("%w: pool %q is empty, or another one than that this replica was made in. Mount the right disk and start the node again, or, if the disk was replaced, see \"A failed disk\" in docs/OPERATING.md", err, file.pool())
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -1,8 +1,13 @@
 package replication
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
 )
@@ -20,9 +25,75 @@ func (g *Group) fail(err error) {
 	g.log.Error("replica is out: its storage failed. The LUN goes on from its other replicas; replace the disk and restart this node", "error", err)
 	g.endTenure()
 	g.goFunc(func() { // the caller may be Raft's own goroutine
+		g.sayOut()
 		g.halt()
 		g.cfg.OnChange()
 	})
+}
+
+// sayOutWithin is how long another member may take to hear that this replica is out. It finds out by itself, later.
+const sayOutWithin = 2 * time.Second
+
+// sayOut tells the other members that this replica is out. Its process goes on, and so do its connections: they would wait for as long as
+// for one that is merely slow, the owner to store without it, and the others to elect an owner.
+func (g *Group) sayOut() {
+	req := []byte(g.cfg.LUN + "\n" + string(g.cfg.Self.ID))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.members {
+		if m.Node == g.cfg.Self.Node {
+			continue
+		}
+		go func() { // nobody waits for it
+			ctx, cancel := context.WithTimeout(g.ctx, sayOutWithin)
+			defer cancel()
+			if _, err := g.host.mux.Call(ctx, m.Node, methodOut, req); err != nil {
+				g.log.Info("a member was not told that this replica is out", "node", m.Node, "error", err)
+			}
+		}()
+	}
+}
+
+// serveOut takes what a member says of itself: LUN, newline, its replica.
+func (h *Host) serveOut(_ context.Context, from string, req []byte) ([]byte, error) {
+	lun, id, ok := strings.Cut(string(req), "\n")
+	if !ok {
+		return nil, errors.New("malformed request")
+	}
+	if nodeOf(raft.ServerID(id)) != from {
+		return nil, fmt.Errorf("node %s speaks of %s", from, id)
+	}
+	g, err := h.group(lun)
+	if err != nil {
+		return nil, err
+	}
+	return nil, g.peerOut(raft.ServerID(id))
+}
+
+// peerOut is PeerLink for one replica that is out: the connection to its node stands.
+func (g *Group) peerOut(id raft.ServerID) error {
+	now := time.Now()
+	g.mu.Lock()
+	m, known := g.members[id]
+	if known {
+		g.out[id] = now
+		if g.gate != nil && !m.Witness {
+			g.gate.Link(string(id), false, now)
+		}
+	}
+	g.mu.Unlock()
+	if !known {
+		return errNoReplica
+	}
+	g.log.Warn("a member's storage has failed: it is out", "member", string(id))
+	g.linkLost(m.Node)
+	g.cfg.OnChange()
+	if inst := g.running(); inst != nil {
+		if _, leader := inst.raft.LeaderWithID(); leader == id {
+			g.setHeartbeat(inst, g.kickTimeout()+kickStep, now)
+		}
+	}
+	return nil
 }
 
 // Err returns what took this replica out, or nil.

@@ -107,6 +107,7 @@ func TestErrorOfTheDiskTakesOneReplicaOutAndNothingElse(t *testing.T) {
 			tc.meet(c, node)
 			met := time.Now()
 			eventually(t, "the replica is out", func() bool { return c.group(node).Err() != nil })
+			out := time.Now()
 			if took := time.Since(met); took > 10*time.Second {
 				t.Errorf("it was out after %v: whatever comes by in time, such as a checkpoint, has found out", took)
 			}
@@ -114,6 +115,9 @@ func TestErrorOfTheDiskTakesOneReplicaOutAndNothingElse(t *testing.T) {
 				t.Errorf("out for %v, %+v", err, c.group(node).Status())
 			}
 			c.mustWrite(9, 3)
+			if took := time.Since(out); took > DefaultTiming().Gate.NoProgress/2 {
+				t.Errorf("a write took %v: nobody was told that the replica is out", took)
+			}
 			c.mustRead(9, 3)
 			c.mustRead(3, 1)
 			if now := c.owner(); now != healthy {

@@ -93,6 +93,7 @@ type Group struct {
 	paceLag     uint64                      // its lag at the last tick
 	parked      []parked                    // applied entries that some replica in sync has yet to acknowledge, by index
 	down        map[string]time.Time        // node -> since when its connection is broken
+	out         map[raft.ServerID]time.Time // since when it has said that its storage has failed
 	kicked      time.Time                   // when the election timers were shortened; zero: they are not
 	// kickedAgain: the second kick has been given. kickJitter keeps several survivors from standing at the same moment.
 	kickedAgain bool
@@ -156,7 +157,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		cfg: cfg, host: host, log: cfg.Logger.With("lun", cfg.LUN, "replica", string(cfg.Self.ID)),
 		lease:   newLease(cfg.Self.ID, cfg.Timing.Promise),
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
-		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{},
+		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{}, out: map[raft.ServerID]time.Time{},
 		contacts: map[raft.ServerID]time.Time{}, opened: time.Now(),
 		needs: map[raft.ServerID]bool{}, claimed: map[raft.ServerID]time.Time{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
 	}

@@ -45,6 +45,7 @@ const (
 	methodScrub       = "replication.scrub"        // LUN → how the scrub there is getting on; begins one if asked to
 	methodEntry       = "replication.entry"        // replica → replica: an entry of your log, of this index and term
 	methodCompare     = "replication.compare"      // owner → replica: what you had at an index
+	methodOut         = "replication.out"          // member → member: my storage has failed
 
 	// Of a snapshot, or of what has changed since one. Owners that know no snapshots do not know these.
 	methodRebuildSnapshotInfo = "replication.rebuild-snapshot-info"
@@ -83,6 +84,7 @@ func newHost(mux *transport.Mux, without []string) (*Host, error) {
 		methodScrub:       h.serveScrub,
 		methodCompare:     h.serveCompare,
 		methodEntry:       h.serveEntry,
+		methodOut:         h.serveOut,
 		methodQuiet:       h.serveQuiet,
 		methodVouch:       h.serveVouch,
 		methodEpoch:       h.serveEpoch,

@@ -383,8 +383,10 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 		return
 	}
 	before := g.gate.Level(string(id))
-	delete(g.down, g.memberLocked(id).Node)
-	g.gate.Link(string(id), true, now)
+	if g.out[id].IsZero() { // else this was sent before
+		delete(g.down, g.memberLocked(id).Node)
+		g.gate.Link(string(id), true, now)
+	}
 	g.gate.Acked(string(id), g.match[id], g.inst.raft.LastIndex(), now)
 	if after := g.gate.Level(string(id)); after != before {
 		g.log.Info("a replica's standing has changed", "peer", string(id), "from", before, "to", after)

@@ -93,7 +93,7 @@ func (g *Group) Status() Status {
 	}
 	s.Term, s.Commit, s.LastIndex = inst.raft.CurrentTerm(), inst.raft.CommitIndex(), inst.raft.LastIndex()
 	_, leader := inst.raft.LeaderWithID()
-	if leader != "" {
+	if leader != "" && g.out[leader].IsZero() {
 		s.Owner = g.members[leader]
 		s.Health = HealthHealthy // as far as a follower knows
 	}

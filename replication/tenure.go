@@ -51,6 +51,9 @@ func (g *Group) beginTerm(ctx context.Context, inst *instance) {
 		if down := g.down[g.memberLocked(raft.ServerID(c)).Node]; !down.IsZero() {
 			g.gate.Link(c, false, down)
 		}
+		if out := g.out[raft.ServerID(c)]; !out.IsZero() {
+			g.gate.Link(c, false, out)
+		}
 	}
 	g.gate.Tick(inst.raft.LastIndex(), now)
 	clear(g.match)
@@ -315,6 +318,7 @@ func (g *Group) PeerLink(node string, up bool) {
 			}
 		}
 	}
+	maps.DeleteFunc(g.out, func(id raft.ServerID, _ time.Time) bool { return up && nodeOf(id) == node })
 	g.mu.Unlock()
 	if inst == nil || up {
 		return

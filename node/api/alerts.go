@@ -2,6 +2,7 @@ package api
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -34,6 +35,25 @@ func alerts(cat Catalog, nodes []Node, luns []LUN, reported []Alert, now time.Ti
 	}
 	slices.SortStableFunc(out, func(a, b Alert) int { return cmp.Compare(rank(a.Severity), rank(b.Severity)) })
 	return out
+}
+
+// reported returns what this node reports and, unless localOnly, what every other one that is alive does. One that does not answer, or
+// runs an older program, is left out: whether it is alive is told elsewhere.
+func (s *Server) reported(ctx context.Context, localOnly bool) ([]Alert, error) {
+	own, err := s.svc.Alerts(ctx)
+	if err != nil || localOnly {
+		return own, err
+	}
+	all := slices.Clone(own)
+	_, err = askNodes(ctx, s, "/v1/alerts", func(n Node) bool { return n.Alive }, func(theirs AlertList) {
+		for _, a := range theirs.Alerts {
+			if !slices.Contains(all, a) {
+				all = append(all, a)
+			}
+		}
+	})
+	slices.SortStableFunc(all, func(a, b Alert) int { return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.What, b.What)) }) // in whichever order they answer
+	return all, err
 }
 
 func rank(severity string) int {
@@ -71,7 +91,7 @@ func lunAlert(l LUN) (Alert, bool) {
 	case HealthDegraded:
 		a.Severity, a.What = SeverityWarning, fmt.Sprintf("LUN %s is degraded%s", l.Name, why)
 		a.Data = "Every acknowledged write is safe, and I/O goes on; one more failure may stop it."
-		a.Next = "Bring the missing node back. Do not take another one away."
+		a.Next = "Bring the missing node or disk back. Do not take another one away."
 	case HealthLost:
 		a.Severity, a.What = SeverityCritical, fmt.Sprintf("LUN %s is lost%s", l.Name, why)
 		a.Data = "Every replica that held its data is gone. I/O is refused so that no guest takes emptiness for its data."

@@ -31,6 +31,7 @@ type fakeNode struct {
 	luns     []api.LUN
 	logins   uint64
 	sessions []api.Session
+	alerts   []api.Alert
 	settings map[string]string
 	nodes    []api.Node
 	ready    bool
@@ -128,7 +129,12 @@ func (f *fakeNode) Settings(context.Context) (map[string]string, error) {
 	defer f.mu.Unlock()
 	return maps.Clone(f.settings), f.fail
 }
-func (f *fakeNode) Alerts(context.Context) ([]api.Alert, error) { return nil, nil }
+
+func (f *fakeNode) Alerts(context.Context) ([]api.Alert, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.alerts), f.fail
+}
 
 func (f *fakeNode) CreateLUN(_ context.Context, spec api.LUNSpec) (api.LUN, error) {
 	f.note("create " + spec.Name)

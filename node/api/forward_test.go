@@ -211,6 +211,31 @@ func TestASilentOwnerIsNamedAndSoon(t *testing.T) {
 	}
 }
 
+// Whichever node is asked, a disk that has failed on another one is told, once.
+func TestAlertsOfAllNodesAreTold(t *testing.T) {
+	c := cluster(t, "alpha", "beta", "gamma")
+	disk := api.Alert{Severity: api.SeverityCritical, Subject: "lun/vm1", What: "The replica on node beta is out", Data: "d", Next: "n"}
+	same := api.Alert{Severity: api.SeverityWarning, Subject: "lun/vm1", What: "known to all", Data: "d", Next: "n"}
+	nodes := []api.Node{{Name: "alpha", Kind: "data", Alive: true}, {Name: "beta", Kind: "data", Alive: true}, {Name: "gamma", Kind: "witness", Alive: true}}
+	for _, f := range c {
+		f.set(func() { f.nodes, f.luns, f.alerts = nodes, nil, []api.Alert{same} })
+	}
+	c["beta"].set(func() { c["beta"].alerts = append(c["beta"].alerts, disk) })
+	c["gamma"].set(func() {
+		c["gamma"].alerts = []api.Alert{{Severity: api.SeverityCritical, Subject: "node/gamma", What: "witness", Data: "d", Next: "n"}}
+	})
+	for _, path := range []string{"/v1/status", "/v1/alerts"} {
+		l := decode[api.AlertList](t, call(t, http.MethodGet, c["alpha"].url+path, ""))
+		if len(l.Alerts) != 3 || l.Alerts[0] != disk || l.Alerts[1].Subject != "node/gamma" || l.Alerts[2] != same {
+			t.Errorf("%s: %+v", path, l.Alerts)
+		}
+	}
+	c["beta"].set(func() { c["beta"].fail = api.Unavailable("not now") })
+	if l := decode[api.AlertList](t, call(t, http.MethodGet, c["alpha"].url+"/v1/alerts", "")); len(l.Alerts) != 2 {
+		t.Errorf("while one does not answer: %+v", l.Alerts)
+	}
+}
+
 func TestAListAsksEachOwnerOnce(t *testing.T) {
 	c := cluster(t, "alpha", "beta")
 	var there, here []api.LUN
@@ -224,7 +249,7 @@ func TestAListAsksEachOwnerOnce(t *testing.T) {
 	c["beta"].set(func() { c["beta"].luns = there })
 	c["alpha"].set(func() { c["alpha"].luns = here })
 	s := decode[api.Status](t, call(t, http.MethodGet, c["alpha"].url+"/v1/status", ""))
-	if len(s.LUNs) != 5 || c["beta"].requests != 1 {
+	if len(s.LUNs) != 5 || c["beta"].requests != 2 { // about its LUNs, and for its alerts
 		t.Fatalf("%d LUNs with %d questions", len(s.LUNs), c["beta"].requests)
 	}
 	for i, l := range s.LUNs {

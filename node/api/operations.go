@@ -104,6 +104,7 @@ func (s *Server) register() {
 	huma.Register(s.api, reads("get-health", "/v1/health", "This process is running", "node"), s.getHealth)
 	huma.Register(s.api, reads("get-ready", "/v1/ready", "This node has started what it should (503 if not)", "node"), s.getReady)
 	huma.Register(s.api, reads("get-status", "/v1/status", "The whole cluster at a glance", "cluster"), s.getStatus)
+	huma.Register(s.api, reads("list-alerts", "/v1/alerts", "What calls for attention, most severe first", "cluster"), s.listAlerts)
 	huma.Register(s.api, reads("list-nodes", "/v1/nodes", "Members of the cluster", "cluster"), s.listNodes)
 	huma.Register(s.api, reads("list-sessions", "/v1/sessions", "iSCSI sessions on all nodes", "cluster"), s.listSessions)
 	huma.Register(s.api, reads("get-settings", "/v1/settings", "Settings of the cluster", "cluster"), s.getSettings)
@@ -160,7 +161,7 @@ func (s *Server) getStatus(ctx context.Context, in *request) (*reply[Status], er
 	if err != nil {
 		return nil, asProblem(err)
 	}
-	reported, err := s.svc.Alerts(ctx)
+	reported, err := s.reported(ctx, in.localOnly())
 	if err != nil {
 		return nil, asProblem(err)
 	}
@@ -169,6 +170,21 @@ func (s *Server) getStatus(ctx context.Context, in *request) (*reply[Status], er
 		Cluster: s.svc.Cluster(), Node: s.svc.Name(), AsOf: time.Now(), Catalog: cat,
 		Nodes: nodes, LUNs: luns, Alerts: alerts(cat, nodes, luns, reported, time.Now()),
 	}}, nil
+}
+
+func (s *Server) listAlerts(ctx context.Context, in *request) (*reply[AlertList], error) {
+	if in.localOnly() {
+		own, err := s.reported(ctx, true)
+		if err != nil {
+			return nil, asProblem(err)
+		}
+		return &reply[AlertList]{AlertList{orEmpty(own)}}, nil
+	}
+	status, err := s.getStatus(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return &reply[AlertList]{AlertList{status.Body.Alerts}}, nil
 }
 
 func (s *Server) listNodes(ctx context.Context, in *request) (*reply[NodeList], error) {

@@ -255,6 +255,11 @@ type Status struct {
 	Alerts  []Alert   `json:"alerts" nullable:"false" doc:"Most severe first"`
 }
 
+// AlertList is what GET /v1/alerts answers. Of a node that another one asks it is what that node itself reports.
+type AlertList struct {
+	Alerts []Alert `json:"alerts" nullable:"false"`
+}
+
 // NodeHealth is this process's own state.
 type NodeHealth struct {
 	Node    string `json:"node"`

@@ -260,6 +260,11 @@ func (s *Server) nodes(ctx context.Context, luns []LUN) ([]Node, error) {
 // askDataNodes asks every other data node for its own part of a list, and returns the names of those that did not answer, in
 // ascending order. take is called for one answer at a time.
 func askDataNodes[T any](ctx context.Context, s *Server, path string, take func(theirs T)) (unreachable []string, err error) {
+	return askNodes(ctx, s, path, func(n Node) bool { return n.Kind == "data" }, take)
+}
+
+// askNodes is askDataNodes for the other nodes that are wanted.
+func askNodes[T any](ctx context.Context, s *Server, path string, wanted func(Node) bool, take func(theirs T)) (unreachable []string, err error) {
 	nodes, err := s.svc.Nodes(ctx)
 	if err != nil {
 		return nil, err
@@ -269,7 +274,7 @@ func askDataNodes[T any](ctx context.Context, s *Server, path string, take func(
 		wg sync.WaitGroup
 	)
 	for _, n := range nodes {
-		if n.Name == s.svc.Name() || n.Kind != "data" {
+		if n.Name == s.svc.Name() || !wanted(n) {
 			continue
 		}
 		wg.Go(func() {

@@ -123,7 +123,8 @@ type UnitConfig struct {
 	// AccessChanged, if set, returns a channel that is closed at the next change of Access, so that commands that wait for an
 	// owner go on at once. Without it Access is looked at every 10 ms.
 	AccessChanged func() <-chan struct{}
-	// HoldFor bounds how long a command waits for an owner or a quorum before it is answered with BUSY or 02/04/0A.
+	// HoldFor bounds how long a command waits for an owner or a quorum before it is answered with BUSY or 02/04/0A; with a single path
+	// (Nexus.SetSinglePath) always with BUSY.
 	// 0 means DefaultHold. Longer is kinder to initiators with one path, shorter to those that can look elsewhere.
 	HoldFor time.Duration
 	// BusyFor is how long a LUN without owner or quorum answers BUSY after the hold, before it turns to 02/04/0A; 0 means
@@ -190,7 +191,7 @@ type Unit struct {
 func (u *Unit) unready(now time.Time) { u.outage.CompareAndSwap(nil, &now) }
 
 // notReady is the answer to a command that did nothing for want of an owner or a quorum and was held in vain: BUSY in the
-// first moments of an outage, 02/04/0A after them.
+// first moments of an outage, 02/04/0A after them, of which Execute makes BUSY again for an initiator that is known to have one path.
 //
 // QEMU and others that know one path retry BUSY and show NOT READY to their guest as an I/O error; those that know several
 // must hear 02/04/0A in the end, because they wait with BUSY on this path and with 02/04/0A look for another: this node may

@@ -214,3 +214,47 @@ func TestWithoutPowerNothingIsAnswered(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// A part that is broken fails in everything, also for who has had a file open before; the rest does not, and what replaces it is empty.
+func TestBrokenPartFails(t *testing.T) {
+	m := mount(t)
+	for _, name := range []string{"good", "bad"} {
+		if err := os.Mkdir(m.path(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(m.path(name+"/f"), []byte("data"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := os.OpenFile(m.path("bad/f"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.d.Break("bad")
+	if _, err := f.WriteAt([]byte("x"), 0); !errors.Is(err, syscall.EIO) {
+		t.Errorf("write: %v", err)
+	}
+	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("fsync: %v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(m.path("bad/new"), nil, 0o600); !errors.Is(err, syscall.EIO) {
+		t.Errorf("new file: %v", err)
+	}
+	if b, err := os.ReadFile(m.path("good/f")); err != nil || string(b) != "data" {
+		t.Errorf("beside it: %q, %v", b, err)
+	}
+	if err := m.unmount(); err != nil {
+		t.Fatal(err)
+	}
+	m.d.Replace()
+	m.again()
+	if list, err := os.ReadDir(m.path("bad")); err != nil || len(list) != 0 {
+		t.Errorf("a new disk holds %v, %v", list, err)
+	}
+	if _, err := os.Stat(m.path("good/f")); err != nil {
+		t.Error(err)
+	}
+}

@@ -7,7 +7,7 @@
 // moment, as a file system with a journal has it. That is less than file systems keep: ext4 writes the entry of a new file with the
 // file's own fsync. A program that is content with this disk has left nothing to them.
 //
-// It does not fail, is never full and does not rot: other tests do that.
+// Break makes parts of it fail, as a disk does that is pulled. It is never full and does not rot: other tests do that.
 package cutdisk
 
 import (
@@ -101,6 +101,7 @@ type inode struct {
 	kept    map[string]*inode // entries on the disk
 	unsaved []change          // of data, in order
 	bytes   int               // in unsaved
+	broken  bool              // everything fails
 }
 
 // change is one write, hole or new size of a file.
@@ -234,6 +235,36 @@ func (d *Disk) PowerOff() {
 	if !d.off {
 		d.off = true
 		close(d.power)
+	}
+}
+
+// Break makes everything fail, from now on, that is asked of files and directories of the root, and of what is in them.
+func (d *Disk) Break(names ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range names {
+		if n := d.root.entries[name]; n != nil {
+			n.breakAll()
+		}
+	}
+}
+
+func (f *inode) breakAll() {
+	f.broken = true
+	for _, e := range f.entries {
+		e.breakAll()
+	}
+}
+
+// Replace puts empty directories in the place of what is broken. It must not be mounted.
+func (d *Disk) Replace() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for name, n := range d.root.entries {
+		if n.broken {
+			fresh := d.inode(true)
+			d.root.entries[name], d.root.kept[name] = fresh, fresh
+		}
 	}
 }
 

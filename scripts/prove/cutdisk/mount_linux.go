@@ -58,11 +58,15 @@ var (
 	_ fs.NodeStatfser  = (*node)(nil)
 )
 
-// begin takes mu if the power is on. Else it waits for the end of whoever asks.
+// begin takes mu if the power is on and the inode is not broken. Without power it waits for the end of whoever asks.
 func (n *node) begin(ctx context.Context) syscall.Errno {
 	n.d.mu.Lock()
-	if !n.d.off {
+	switch {
+	case !n.d.off && !n.f.broken:
 		return 0
+	case !n.d.off:
+		n.d.mu.Unlock()
+		return syscall.EIO
 	}
 	n.d.mu.Unlock()
 	<-ctx.Done()

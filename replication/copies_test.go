@@ -103,6 +103,31 @@ func TestCopyInSyncIsNotRemovedForWhatWasSaidLate(t *testing.T) {
 	if err := g.carriedWithout(kept.ID, servers); err != nil {
 		t.Errorf("while all are there: %v", err)
 	}
+	// An answer of that copy takes both back at once, so each is looked at in the same moment, and more than once.
+	believed := func(since time.Time) bool {
+		g.mu.Lock()
+		delete(g.needs, kept.ID)
+		delete(g.claimed, kept.ID)
+		if !since.IsZero() {
+			g.claimed[kept.ID] = since
+		}
+		g.mu.Unlock()
+		g.needsRebuild(kept.ID)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		out := g.needs[kept.ID]
+		delete(g.needs, kept.ID)
+		delete(g.claimed, kept.ID)
+		return out
+	}
+	g.changing.Lock() // nothing comes of it
+	for range 20 {
+		if believed(time.Time{}) || believed(time.Now().Add(-g.cfg.Timing.Gate.NoProgress/2)) {
+			t.Fatal("said for the first time of a copy that has what the log reaches back to, and believed")
+		}
+	}
+	eventually(t, "what is said for long is believed", func() bool { return believed(time.Now().Add(-2 * g.cfg.Timing.Gate.NoProgress)) })
+	g.changing.Unlock()
 	c.stop(others[1])
 	said := func() (first bool) {
 		g.changing.Lock()
@@ -124,7 +149,7 @@ func TestCopyInSyncIsNotRemovedForWhatWasSaidLate(t *testing.T) {
 	if err := c.write(ctx, 2, 2); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the other has been silent for long", func() bool { return g.carriedWithout(kept.ID, servers) != nil })
+	eventually(t, "it is known that the other is away", func() bool { return g.carriedWithout(kept.ID, servers) != nil })
 	if g.carriedWithout(lost.ID, servers) != nil {
 		t.Error("two of three are there, so the third may go")
 	}

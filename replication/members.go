@@ -313,7 +313,8 @@ func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.
 			continue
 		}
 		voters++
-		if other == g.cfg.Self.ID || !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < patience {
+		broken := !g.out[other].IsZero() || !g.down[g.memberLocked(other).Node].IsZero()
+		if other == g.cfg.Self.ID || !broken && !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < patience {
 			answer++
 		}
 	}

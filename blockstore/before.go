@@ -119,6 +119,7 @@ func (v *Volume) AbandonImport(ctx context.Context) error {
 			return fmt.Errorf("the import of volume %s is given up: %w", v.id, err)
 		}
 		v.durable.Store(v.applied.Load())
+		v.committing = false
 		if err := v.pool.giveBack(c.freed, int64(len(c.freed))); err != nil {
 			return err
 		}

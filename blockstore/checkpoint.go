@@ -67,7 +67,7 @@ func (v *Volume) Checkpoint(ctx context.Context) (applied uint64, err error) {
 // clean says that the durable checkpoint is the present state. It is called with applyMu held. A volatile volume has no
 // checkpoints.
 func (v *Volume) clean() bool {
-	return !v.pool.volatile && !v.dirty && len(v.dirtyLeaves) == 0 && len(v.freed) == 0 && v.applied.Load() == v.durable.Load()
+	return !v.pool.volatile && !v.dirty && len(v.dirtyLeaves) == 0 && len(v.freed) == 0 && !v.undurable && v.applied.Load() == v.durable.Load()
 }
 
 // capture copies what has changed since the last capture and counts it as written. It is called with checkpointMu and
@@ -80,7 +80,7 @@ func (v *Volume) capture() *capture {
 		},
 		freed: v.freed, undurable: v.undurable,
 	}
-	v.freed, v.undurable = nil, false
+	v.freed, v.undurable, v.committing = nil, false, v.undurable
 	slices.Sort(v.dirtyLeaves) // neighbours on the medium, too
 	for _, number := range v.dirtyLeaves {
 		l, _ := v.m.find(number * leafChunks)
@@ -100,7 +100,7 @@ func (v *Volume) release(c *capture) {
 	}
 	v.freed = append(v.freed, c.freed...)
 	v.dirty = true
-	v.undurable = v.undurable || c.undurable
+	v.undurable, v.committing = v.undurable || c.undurable, false
 }
 
 // commit makes a capture durable. The order of its steps is argued in the package comment. It is called with checkpointMu
@@ -116,6 +116,9 @@ func (v *Volume) commit(c *capture) error {
 		return fmt.Errorf("checkpoint of volume %s: %w", v.id, err)
 	}
 	v.durable.Store(c.record.applied)
+	v.applyMu.Lock()
+	v.committing = false
+	v.applyMu.Unlock()
 	return v.pool.giveBack(c.freed, int64(len(c.freed)))
 }
 

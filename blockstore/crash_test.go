@@ -62,6 +62,11 @@ func clone(i, n int) action   { return func(w *storetest.World) error { return w
 func create() action          { return func(w *storetest.World) error { return w.Create(crashGeometry) } }
 func reopenPool() action      { return func(w *storetest.World) error { return w.ReopenPool() } }
 
+// overwrite has blocks of the nth oldest snapshot, -1 for the live state, overwritten with what they hold.
+func overwrite(i, snapshot, first, n int) action {
+	return func(w *storetest.World) error { return w.Overwrite(i, snapshot, first, n) }
+}
+
 func reclaim(i int) action {
 	return func(w *storetest.World) error { return storetest.ReclaimAll(w.Members[i].Volume, 2) }
 }
@@ -133,6 +138,15 @@ var scripts = map[string]script{
 		unsnap(0, 0), reclaim(0), write(1, 64, 70), checkpoint(0), write(1, 130, 3), checkpoint(1),
 		unsnap(0, 0), write(0, 6, 1), reclaim(0), checkpoint(0), write(1, 64, 64), snapshot(1), write(1, 70, 9),
 		unsnap(0, 0), unsnap(1, 0), reclaim(1), checkpoint(1), write(0, 100, 60), reclaim(0), reopen(0), reopenPool(), write(0, 1, 1),
+	}},
+	// Blocks get other places without an entry, and what they had is written, reclaimed and given to the other volume.
+	"overwrite": {chunks: 14, steps: []action{
+		write(0, 0, 6), snapshot(0), write(0, 8, 4), snapshot(0), rollback(0, 0), write(1, 0, 70), checkpoint(0), checkpoint(1),
+		overwrite(0, 0, 0, 3), write(0, 0, 1), checkpoint(1), overwrite(0, 1, 0, 2), write(0, 1, 1), checkpoint(1),
+		overwrite(0, -1, 2, 3), snapshot(0), write(0, 2, 2), zero(0, 5, 1), snapshot(0), write(0, 5, 1), overwrite(0, 2, 4, 3), checkpoint(1),
+		clone(0, 1), write(2, 1, 2), overwrite(0, 1, 0, 4), snapshot(2), overwrite(2, 0, 0, 4), overwrite(2, -1, 0, 4), checkpoint(1),
+		unsnap(0, 0), overwrite(0, 0, 1, 3), reclaim(0), write(0, 3, 3), checkpoint(1), unsnap(0, 1), write(0, 0, 6), reclaim(0), write(1, 64, 70),
+		checkpoint(0), overwrite(0, 0, 0, 6), write(1, 70, 3), reopenPool(), write(0, 1, 1),
 	}},
 	"rollback": {chunks: 10, steps: []action{
 		write(0, 0, 130), snapshot(0), checkpoint(0), write(0, 10, 60), snapshot(0), write(0, 64, 3), zero(0, 0, 64),

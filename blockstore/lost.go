@@ -114,6 +114,7 @@ func (v *Volume) restore(s *state, b *replacement) error {
 	defer lock.Unlock()
 	l.setLayers(at, list)
 	v.touch(l, b.chunk, 0, true)
+	v.undurable = true
 	return nil
 }
 

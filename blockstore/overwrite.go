@@ -15,20 +15,49 @@ import (
 // well, unless they have something newer. So each epoch that came directly after the snapshot's is given what it has been reading, first. If
 // the block lies in the snapshot's own epoch, the first of those takes the place over; for the others it is copied.
 //
-// No place that the map of the last checkpoint points at is written, or made free, but the live state's own, and the snapshot's own if nobody
-// else finds anything there. A crash before the next checkpoint undoes what was done, and what was wrong is wrong again, possibly in another
-// way; what was right stays so.
+// None of it is an entry, so no replay repeats it. Therefore it begins only when the last checkpoint knows all that was done without an entry
+// before, and ends with one of its own. A crash in between leaves what was wrong wrong, perhaps in another way, and what was right right:
+// of the places that checkpoint points at, only those are written, or made free, that no state but the one that is wrong finds; and Reclaim waits.
 
 // Overwrite replaces blocks of one state that match their checksums, and no other state's but that of clones that read them from it.
 // Arguments, results and errors are Repair's; a snapshot's block may be one that is stored in no place.
 func (v *Volume) Overwrite(id block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) (done uint64, err error) {
-	return v.rewrite(id, chunk, blocks, data, asOf, v.overwriteBlock)
+	for {
+		if err := v.knowGone(); err != nil {
+			return 0, err
+		}
+		done, again, err := v.overwriteOnce(id, chunk, blocks, data, asOf)
+		if again {
+			continue
+		}
+		if done != 0 {
+			if kerr := v.knowGone(); kerr != nil {
+				return 0, errors.Join(err, kerr)
+			}
+		}
+		return done, err
+	}
+}
+
+// overwriteOnce returns again if something was done without an entry since knowGone.
+func (v *Volume) overwriteOnce(id block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) (done uint64, again bool, err error) {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if v.unknownGone() {
+		return 0, true, nil
+	}
+	v.reclaimLater() // what nobody finds any more
+	v.dirty = true
+	done, err = v.rewrite(id, chunk, blocks, data, asOf, v.overwriteBlock)
+	return done, false, err
 }
 
 func (v *Volume) overwriteBlock(s *state, b *replacement) error {
 	switch {
 	case b.slot == noSlot && b.zeros:
 		return nil
+	case s.snapshot == nil && !b.zeros && v.wantsSlot(b.chunk, b.bit()) && v.FreeBytes() < block.ChunkSize:
+		return errPromised
 	case s.snapshot == nil:
 		return v.setLive(b)
 	case b.slot == lostSlot:
@@ -36,6 +65,9 @@ func (v *Volume) overwriteBlock(s *state, b *replacement) error {
 	}
 	return v.overwriteSnapshot(s, b)
 }
+
+// errPromised: what is left is meant for what initiators write.
+var errPromised = fmt.Errorf("%w: what is free has been promised to writes", block.ErrNoSpace)
 
 // overwriteSnapshot is called with applyMu held.
 func (v *Volume) overwriteSnapshot(s *state, b *replacement) error {
@@ -123,7 +155,7 @@ func (p *placing) fill(s *state, b *replacement, after []uint32) error {
 	var oldSums [1]uint32
 	if b.slot != noSlot && len(after) > 0 {
 		old = make([]byte, block.Size)
-		err := p.v.pool.readBlocks(b.chunk, b.slot, b.n, old)
+		err := s.readAt(blockRange(b.chunk, b.n, 1), old)
 		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
 			return fmt.Errorf("volume %s, snapshot %s, chunk %d, block %d: it is to be repaired before it can be replaced: %w", p.v.id, s.snapshot.Name, b.chunk, b.n, err)
 		}
@@ -153,6 +185,9 @@ func (p *placing) put(epoch uint32, data []byte, sums [1]uint32) error {
 	}
 	slot := placeFor(p.list, bit)
 	if slot == noSlot {
+		if p.v.FreeBytes() < block.ChunkSize {
+			return errPromised
+		}
 		taken, err := p.v.pool.takeSlots(1, nil)
 		if err != nil {
 			return err

@@ -192,6 +192,7 @@ func (v *Volume) EndImport(ctx context.Context, index uint64, state block.State)
 			return fmt.Errorf("end of the import of volume %s: %w", v.id, err)
 		}
 		v.durable.Store(index)
+		v.committing = false
 		if err := v.pool.giveBack(c.freed, int64(len(c.freed))); err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ func (v *Volume) reclaimSome(n int) (more bool, err error) {
 	switch {
 	case v.reclaimDone:
 		return false, nil
-	case v.undurable && !v.pool.volatile: // since the call began
+	case v.unknownGone(): // since the call began
 		return true, nil
 	}
 	return v.reclaimChunks(n)
@@ -53,10 +53,13 @@ func (v *Volume) reclaimSome(n int) (more bool, err error) {
 // reclaimLater is called when a state is given up.
 func (v *Volume) reclaimLater() { v.reclaimAt, v.reclaimDone, v.undurable = 0, false, true }
 
-// knowGone makes durable that states were given up.
+// unknownGone says whether a crash would bring back a state that was given up, or changed without an entry. It is called with applyMu held.
+func (v *Volume) unknownGone() bool { return !v.pool.volatile && (v.undurable || v.committing) }
+
+// knowGone makes durable that states were given up, or changed without an entry.
 func (v *Volume) knowGone() error {
 	v.applyMu.Lock()
-	wait := v.undurable && !v.pool.volatile
+	wait := v.unknownGone()
 	v.applyMu.Unlock()
 	if !wait {
 		return nil

@@ -30,13 +30,13 @@ var (
 // has changed after it. It is not looked at for a snapshot. Other errors: block.ErrNoSpace, block.ErrNoSnapshot, block.ErrClosed,
 // block.ErrFailed; one that says so for blocks of a snapshot that are stored in no place and not lost.
 func (v *Volume) Repair(id block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64) (done uint64, err error) {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
 	return v.rewrite(id, chunk, blocks, data, asOf, v.repairBlock)
 }
 
 // rewrite calls one for each block, with applyMu held.
 func (v *Volume) rewrite(id block.SnapshotID, chunk uint32, blocks uint64, data []byte, asOf uint64, one func(*state, *replacement) error) (done uint64, err error) {
-	v.applyMu.Lock()
-	defer v.applyMu.Unlock()
 	if err := v.usable(); err != nil {
 		return 0, err
 	}
@@ -47,24 +47,18 @@ func (v *Volume) rewrite(id block.SnapshotID, chunk uint32, blocks uint64, data 
 	if chunk >= chunksFor(s.capacity) || blocks == 0 || len(data) != block.Size*bits.OnesCount64(blocks) {
 		return 0, fmt.Errorf("repair of blocks %#x of chunk %d with %d bytes: %w", blocks, chunk, len(data), block.ErrOutOfRange)
 	}
-	g := s.lock(chunk)
-	index := s.lastIndex(chunk)
-	var slots slotMap
-	stored := g.resolve(chunk, blocks, &slots)
-	g.runlock(chunk)
-	if s.snapshot == nil && index > asOf {
+	if s.snapshot == nil && s.lastIndexLocked(chunk) > asOf {
 		return 0, fmt.Errorf("volume %s, chunk %d: %w", v.id, chunk, ErrChanged)
 	}
-	// Nothing but this changes the map meanwhile.
 	for rest := blocks; rest != 0; data = data[block.Size:] {
 		n, _ := runOf(rest)
 		rest &^= 1 << n
-		b := replacement{chunk: chunk, n: n, slot: noSlot, data: data[:block.Size]}
+		b := replacement{chunk: chunk, n: n, data: data[:block.Size]}
 		b.sums[0] = block.Sum(b.data)
 		b.zeros = len(bytes.Trim(b.data, "\x00")) == 0
-		if stored>>n&1 == 1 {
-			b.slot = slots[n]
-		}
+		g := s.lock(chunk)
+		b.slot = g.find(chunk, n)
+		g.runlock(chunk)
 		switch bad := one(&s, &b); {
 		case bad == nil:
 			done |= 1 << n
@@ -78,8 +72,10 @@ func (v *Volume) rewrite(id block.SnapshotID, chunk uint32, blocks uint64, data 
 // replacement is a block that is to be replaced, and by what.
 type replacement struct {
 	chunk uint32
-	n     int    // within the chunk
-	slot  uint32 // where the state has it now; noSlot: it reads as zeros
+	n     int // within the chunk
+	// slot is where the state has it now; noSlot: it reads as zeros. Nothing but this changes the volume's own map meanwhile; of a clone it
+	// may be its origin's, which moves what it likes.
+	slot  uint32
 	data  []byte
 	sums  [1]uint32
 	zeros bool
@@ -87,15 +83,34 @@ type replacement struct {
 
 func (b *replacement) bit() uint64 { return 1 << b.n }
 
+// find returns the slot of one block, noSlot if it is not stored. The chunk is locked by the caller.
+func (g *ground) find(chunk uint32, n int) uint32 {
+	var slots slotMap
+	if g.resolve(chunk, 1<<n, &slots) == 0 {
+		return noSlot
+	}
+	return slots[n]
+}
+
+func (s *state) lastIndexLocked(chunk uint32) uint64 {
+	g := s.lock(chunk)
+	defer g.runlock(chunk)
+	return s.lastIndex(chunk)
+}
+
 func (v *Volume) repairBlock(s *state, b *replacement) error {
 	switch {
 	case b.slot != noSlot && b.slot != lostSlot:
-		// Both locks of a clone, if it is the origin's place: its readers hold theirs.
+		// Both locks of a clone, if it is the origin's place: its readers hold theirs, and so does who moves it.
 		for g := s.g; g != nil; g = g.under {
 			g.m.lockOf(b.chunk).Lock()
 			defer g.m.lockOf(b.chunk).Unlock()
 		}
-		return v.pool.writeBlocks(b.slot, b.n, b.data, b.sums[:])
+		slot := s.g.find(b.chunk, b.n)
+		if slot == noSlot || slot == lostSlot {
+			return fmt.Errorf("volume %s, chunk %d, block %d: its place has changed", v.id, b.chunk, b.n)
+		}
+		return v.pool.writeBlocks(slot, b.n, b.data, b.sums[:])
 	case b.slot == noSlot && b.zeros:
 		return nil
 	case b.slot == lostSlot && s.snapshot != nil:
@@ -108,6 +123,7 @@ func (v *Volume) repairBlock(s *state, b *replacement) error {
 
 // setLive gives the live state a block as if it had been written, or zeroed, without an entry.
 func (v *Volume) setLive(b *replacement) error {
+	v.undurable = true // what Reclaim finds unused now is what the last checkpoint has of it
 	r := blockRange(b.chunk, b.n, 1)
 	if b.zeros {
 		return v.change(0, []block.Op{{Kind: block.OpZero, Range: r}})

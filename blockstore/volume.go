@@ -49,7 +49,8 @@ type Volume struct {
 	layers      []layer  // room for one chunk's
 	reclaimAt   uint32   // where Reclaim goes on
 	reclaimDone bool
-	undurable   bool // a state was given up that the last durable checkpoint still has
+	undurable   bool // a state was given up, or changed without an entry, and the last durable checkpoint does not know it
+	committing  bool // the same of one that is being made durable
 }
 
 // origin is what a clone was made from.

@@ -136,7 +136,7 @@ func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
 	s := run.group.Status()
 	owner := s.Owner.Node
 	if owner == "" && s.Failed != nil {
-		owner = n.nextCopy(m.LUNs[run.lun.ID])
+		owner = n.nextCopy(m.LUNs[run.lun.ID], run.group.IsOut)
 	}
 	if owner == "" || owner == n.cfg.Node {
 		return ""
@@ -149,12 +149,12 @@ func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
 	return ""
 }
 
-// nextCopy returns the node, of those that are alive and have a copy of the LUN, whose name follows this one's; after the last comes the
-// first. Empty if there is none.
-func (n *Node) nextCopy(l catalog.LUN) string {
+// nextCopy returns the node, of those that are alive and have a copy of the LUN that is not out, whose name follows this one's; after the
+// last comes the first. Empty if there is none.
+func (n *Node) nextCopy(l catalog.LUN, out func(node string) bool) string {
 	nodes := slices.DeleteFunc(n.dataNodes(l), func(node string) bool {
 		_, alive := n.members().Lookup(node)
-		return node == n.cfg.Node || !alive
+		return node == n.cfg.Node || !alive || out(node)
 	})
 	if len(nodes) == 0 {
 		return ""

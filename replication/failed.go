@@ -96,6 +96,18 @@ func (g *Group) peerOut(id raft.ServerID) error {
 	return nil
 }
 
+// IsOut says whether a node's replica has said that its storage has failed, and not come back since.
+func (g *Group) IsOut(node string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for id := range g.out {
+		if m, known := g.members[id]; known && m.Node == node {
+			return true
+		}
+	}
+	return false
+}
+
 // Err returns what took this replica out, or nil.
 func (g *Group) Err() error {
 	if p := g.failed.Load(); p != nil {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -60,6 +61,7 @@ func (g *Group) Follow(members []Member, view View) {
 	}
 	changed := !maps.Equal(g.members, next)
 	g.members = next
+	maps.DeleteFunc(g.out, func(id raft.ServerID, _ time.Time) bool { _, known := next[id]; return !known })
 	g.jitterLocked()
 	if changed {
 		g.wake()

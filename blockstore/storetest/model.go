@@ -60,6 +60,8 @@ type Model struct {
 	base   version // before the first entry: empty, what a clone began with, or what was imported
 	origin *frozen // of a clone
 	family *family
+	// scattered: states that hold the same block need not share it (World.Overwrite).
+	scattered bool
 }
 
 // version is all that entries change.

@@ -30,6 +30,8 @@ func (w *World) Step(rnd Source, lasts bool) error {
 		return w.Clone(i, rnd.IntN(len(x.Model.snapshots)))
 	case n < 14:
 		return w.Delete(i)
+	case n < 16:
+		return w.Overwrite(i, rnd.IntN(len(x.Model.snapshots)+1)-1, rnd.IntN(x.Model.Blocks()), 1+rnd.IntN(8))
 	}
 	done, err := w.Apply(i, x.Model.Random(rnd))
 	if err != nil || done {

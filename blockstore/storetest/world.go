@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 
@@ -147,6 +148,28 @@ func (w *World) Checkpoint(i int) error {
 	}
 	x.Durable = got
 	return nil
+}
+
+// Overwrite has blocks of a state of a member overwritten with what they hold: the live one, or the nth snapshot. They lie elsewhere then, and
+// nothing else has changed for anybody, whenever the power goes.
+func (w *World) Overwrite(i, snapshot, first, n int) error {
+	x := w.Members[i]
+	id, blocks := block.SnapshotID{}, x.Model.blocks
+	if snapshot >= 0 && snapshot < len(x.Model.snapshots) {
+		id, blocks = x.Model.snapshots[snapshot].ID, x.Model.snapshots[snapshot].blocks
+	}
+	chunk := first / block.BlocksPerChunk
+	mask, data := uint64(0), []byte(nil)
+	for k := first; k < min(first+n, (chunk+1)*block.BlocksPerChunk, x.Model.Blocks()); k++ {
+		mask |= 1 << (k % block.BlocksPerChunk)
+		data = append(data, blocks.block(uint64(k))...)
+	}
+	x.Model.scattered = true
+	_, err := x.Volume.Overwrite(id, uint32(chunk), mask, data, math.MaxUint64)
+	if errors.Is(err, block.ErrNoSpace) || errors.Is(err, block.ErrOutOfRange) { // a snapshot may have been smaller
+		return nil
+	}
+	return err
 }
 
 // Reclaim lets a member look at some chunks.

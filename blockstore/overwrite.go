@@ -100,12 +100,32 @@ func (v *Volume) overwriteSnapshot(s *state, b *replacement) error {
 		return err
 	}
 	v.allocatedChunks.Add(int64(len(p.taken)))
+	v.countSnapshot(epoch, b)
 	lock := v.m.lockOf(b.chunk)
 	lock.Lock()
 	defer lock.Unlock()
 	l.setLayers(at, p.list)
 	v.touch(l, b.chunk, 0, true)
 	return v.letGo(missing(slotsOf(was, nil), l, at))
+}
+
+// countSnapshot counts a block of a snapshot that is stored from now on, or no longer.
+func (v *Volume) countSnapshot(epoch uint32, b *replacement) {
+	if (b.slot == noSlot) == b.zeros {
+		return
+	}
+	now := *v.lineage.Load()
+	now.snapshots = slices.Clone(now.snapshots)
+	for i := range now.snapshots {
+		switch s := &now.snapshots[i]; {
+		case s.epoch != epoch:
+		case b.zeros:
+			s.stored--
+		default:
+			s.stored++
+		}
+	}
+	v.setLineage(&now)
 }
 
 // after returns the epochs that came directly after one, on the paths of all states.

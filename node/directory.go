@@ -108,16 +108,17 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		return nil, target.ErrNotAllowed
 	}
 	run := d.n.replicas.get(l.ID)
-	if run == nil || run.target == nil || !d.n.replicas.offered(l.IQN) {
-		return nil, target.ErrNoTarget
-	}
+	here := run != nil && run.target != nil && d.n.replicas.offered(l.IQN)
 	if m.SinglePath(o.Initiator, l.ID) {
-		if address := d.n.ownerPortal(m, run, uint8(o.Group.Index)); address != "" {
+		if address := d.n.sentTo(m, l, run, here, uint8(o.Group.Index)); address != "" {
 			return nil, &login.Refusal{
 				Status: login.MovedTemporarily, Address: address,
-				Reason: fmt.Sprintf("%s uses one path, and %s is the owner's", o.Initiator, address),
+				Reason: fmt.Sprintf("%s uses one path, and the LUN is served, or known, at %s", o.Initiator, address),
 			}
 		}
+	}
+	if !here {
+		return nil, target.ErrNoTarget
 	}
 	return run.target, nil
 }
@@ -129,14 +130,19 @@ func (d directory) SinglePath(o target.Opening) bool {
 	return ok && m.SinglePath(o.Initiator, l.ID)
 }
 
-// ownerPortal returns a portal, in the given portal group, of the node that owns the LUN if that is another one, as
-// "host:port,tag"; empty if it is this node, or unknown: then commands are held here until there is an owner. A node whose copy has failed
-// does not hear who owns the LUN: it names the next one that has a copy, which does.
-func (n *Node) ownerPortal(m *catalog.Model, run *running, group uint8) string {
-	s := run.group.Status()
-	owner := s.Owner.Node
-	if owner == "" && s.Failed != nil {
-		owner = n.nextCopy(m.LUNs[run.lun.ID], run.group.IsOut)
+// sentTo returns a portal, in the given portal group, of the node that owns the LUN if that is another one, as "host:port,tag"; empty if it
+// is this node, or unknown: then commands are held here until there is an owner. A node whose copy has failed, or is not here although
+// everything has been started that can be, does not hear who owns the LUN: it names the next one that has a copy, which does.
+func (n *Node) sentTo(m *catalog.Model, l catalog.LUN, run *running, here bool, group uint8) string {
+	owner := ""
+	switch {
+	case here:
+		s := run.group.Status()
+		if owner = s.Owner.Node; owner == "" && s.Failed != nil {
+			owner = n.nextCopy(l, run.group.IsOut)
+		}
+	case run == nil && n.isReady():
+		owner = n.nextCopy(l, func(string) bool { return false })
 	}
 	if owner == "" || owner == n.cfg.Node {
 		return ""

@@ -206,6 +206,12 @@ func (n *Node) fail(err error) {
 	}
 }
 
+func (n *Node) isReady() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready
+}
+
 func (n *Node) waitFor(what string) {
 	n.mu.Lock()
 	n.reason = what

@@ -407,7 +407,7 @@ func (g *Group) Allocated(ctx context.Context, r block.Range) (allocated bool, n
 		return false, 0, err
 	}
 	if allocated, n, err = g.cfg.Store.Allocated(r); err != nil {
-		return false, 0, err
+		return false, 0, g.outIfFailed(err)
 	}
 	// As in Read: what was looked up counts only if this node owned the LUN afterwards (rule L).
 	return allocated, n, g.confirm(ctx, t)

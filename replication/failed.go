@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,21 +39,24 @@ const sayOutWithin = 2 * time.Second
 // sayOut tells the other members that this replica is out. Its process goes on, and so do its connections: they would wait for as long as
 // for one that is merely slow, the owner to store without it, and the others to elect an owner.
 func (g *Group) sayOut() {
-	req := []byte(g.cfg.LUN + "\n" + string(g.cfg.Self.ID))
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, m := range g.members {
-		if m.Node == g.cfg.Self.Node {
-			continue
+	members := slices.Collect(maps.Values(g.members))
+	g.mu.Unlock()
+	for _, m := range members {
+		if m.Node != g.cfg.Self.Node {
+			g.sayOutTo(m.Node)
 		}
-		go func() { // nobody waits for it
-			ctx, cancel := context.WithTimeout(g.ctx, sayOutWithin)
-			defer cancel()
-			if _, err := g.host.mux.Call(ctx, m.Node, methodOut, req); err != nil {
-				g.log.Info("a member was not told that this replica is out", "node", m.Node, "error", err)
-			}
-		}()
 	}
+}
+
+func (g *Group) sayOutTo(node string) {
+	g.goFunc(func() { // nobody waits for it
+		ctx, cancel := context.WithTimeout(g.ctx, sayOutWithin)
+		defer cancel()
+		if _, err := g.host.mux.Call(ctx, node, methodOut, []byte(g.cfg.LUN+"\n"+string(g.cfg.Self.ID))); err != nil && ctx.Err() == nil {
+			g.log.Info("a member was not told that this replica is out", "node", node, "error", err)
+		}
+	})
 }
 
 // serveOut takes what a member says of itself: LUN, newline, its replica.
@@ -94,6 +99,17 @@ func (g *Group) peerOut(id raft.ServerID) error {
 		}
 	}
 	return nil
+}
+
+// answersLocked notes that a member answers or leads: whatever was said of its connection, it is there. What it had sent when it said that it
+// was out does not count. It is called with mu held.
+func (g *Group) answersLocked(id raft.ServerID, now time.Time) bool {
+	if out := g.out[id]; !out.IsZero() && now.Sub(out) < sayOutWithin {
+		return false
+	}
+	delete(g.out, id) // it was an earlier process that said it
+	delete(g.down, g.memberLocked(id).Node)
+	return true
 }
 
 // IsOut says whether a node's replica has said that its storage has failed, and not come back since.

@@ -379,12 +379,12 @@ func (g *Group) noteAnswer(id raft.ServerID, req *raft.AppendEntriesRequest, res
 	g.heardCommit[id] = max(g.heardCommit[id], req.LeaderCommitIndex)
 	delete(g.needs, id)
 	delete(g.claimed, id)
+	back := g.answersLocked(id, now)
 	if isWitness {
 		return
 	}
 	before := g.gate.Level(string(id))
-	if g.out[id].IsZero() { // else this was sent before
-		delete(g.down, g.memberLocked(id).Node)
+	if back {
 		g.gate.Link(string(id), true, now)
 	}
 	g.gate.Acked(string(id), g.match[id], g.inst.raft.LastIndex(), now)

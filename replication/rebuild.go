@@ -54,9 +54,10 @@ type rebuildState struct {
 	done    RebuildProgress // receiver
 	rated   time.Time       // receiver: when done.PerSecond was last computed, and what had been seen then
 	ratedAt int64
-	heard   time.Time // receiver: when a source answered last
-	owner   string    // receiver: the node that said last that it owns the LUN
-	stop    func()    // receiver: ends the rebuild that runs and waits for that
+	heard   time.Time     // receiver: when a source answered last
+	owner   string        // receiver: the node that said last that it owns the LUN
+	told    raft.ServerID // receiver: which Status has named as the owner, at the last tick
+	stop    func()        // receiver: ends the rebuild that runs and waits for that
 
 	orders   map[raft.ServerID]string          // owner: what was ordered and has not ended with a vote
 	progress map[raft.ServerID]RebuildProgress // owner: what the receivers said last
@@ -149,7 +150,7 @@ func (g *Group) startRebuild(owner string) {
 	ctx, cancel := context.WithCancel(g.ctx)
 	done := make(chan struct{})
 	g.mu.Lock()
-	g.rebuild.rated, g.rebuild.ratedAt, g.rebuild.heard = time.Now(), 0, time.Now()
+	g.rebuild.rated, g.rebuild.ratedAt, g.rebuild.heard, g.rebuild.owner = time.Now(), 0, time.Now(), ""
 	g.rebuild.stop = func() {
 		cancel()
 		select {

@@ -88,12 +88,8 @@ func (g *Group) askPin(ctx context.Context, owner string) (pin rebuildPin, err e
 		return pin, fmt.Errorf("answer of %s: %w", owner, err)
 	}
 	g.mu.Lock()
-	was := g.rebuild.owner
 	g.rebuild.owner = owner // nobody else gives a pin
 	g.mu.Unlock()
-	if was != owner {
-		g.cfg.OnChange()
-	}
 	return pin, nil
 }
 

@@ -301,7 +301,7 @@ func (g *Group) compareFine(ctx context.Context, t *tenure, peers []Member, firs
 	}
 	for i := range uint32(len(mine.records)) {
 		if with, differ := differs[i]; !differ {
-			if failed == nil && !unknown[i] {
+			if len(answered) == len(g.copies()) && !unknown[i] {
 				g.scrub.settled(mine.first.plus(i))
 			}
 		} else if err := g.lookTwice(ctx, t, mine, i, with, again); err != nil {

@@ -70,7 +70,9 @@ func (g *Group) settleChunk(ctx context.Context, t *tenure, mine capture, i uint
 	wrong, source := judge(records)
 	key := mine.first.plus(i)
 	if !slices.ContainsFunc(wrong, func(mask uint64) bool { return mask != 0 }) {
-		g.scrub.settled(key) // it was a snapshot's, and has been repaired since
+		if len(with) == len(g.copies()) { // it was a snapshot's, and has been repaired since
+			g.scrub.settled(key)
+		}
 		return nil
 	}
 	found := Divergence{At: time.Now(), Snapshot: key.snapshotName(), Chunk: key.chunk, Repaired: true}

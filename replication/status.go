@@ -59,14 +59,30 @@ type Status struct {
 // ownerHeard is how long a copy that is being rebuilt, and takes no part in Raft, believes that its source owns the LUN.
 const ownerHeard = 5 * time.Second
 
-// copyOnLocked returns the copy on a node, zero if there is none. It is called with mu held.
-func (g *Group) copyOnLocked(node string) Member {
-	for _, m := range g.members {
-		if m.Node == node && !m.Witness {
+// sourceLocked returns the copy that this one is being rebuilt from, if it has been heard of lately: it owns the LUN. It is called with mu
+// held.
+func (g *Group) sourceLocked(now time.Time) Member {
+	if !g.rebuild.running || now.Sub(g.rebuild.heard) >= ownerHeard {
+		return Member{}
+	}
+	for id, m := range g.members {
+		if m.Node == g.rebuild.owner && !m.Witness && g.out[id].IsZero() {
 			return m
 		}
 	}
 	return Member{}
+}
+
+// watchSource tells when sourceLocked has changed.
+func (g *Group) watchSource(now time.Time) {
+	g.mu.Lock()
+	source := g.sourceLocked(now).ID
+	changed := source != g.rebuild.told
+	g.rebuild.told = source
+	g.mu.Unlock()
+	if changed {
+		g.cfg.OnChange()
+	}
 }
 
 // Status returns a snapshot of the group. It does not block on Raft.
@@ -86,9 +102,7 @@ func (g *Group) Status() Status {
 		return s
 	}
 	if inst == nil {
-		if s.Rebuilding && time.Since(g.rebuild.heard) < ownerHeard {
-			s.Owner = g.copyOnLocked(g.rebuild.owner)
-		}
+		s.Owner = g.sourceLocked(time.Now())
 		return s
 	}
 	s.Term, s.Commit, s.LastIndex = inst.raft.CurrentTerm(), inst.raft.CommitIndex(), inst.raft.LastIndex()

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -188,6 +189,7 @@ func (g *Group) tickOnce(now time.Time) {
 	}
 	inst := g.running()
 	if inst == nil {
+		g.watchSource(now)
 		return
 	}
 	if err := g.cfg.Journal.Failed(); err != nil {
@@ -213,6 +215,9 @@ func (g *Group) tickOnce(now time.Time) {
 			g.moveGateLocked()
 			g.log.Warn("a replica's standing has changed", "replicas", g.levelsLocked())
 		}
+	}
+	if _, leader := inst.raft.LeaderWithID(); !g.out[leader].IsZero() && inst.raft.LastContact().After(g.out[leader].Add(sayOutWithin)) {
+		changed = g.answersLocked(leader, now) || changed
 	}
 	pace, paced := g.paceLocked(inst.raft.LastIndex(), now)
 	kicked, again, jitter := g.kicked, g.kickedAgain, g.kickJitter
@@ -320,6 +325,9 @@ func (g *Group) PeerLink(node string, up bool) {
 	}
 	maps.DeleteFunc(g.out, func(id raft.ServerID, _ time.Time) bool { return up && nodeOf(id) == node })
 	g.mu.Unlock()
+	if err := g.Err(); err != nil && up && !errors.Is(err, ErrSuperseded) {
+		g.sayOutTo(node) // it has just forgotten that, or has never heard of it
+	}
 	if inst == nil || up {
 		return
 	}

@@ -192,6 +192,9 @@ func (a *astray) compare() error {
 	if err := a.model.CompareSnapshots(a.v); err != nil {
 		return err
 	}
+	if got, want := a.v.Usage().StoredBytes, int64(len(a.model.blocks))*block.Size; got != want {
+		return fmt.Errorf("%d bytes are stored, want %d", got, want)
+	}
 	if a.clone == nil {
 		return nil
 	}

@@ -37,21 +37,26 @@ func alerts(cat Catalog, nodes []Node, luns []LUN, reported []Alert, now time.Ti
 	return out
 }
 
-// reported returns what this node reports and, unless localOnly, what every other one that is alive does. One that does not answer, or
-// runs an older program, is left out: whether it is alive is told elsewhere.
+// reported returns what this node reports and, unless localOnly, what every other one that is alive does, or that it does not say.
 func (s *Server) reported(ctx context.Context, localOnly bool) ([]Alert, error) {
 	own, err := s.svc.Alerts(ctx)
 	if err != nil || localOnly {
 		return own, err
 	}
 	all := slices.Clone(own)
-	_, err = askNodes(ctx, s, "/v1/alerts", func(n Node) bool { return n.Alive }, func(theirs AlertList) {
+	silent, err := askNodes(ctx, s, "/v1/alerts", func(n Node) bool { return n.Alive }, func(theirs AlertList) {
 		for _, a := range theirs.Alerts {
 			if !slices.Contains(all, a) {
 				all = append(all, a)
 			}
 		}
 	})
+	for _, node := range silent {
+		all = append(all, Alert{
+			Severity: SeverityWarning, Subject: "node/" + node, What: fmt.Sprintf("node %s is alive and does not say what calls for attention there", node),
+			Data: "What its disks and pools are like is not known here.", Next: "Ask it: sanctuary status --api ADDRESS, there. One that runs an older program does not tell others.",
+		})
+	}
 	slices.SortStableFunc(all, func(a, b Alert) int { return cmp.Or(cmp.Compare(a.Subject, b.Subject), cmp.Compare(a.What, b.What)) }) // in whichever order they answer
 	return all, err
 }

@@ -231,7 +231,7 @@ func TestAlertsOfAllNodesAreTold(t *testing.T) {
 		}
 	}
 	c["beta"].set(func() { c["beta"].fail = api.Unavailable("not now") })
-	if l := decode[api.AlertList](t, call(t, http.MethodGet, c["alpha"].url+"/v1/alerts", "")); len(l.Alerts) != 2 {
+	if l := decode[api.AlertList](t, call(t, http.MethodGet, c["alpha"].url+"/v1/alerts", "")); len(l.Alerts) != 3 || l.Alerts[2].Subject != "node/beta" {
 		t.Errorf("while one does not answer: %+v", l.Alerts)
 	}
 }

@@ -61,6 +61,9 @@ func TestProveDiskFails(t *testing.T) {
 	single.finish()
 	w.finish(cl)
 	stalls(t, "disks pulled", longest, stallLimit(t))
+	if quickest := slices.Min(longest); quickest > time.Second {
+		t.Errorf("even the shortest wait was %v: the others were not told, and found out by silence", quickest)
+	}
 }
 
 // alerted waits for an alert about a node's storage.
@@ -156,6 +159,11 @@ func (s *single) follow(node string) {
 func (s *single) run() {
 	buf, got := make([]byte, block.Size), make([]byte, block.Size)
 	var session *initiator.Session
+	defer func() {
+		if session != nil {
+			session.Close()
+		}
+	}()
 	for i := uint64(1); s.ctx.Err() == nil; i++ {
 		n, began := i%singleBlocks, time.Now()
 		fill(buf, value(i), n)
@@ -183,9 +191,6 @@ func (s *single) run() {
 		if err != nil {
 			return
 		}
-	}
-	if session != nil {
-		session.Close()
 	}
 }
 
@@ -267,6 +272,11 @@ func (s *single) finish() {
 			s.t.Errorf("initiator with a single path: block %d is %d, %d was acknowledged: %v", n, v, want, errors.Join(err, verr))
 		}
 	}
-	session.Close()
+	if session != nil {
+		session.Close()
+	}
+	if len(s.versions) == 0 {
+		s.t.Error("initiator with a single path: it has written nothing")
+	}
 	s.t.Logf("initiator with a single path: %d blocks read back", len(s.versions))
 }

@@ -12,6 +12,7 @@ package cutdisk
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
@@ -238,7 +239,8 @@ func (d *Disk) PowerOff() {
 	}
 }
 
-// Break makes everything fail, from now on, that is asked of files and directories of the root, and of what is in them.
+// Break makes everything fail, from now on, that is asked of files and directories of the root, and of what is in them. What the kernel has
+// in its cache it goes on reading.
 func (d *Disk) Break(names ...string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -266,6 +268,10 @@ func (d *Disk) Replace() {
 			d.root.entries[name], d.root.kept[name] = fresh, fresh
 		}
 	}
+	d.unsaved = slices.DeleteFunc(d.unsaved, func(n naming) bool { // else they would come back
+		broken := func(i *inode) bool { return i != nil && i.broken }
+		return slices.ContainsFunc(n.where, broken) || slices.ContainsFunc(n.what, broken)
+	})
 }
 
 // Loss says what a cut cost.

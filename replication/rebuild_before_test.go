@@ -41,12 +41,15 @@ func halfRebuilt(ctx context.Context, t *testing.T, c *cluster) (owner, away str
 	return owner, away, resume
 }
 
-// silent makes a rebuild's source one that has not answered for long.
-func silent(g *Group) {
+// heard makes a rebuild's source one that has answered at a moment.
+func heard(g *Group, at time.Time) {
 	g.mu.Lock()
-	g.rebuild.heard = time.Now().Add(-time.Hour)
+	g.rebuild.heard = at
 	g.mu.Unlock()
 }
+
+// silent makes it one that has not answered for long.
+func silent(g *Group) { heard(g, time.Now().Add(-time.Hour)) }
 
 // The source dies for good in the middle of a rebuild. The copy can be made again what it was before: old, but whole.
 func TestCopyFallsBackToWhatItWasBeforeARebuild(t *testing.T) {
@@ -58,8 +61,16 @@ func TestCopyFallsBackToWhatItWasBeforeARebuild(t *testing.T) {
 			c := &cluster{}
 			owner, away, resume := halfRebuilt(ctx, t, c)
 			g := c.group(away)
+			heard(g, time.Now())
+			if s := g.Status(); s.Owner.Node != owner || s.IsOwner || s.Serving {
+				t.Errorf("while it is rebuilt from %s: %+v", owner, s)
+			}
 			if _, err := g.FallBack(ctx); !errors.Is(err, ErrSourceAnswers) {
 				t.Fatalf("while the source answers: %v", err)
+			}
+			heard(g, time.Now().Add(-2*ownerHeard))
+			if s := g.Status(); s.Owner.Node != "" {
+				t.Errorf("it has not answered for a while, and is called the owner: %+v", s.Owner)
 			}
 			resume()
 			if restarted {

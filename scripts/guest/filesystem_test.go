@@ -125,7 +125,7 @@ func (d *disk) wroteTo(t *testing.T, n int) {
 func TestOwnerKilledUnderFio(t *testing.T) {
 	l := useLab(t)
 	d := l.attach(t, "killed", 64*mib)
-	wait := d.fio(t, 1000)
+	wait := d.fio(t, 2000) // 20 s: more than all of the following takes, also on a busy machine
 	d.wroteTo(t, 100)
 	owner, _ := l.killOwner(t, d.lun.Name)
 	d.wroteTo(t, 100) // by the other node now

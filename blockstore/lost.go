@@ -138,11 +138,7 @@ func (r *restoring) find(p path, list []layer) uint32 {
 	under := r.v.origin.ground
 	under.rlock(r.chunk)
 	defer under.runlock(r.chunk)
-	var slots slotMap
-	if under.resolve(r.chunk, r.bit, &slots) == 0 {
-		return noSlot
-	}
-	return slots[bits.TrailingZeros64(r.bit)]
+	return under.find(r.chunk, bits.TrailingZeros64(r.bit))
 }
 
 // with returns the layers with the block in a slot, and lost as before for every other snapshot that has lost it.

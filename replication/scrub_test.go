@@ -251,13 +251,7 @@ func TestComparisonLooksAtSnapshots(t *testing.T) {
 			eventually(t, "the wrong block is stored", func() bool { return c.sound(liar, 130, 666) })
 			stores[liar].honest()
 			g, id := c.group(owner), block.SnapshotID{1, 2, 3}
-			held, err := g.owned()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := g.proposeSurely(context.Background(), held, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
-				t.Fatal(err)
-			}
+			mustSnapshot(t, g, id)
 			c.mustWrite(130, 6)
 			eventually(t, "every copy can be compared", func() bool {
 				peers, err := g.comparable(chunkKey{})
@@ -313,13 +307,7 @@ func TestWriteThatWasMissedAfterASnapshotIsMadeUpForBesideIt(t *testing.T) {
 		c.mustWrite(n, 5)
 	}
 	g, id := c.group(owner), block.SnapshotID{1, 2, 3}
-	held, err := g.owned()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := g.proposeSurely(context.Background(), held, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
-		t.Fatal(err)
-	}
+	mustSnapshot(t, g, id)
 	stores[liar].mu.Lock()
 	stores[liar].lie[130] = missed
 	stores[liar].mu.Unlock()
@@ -397,9 +385,7 @@ func TestDifferenceIsNotDecidedWithoutEveryCopy(t *testing.T) {
 	owner := c.owner()
 	stores[owner].lie[130] = 666
 	c.mustWrite(130, 5)
-	stores[owner].mu.Lock()
-	clear(stores[owner].lie)
-	stores[owner].mu.Unlock()
+	stores[owner].honest()
 	g := c.group(owner)
 	eventually(t, "every copy can be compared", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 2 && c.exact() })
 	third := "a"
@@ -425,9 +411,7 @@ func TestWhatCouldNotBeComparedIsMadeUpFor(t *testing.T) {
 	owner := c.owner()
 	stores[owner].lie[130] = 666
 	c.mustWrite(130, 5)
-	stores[owner].mu.Lock()
-	clear(stores[owner].lie)
-	stores[owner].mu.Unlock()
+	stores[owner].honest()
 	g := c.group(owner)
 	eventually(t, "the other copy can be compared", func() bool { peers, err := g.comparable(chunkKey{}); return err == nil && len(peers) == 1 && c.exact() })
 	c.stop(other(owner))

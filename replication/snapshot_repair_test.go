@@ -8,19 +8,25 @@ import (
 	"sanctuary/blockstore/block"
 )
 
+// mustSnapshot has the owner's live contents made a snapshot.
+func mustSnapshot(t *testing.T, g *Group, id block.SnapshotID) {
+	t.Helper()
+	held, err := g.owned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.proposeSurely(context.Background(), held, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestBadBlockOfASnapshotIsRepaired(t *testing.T) {
 	c := scrubbed(t, time.Millisecond, 1<<40, "a", "b", "w")
 	owner := c.owner()
 	g := c.group(owner)
 	c.mustWrite(3, 1)
 	id := block.SnapshotID{1, 2, 3}
-	tenure, err := g.owned()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := g.proposeSurely(context.Background(), tenure, []block.Op{block.SnapshotOp(block.SnapshotSpec{ID: id, Name: "s"})}); err != nil {
-		t.Fatal(err)
-	}
+	mustSnapshot(t, g, id)
 	c.mustWrite(3, 2)
 	eventually(t, "the other copy has it", func() bool { return c.sound(other(owner), 3, 2) })
 	sound := func(node string) bool {

@@ -22,21 +22,31 @@ func (d *delegate) NodeMeta(limit int) []byte {
 	return d.meta
 }
 
-// NotifyMsg takes the goodbye of a node: goodbyePrefix and its name. memberlist itself tells apart who left and who died,
-// but not to its delegates. If the goodbye is lost, the node counts as dead, which is no harm.
+// NotifyMsg takes the goodbye of a node, and the answer to our own. memberlist itself tells apart who left and who died, but not to
+// its delegates. If the goodbye is lost, the node counts as dead, which is no harm.
 func (d *delegate) NotifyMsg(b []byte) {
-	name, ok := strings.CutPrefix(string(b), goodbyePrefix)
-	if !ok {
-		return // of a later program
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, up := d.members[name]; up {
-		d.leaving[name] = true
+	if name, ok := strings.CutPrefix(string(b), goodbyePrefix); ok {
+		if _, up := d.members[name]; up && !d.leaving[name] {
+			d.leaving[name] = true
+			d.answer = append(d.answer, name)
+			(*Membership)(d).stir()
+		}
 	}
+	if name, ok := strings.CutPrefix(string(b), heardPrefix); ok && d.unheard[name] {
+		if delete(d.unheard, name); len(d.unheard) == 0 {
+			close(d.heard)
+		}
+	}
+	// Anything else is of a later program.
 }
 
-const goodbyePrefix = "\x01L"
+// The messages between nodes, each followed by the name of the node that sends it.
+const (
+	goodbyePrefix = "\x01L"
+	heardPrefix   = "\x01H" // the receiver's goodbye
+)
 
 func (*delegate) GetBroadcasts(int, int) [][]byte { return nil }
 

@@ -85,11 +85,15 @@ type Membership struct {
 	meta    []byte            // our own, encoded
 	members map[string]Member // without this node
 	leaving map[string]bool   // members that have said goodbye
+	answer  []string          // of those, whom to tell that it was heard
+	unheard map[string]bool   // members that have not answered our own goodbye
+	heard   chan struct{}     // closed when unheard is empty
 	queue   []Event           // not yet delivered, at most maxQueue
 	wake    chan struct{}
 }
 
 const (
+	heardWait  = 250 * time.Millisecond // for answers to our goodbye
 	leaveWait  = 500 * time.Millisecond // to tell the others
 	rejoinWait = 2 * time.Second        // between attempts to reach members that are missing
 	// maxQueue bounds the events not yet delivered. Beyond it the oldest go: Members is the truth, events only say "look".
@@ -112,7 +116,7 @@ func Start(cfg Config) (*Membership, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
-	m := &Membership{cfg: cfg, log: cfg.Logger, meta: meta, members: map[string]Member{}, leaving: map[string]bool{}, wake: make(chan struct{}, 1)}
+	m := &Membership{cfg: cfg, log: cfg.Logger, meta: meta, members: map[string]Member{}, leaving: map[string]bool{}, heard: make(chan struct{}), wake: make(chan struct{}, 1)}
 	conf, err := m.listConfig()
 	if err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
@@ -244,10 +248,23 @@ func (m *Membership) end(goodbye bool) error {
 	return m.err
 }
 
+// leave says goodbye, waits until that was heard, and only then leaves memberlist: it takes the last message that came in first, so
+// that a goodbye right before its own would find the node gone already, and dead.
 func (m *Membership) leave() {
-	for _, n := range m.list.Members() {
-		if n.Name != m.cfg.Node {
-			_ = m.list.SendBestEffort(n, []byte(goodbyePrefix+m.cfg.Node))
+	others := slices.DeleteFunc(m.list.Members(), func(n *memberlist.Node) bool { return n.Name == m.cfg.Node })
+	m.mu.Lock()
+	m.unheard = map[string]bool{}
+	for _, n := range others {
+		m.unheard[n.Name] = true
+	}
+	m.mu.Unlock()
+	for _, n := range others {
+		_ = m.list.SendBestEffort(n, []byte(goodbyePrefix+m.cfg.Node))
+	}
+	if len(others) > 0 {
+		select {
+		case <-m.heard:
+		case <-time.After(heardWait): // it was lost, or an older program answers nothing
 		}
 	}
 	if err := m.list.Leave(leaveWait); err != nil {
@@ -291,9 +308,10 @@ func (m *Membership) missing() []string {
 func (m *Membership) deliver(ctx context.Context) {
 	for {
 		m.mu.Lock()
-		queue := m.queue
-		m.queue = nil
+		queue, answer := m.queue, m.answer
+		m.queue, m.answer = nil, nil
 		m.mu.Unlock()
+		m.tellHeard(answer)
 		for _, e := range queue {
 			m.log.Info("gossip: node "+e.Kind.String(), "node", e.Member.Name, "address", e.Member.Gossip)
 			if m.cfg.OnEvent != nil {
@@ -314,9 +332,26 @@ func (m *Membership) note(kind EventKind, x Member) {
 		m.queue = m.queue[1:]
 	}
 	m.queue = append(m.queue, Event{kind, x})
+	m.stir()
+}
+
+// stir makes deliver look again.
+func (m *Membership) stir() {
 	select {
 	case m.wake <- struct{}{}:
 	default:
+	}
+}
+
+// tellHeard answers goodbyes.
+func (m *Membership) tellHeard(names []string) {
+	if len(names) == 0 {
+		return
+	}
+	for _, n := range m.list.Members() {
+		if slices.Contains(names, n.Name) {
+			_ = m.list.SendBestEffort(n, []byte(heardPrefix+m.cfg.Node))
+		}
 	}
 }
 

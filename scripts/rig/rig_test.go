@@ -51,21 +51,21 @@ func TestURLsAreFoundInProse(t *testing.T) {
 	}
 }
 
-// TestDemoIsStoppedWithItsPortalsKnown uses a script in place of the binary: what is under test is this side of it.
+// TestDemoIsStoppedWithItsPortalsKnown uses a script in place of the binary: what is under test is this side of it. The scripts are
+// written while no other test runs: a child that another one starts would hold them open for writing, and they could not be run.
 func TestDemoIsStoppedWithItsPortalsKnown(t *testing.T) {
-	t.Parallel()
 	for _, c := range []struct{ name, script, wantErr string }{
 		{"serves", "echo try iscsi://127.0.0.1:1/iqn.a:b/0; echo iscsi://127.0.0.1:1/iqn.a:b/0; echo iscsi://127.0.0.1:2/iqn.a:b/0; while :; do sleep 0.05; done", ""},
 		{"ends early", "echo iscsi://127.0.0.1:1/iqn.a:b/0; exit 1", "ended after 1 of 2 portals"},
 		{"says nothing", "while :; do sleep 0.05; done", "printed 0 of 2 portals"},
 	} {
+		dir := t.TempDir()
+		binary := filepath.Join(dir, "fake")
+		if err := os.WriteFile(binary, []byte("#!/bin/sh\ntrap 'exit 0' INT\n"+c.script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			binary := filepath.Join(dir, "fake")
-			if err := os.WriteFile(binary, []byte("#!/bin/sh\ntrap 'exit 0' INT\n"+c.script+"\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			target, err := StartDemo(ctx, Demo{Binary: binary, Dir: dir, Media: "ram", SizeBytes: 1 << 20, Nodes: 3})

@@ -354,12 +354,8 @@ func retryable(err error) bool {
 func blockRange(n int) block.Range { return block.BytesRange(int64(n)*block.Size, block.Size) }
 
 func tagged(n int, version uint64) []byte {
-	b := make([]byte, block.Size)
-	for i := 0; i < len(b); i += 16 {
-		binary.LittleEndian.PutUint64(b[i:], uint64(n))
-		binary.LittleEndian.PutUint64(b[i+8:], version)
-	}
-	return b
+	tag := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, uint64(n)), version)
+	return bytes.Repeat(tag, block.Size/len(tag))
 }
 
 func untag(n int, b []byte) (uint64, error) {

@@ -50,6 +50,7 @@ func TestReplicasInRAMRestarted(t *testing.T) {
 		{"c", "c p o", ramLost},
 	} {
 		t.Run(x.third+" beside two copies, killed and back "+x.killed+", "+x.becomes, func(t *testing.T) {
+			t.Parallel() // they wait, most of the time
 			restartInRAM(t, x.third, strings.Fields(x.killed), x.becomes)
 		})
 	}
@@ -121,7 +122,7 @@ func restartInRAM(t *testing.T, third string, killed []string, becomes string) {
 		return
 	}
 	// Long enough for elections, of whoever might stand.
-	for began := time.Now(); time.Since(began) < 4*DefaultTiming().Heartbeat; {
+	for began := time.Now(); time.Since(began) < 4*DefaultTiming().Heartbeat; time.Sleep(5 * time.Millisecond) {
 		settled()
 		refused(t, c)
 	}

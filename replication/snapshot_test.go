@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -68,7 +69,7 @@ func compareSnapshots(t *testing.T, c *cluster, a, b string) {
 		if err := errors.Join(va.ReadAt(r, da), vb.ReadAt(r, db)); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(da, db) {
+		if !bytes.Equal(da, db) {
 			t.Fatalf("snapshot %s is not the same on both", s.Name)
 		}
 	}

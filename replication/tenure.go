@@ -208,10 +208,7 @@ func (g *Group) tickOnce(now time.Time) {
 	g.mu.Lock()
 	changed := false
 	if g.gate != nil {
-		before := g.levelsLocked()
-		g.gate.Tick(inst.raft.LastIndex(), now)
-		changed = g.levelsLocked() != before
-		if changed {
+		if changed = g.gate.Tick(inst.raft.LastIndex(), now); changed {
 			g.moveGateLocked()
 			g.log.Warn("a replica's standing has changed", "replicas", g.levelsLocked())
 		}

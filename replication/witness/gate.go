@@ -118,8 +118,9 @@ func (g *Gate) Link(replica string, up bool, now time.Time) {
 	}
 }
 
-// Tick applies the time limits; tail is the owner's last index. It must be called at least as often as LinkGrace.
-func (g *Gate) Tick(tail uint64, now time.Time) {
+// Tick applies the time limits and says whether a replica has been given up; tail is the owner's last index. It must be called at least
+// as often as LinkGrace.
+func (g *Gate) Tick(tail uint64, now time.Time) (fell bool) {
 	for _, p := range g.peers {
 		if p.acked >= tail {
 			p.since = now
@@ -133,8 +134,10 @@ func (g *Gate) Tick(tail uint64, now time.Time) {
 			p.level == InSync && now.Sub(p.since) >= g.timing.NoProgress,
 			p.level == CatchingUp && now.Sub(p.entered) >= g.timing.CatchUp:
 			g.fall(p, now)
+			fell = true
 		}
 	}
+	return fell
 }
 
 // fall gives a replica up, and enters that in its account.

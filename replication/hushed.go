@@ -16,6 +16,8 @@ type hushed struct {
 	owner raft.ServerID
 	by    *vouchee
 	done  chan struct{} // closed when it ends
+	// termNow is Raft's term.
+	termNow func() uint64
 
 	fed    time.Time                 // when Raft last got a heartbeat made here; guarded by by.mu
 	beat   raft.AppendEntriesRequest // which Raft only reads
@@ -57,7 +59,9 @@ func (g *Group) hush(q quietRequest, by *vouchee) error {
 		return errNotInStep
 	}
 	g.stir() // of an earlier spell
-	h := &hushed{token: q.Token, term: q.Term, owner: q.Owner, by: by, done: make(chan struct{}), answer: make(chan raft.RPCResponse, 1)}
+	h := &hushed{
+		token: q.Token, term: q.Term, owner: q.Owner, by: by, done: make(chan struct{}), termNow: inst.raft.CurrentTerm, answer: make(chan raft.RPCResponse, 1),
+	}
 	// As Raft makes its own.
 	h.beat = raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(q.Owner), Addr: []byte(nodeOf(q.Owner))},

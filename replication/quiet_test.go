@@ -23,9 +23,13 @@ func TestVouchedLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
 		in := newVouchee(born)
 		timing := DefaultTiming()
 		timing.Promise = hold
-		type lun struct{ owner, follower *Group }
+		type lun struct {
+			owner, follower *Group
+			term            uint64 // the follower's Raft's
+		}
 		luns := make([]lun, rapid.IntRange(1, 3).Draw(t, "luns"))
 		for i := range luns {
+			luns[i].term = 7
 			luns[i].owner = &Group{lease: newLease(owner, hold), host: ownerHost, cfg: Config{Timing: timing}}
 			luns[i].owner.lease.begin(7, []raft.ServerID{owner, follower})
 			luns[i].follower = &Group{promise: newPromise(hold, born.Add(-time.Hour)), cfg: Config{Timing: timing}}
@@ -47,7 +51,7 @@ func TestVouchedLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
 			now = now.Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "ms")) * time.Millisecond)
 			i := next(len(luns))
 			l := luns[i]
-			switch rapid.IntRange(0, 10).Draw(t, "event") {
+			switch rapid.IntRange(0, 11).Draw(t, "event") {
 			case 0: // the owner asks whether the LUN may be quiet
 				token++
 				out.asking[token] = true
@@ -57,9 +61,9 @@ func TestVouchedLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
 					n := next(len(asked))
 					a := asked[n]
 					asked = append(asked[:n], asked[n+1:]...)
-					g := luns[a.lun].follower
+					g, termNow := luns[a.lun].follower, func() uint64 { return luns[a.lun].term }
 					g.stir()
-					if in.agree(g, &hushed{token: a.token, term: 7, owner: owner, by: in, done: make(chan struct{})}) {
+					if in.agree(g, &hushed{token: a.token, term: 7, owner: owner, by: in, done: make(chan struct{}), termNow: termNow}) {
 						agreements = append(agreements, a)
 					}
 				}
@@ -106,8 +110,15 @@ func TestVouchedLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
 						luns[i].follower = &Group{promise: newPromise(hold, now), cfg: Config{Timing: timing}}
 					}
 				}
+			case 11: // the follower votes for another, and nobody has told it yet to be quiet no longer
+				if !l.follower.forbids("someone-else", now) {
+					luns[i].term++
+				}
 			}
 			for i := range luns {
+				if luns[i].owner.leased(7, now) && luns[i].term != 7 {
+					t.Fatalf("LUN %d: the owner reads under a lease while its only other voter has voted for another", i)
+				}
 				if luns[i].owner.leased(7, now) && !luns[i].follower.forbids("someone-else", now) {
 					t.Fatalf("LUN %d: the owner reads under a lease while its only other voter is free", i)
 				}
@@ -123,7 +134,7 @@ func TestVouchesSettleWhatIsQuiet(t *testing.T) {
 	in := newVouchee(born)
 	agree := func(token uint64) *Group {
 		g := &Group{promise: newPromise(time.Second, born), cfg: Config{Timing: DefaultTiming()}}
-		if !in.agree(g, &hushed{token: token, by: in, owner: "o/1", done: make(chan struct{})}) {
+		if !in.agree(g, &hushed{token: token, by: in, owner: "o/1", done: make(chan struct{}), termNow: func() uint64 { return 0 }}) {
 			t.Fatal("not agreed")
 		}
 		return g

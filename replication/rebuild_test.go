@@ -135,14 +135,19 @@ func (w countingWriter) Write(b []byte) (int, error) {
 	return w.Conn.Write(b)
 }
 
-// most is what went over the connection with the most on it.
-func (p *counted) most() (n int64) {
+// bulk is what went over the connection with the most on it, and over others with much: of a rebuild that was interrupted.
+func (p *counted) bulk() (n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	most := int64(0)
 	for _, c := range p.conns {
-		n = max(n, c.Load())
+		sent := c.Load()
+		most = max(most, sent)
+		if sent > 64<<10 {
+			n += sent
+		}
 	}
-	return n
+	return max(n, most)
 }
 
 // What goes over the connection for transfers, headers, requests, comparing and all, is at most 2 % more than the blocks that have
@@ -190,9 +195,10 @@ func TestRebuildSendsLittleBesidesWhatHasChanged(t *testing.T) {
 			eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 			compareCopies(t, c, "a", "b")
 			bytes := int64(len(changed)) * block.Size
-			sent, copied := to.most(), c.group(away).Status().Copied
+			sent, copied := to.bulk(), c.group(away).Status().Copied
 			t.Logf("%d bytes sent for %d that have changed: %+.2f %%", sent, bytes, 100*float64(sent-bytes)/float64(bytes))
-			if copied != bytes {
+			// On a busy machine the rebuild may have been interrupted: what was copied before that is in the first figure only.
+			if copied > bytes || copied < bytes && sent < bytes {
 				t.Errorf("%d bytes of blocks were copied, %d have changed", copied, bytes)
 			}
 			const handshake = 16 << 10 // of the connection, and the pins

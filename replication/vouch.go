@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"sanctuary/replication/mutant"
 )
 
 // One node vouches to another, every vouchEvery, for all LUNs it owns that are quiet there. The message names none of them: it has
@@ -227,7 +229,9 @@ func (v *vouchee) agree(g *Group, h *hushed) bool {
 	return true
 }
 
-// serve takes a vouch: from now on every group that is quiet here, by this node's word, counts as having promised.
+// serve takes a vouch: from now on every group that is quiet here, by this node's word, counts as having promised. Those whose Raft has
+// gone on to another term since have perhaps voted already, and are quiet no longer. The promise is made before that is looked at, and a
+// voter looks at its promise after its term has changed (raftAnswered, mayStand): one of the two sees the other.
 func (v *vouchee) serve(q vouchRequest, now time.Time) vouchAnswer {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -236,8 +240,13 @@ func (v *vouchee) serve(q vouchRequest, now time.Time) vouchAnswer {
 			g.stirLocked(g.hushed.Load())
 		}
 	}
-	v.at = now
 	v.atNanos.Store(int64(now.Sub(v.born)))
+	for _, g := range v.groups {
+		if h := g.hushed.Load(); !mutant.Vouch && h.termNow() != h.term {
+			g.stirLocked(h) // with the promise of the vouch before
+		}
+	}
+	v.at = now
 	var a vouchAnswer
 	if count, sum := tally(v.groups); count != q.count || sum != q.sum {
 		a.differs = true

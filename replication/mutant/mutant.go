@@ -13,4 +13,6 @@ const (
 	L    = on == "l"    // rule L: a lease does not lapse
 	Vote = on == "vote" // a vote is given before it is on disk
 	Ack  = on == "ack"  // a replica acknowledges entries before they are on disk
+	// rule L: a vouch is answered for a quiet LUN whose replica has voted for another
+	Vouch = on == "vouch"
 )

@@ -1,0 +1,5 @@
+//go:build mutant_vouch
+
+package mutant
+
+const on = "vouch"

@@ -93,7 +93,7 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		}
 		t := d.n.hostTargets.get(h.Name)
 		if t == nil {
-			return nil, target.ErrNoTarget
+			return nil, d.n.absent(luns(m.LUNMap(h.Name))...)
 		}
 		if h.SinglePath { // nobody there could be sent on to an owner, and a LUN that moves would be an I/O error
 			return nil, &login.Refusal{Status: login.TargetNotFound, Reason: fmt.Sprintf("host %s uses one path: its initiators log in to each LUN's own target, which discovery shows", h.Name)}
@@ -118,9 +118,27 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		}
 	}
 	if !here {
-		return nil, target.ErrNoTarget
+		return nil, d.n.absent(l)
 	}
 	return run.target, nil
+}
+
+func luns(mapped []catalog.MappedLUN) (out []catalog.LUN) {
+	for _, x := range mapped {
+		out = append(out, x.LUN)
+	}
+	return out
+}
+
+// absent is why none of these LUNs is served here: this node has a copy of one, which is not running, and may be soon; or it has none.
+// An initiator tries the one again, and gives the other up.
+func (n *Node) absent(luns ...catalog.LUN) error {
+	for _, l := range luns {
+		if slices.Contains(n.dataNodes(l), n.cfg.Node) {
+			return target.ErrNotServed
+		}
+	}
+	return target.ErrNoTarget
 }
 
 // SinglePath implements target.Directory. A host's own target cannot be followed to an owner: its LUNs may have several.

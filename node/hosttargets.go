@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -13,13 +14,14 @@ import (
 // hostTargets are the hosts' own targets on this node. A host has one here while a LUN granted to it can be served here; its
 // units are the same as those of the LUNs' own targets, so that a reset or a reservation is the same through both.
 type hostTargets struct {
-	mu      sync.Mutex // also serializes follow
-	targets map[string]*hostTarget
+	following sync.Mutex // serializes follow, which waits for commands; never taken with mu held
+	mu        sync.Mutex
+	targets   map[string]*hostTarget
 }
 
 type hostTarget struct {
 	target *scsi.Target
-	units  map[uint16]*scsi.Unit
+	units  map[uint16]*scsi.Unit // follow's
 }
 
 // removeWait bounds how long taking a LUN away waits for its last commands; they are aborted, so it is short.
@@ -34,13 +36,15 @@ func (h *hostTargets) get(host string) *scsi.Target {
 	return nil
 }
 
-// follow makes the targets what the catalog says, of the units that can be served here now (by LUN ID).
-func (h *hostTargets) follow(m *catalog.Model, units map[string]*scsi.Unit) (err error) {
+// follow makes the targets what the catalog says, of the units that can be served here (by LUN ID). It looks at both when its turn has
+// come: of several that are called at once, the last has the newest.
+func (h *hostTargets) follow(now func() (*catalog.Model, map[string]*scsi.Unit)) (err error) {
+	h.following.Lock()
+	defer h.following.Unlock()
+	m, units := now()
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.targets == nil {
-		h.targets = map[string]*hostTarget{}
-	}
+	gone := maps.Clone(h.targets)
+	h.mu.Unlock()
 	for _, name := range m.HostNames() {
 		want := map[uint16]*scsi.Unit{}
 		for _, mapped := range m.LUNMap(name) {
@@ -48,26 +52,34 @@ func (h *hostTargets) follow(m *catalog.Model, units map[string]*scsi.Unit) (err
 				want[mapped.Number] = u
 			}
 		}
-		t := h.targets[name]
-		switch {
-		case t == nil && len(want) == 0:
+		if len(want) == 0 {
 			continue
-		case t == nil:
+		}
+		t := gone[name]
+		if t == nil {
 			t = &hostTarget{target: scsi.NewTarget(scsi.TargetConfig{Name: m.TargetOf(name), Ports: catalog.HostPorts}), units: map[uint16]*scsi.Unit{}}
-			h.targets[name] = t
 		}
 		err = errors.Join(err, t.follow(want))
-		if len(want) == 0 {
-			delete(h.targets, name) // the portal ends its sessions when it asks again
-		}
+		h.put(name, t) // with its LUNs: an initiator must not find it empty
+		delete(gone, name)
 	}
-	for name, t := range h.targets {
-		if _, ok := m.Hosts[name]; !ok {
-			err = errors.Join(err, t.follow(nil))
-			delete(h.targets, name)
-		}
+	for name, t := range gone {
+		h.put(name, nil) // the portal ends its sessions when it asks again
+		err = errors.Join(err, t.follow(nil))
 	}
 	return err
+}
+
+// put makes a target known, or forgets it: nil.
+func (h *hostTargets) put(host string, t *hostTarget) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.targets == nil {
+		h.targets = map[string]*hostTarget{}
+	}
+	if h.targets[host] = t; t == nil {
+		delete(h.targets, host)
+	}
 }
 
 func (t *hostTarget) follow(want map[uint16]*scsi.Unit) (err error) {

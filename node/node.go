@@ -183,6 +183,9 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 	serve("members", func() error { return n.replicas.follow(ctx) })
 	serve("schedules", func() error { return n.schedules.run(ctx) })
 	if n.cfg.Kind == config.KindData {
+		if !n.replicasTried(ctx) {
+			return nil
+		}
 		stop, err := n.openPortal(ctx, self, serve)
 		if err != nil {
 			return err
@@ -197,6 +200,25 @@ func (n *Node) takePart(ctx context.Context, serve func(string, func() error)) e
 		return n.leave(p)
 	}
 	return nil
+}
+
+// startWait bounds how long the portals wait for replicas that are being started: one disk that hangs does not keep the LUNs on others.
+const startWait = 30 * time.Second
+
+// replicasTried waits until the replicas found here run, or could not be started: a portal that opens before that would tell hosts that
+// LUNs are gone which are only not there yet, and some give up what is gone for good. false: ctx has ended.
+func (n *Node) replicasTried(ctx context.Context) bool {
+	n.waitFor("its replicas are being started")
+	timer := time.NewTimer(startWait)
+	defer timer.Stop()
+	select {
+	case <-n.reconciler.Tried():
+	case <-timer.C:
+		n.log.Warn("not every replica here has been started yet; those that have are served", "waited", startWait)
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 func (n *Node) fail(err error) {

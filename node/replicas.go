@@ -193,7 +193,8 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 
 // followHosts makes the hosts' own targets what the catalog and the replicas here say now.
 func (s *replicas) followHosts() {
-	if err := s.n.hostTargets.follow(s.n.catalog.Model(), s.units()); err != nil {
+	err := s.n.hostTargets.follow(func() (*catalog.Model, map[string]*scsi.Unit) { return s.n.catalog.Model(), s.units() })
+	if err != nil {
 		s.n.log.Error("a host's target does not hold what it should", "error", err)
 	}
 }

@@ -45,7 +45,7 @@ type Directory interface {
 	// List returns the targets that initiator may use, each with the portals, on every node that offers it, that are in
 	// the portal group with this index. A target without such a portal is left out.
 	List(initiator string, group uint16) []Listing
-	// Open returns the target as this node serves it, or ErrNoTarget, or ErrNotAllowed, or a *login.Refusal; one with
+	// Open returns the target as this node serves it, or ErrNoTarget, ErrNotServed or ErrNotAllowed, or a *login.Refusal; one with
 	// login.MovedTemporarily and an Address sends the initiator there for this session, any other counts for new logins only. Any other error means
 	// "not now". Open is also asked before the initiator has proved anything, and then only a redirection counts; and
 	// again for sessions that exist (Portal.Recheck): it must be free of side effects, and return the same Executor for the

@@ -258,7 +258,7 @@ func (p *Portal) recheck(e *entry) bool {
 	switch {
 	case err == nil && x == e.executor:
 		return false
-	case err == nil || errors.Is(err, ErrNoTarget):
+	case err == nil || errors.Is(err, ErrNoTarget) || errors.Is(err, ErrNotServed):
 		cause = errGone
 	case errors.Is(err, ErrNotAllowed):
 	case !isRefusal || refusal.Status>>8 == 3:

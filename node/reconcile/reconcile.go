@@ -93,6 +93,9 @@ type Reconciler struct {
 	replaced map[string]time.Time
 	orphans  []Orphan
 	blind    error // why Storage could not tell
+	// untried is whose replica has been here since before this process and has not been started yet, by LUN ID; nil before the first look.
+	untried map[string]bool
+	tried   chan struct{} // closed when untried is empty
 }
 
 // work is what is known about one LUN's steps. Guarded by Reconciler.mu.
@@ -125,6 +128,35 @@ func New(cfg Config) *Reconciler {
 	return &Reconciler{
 		cfg: cfg, log: cfg.Logger, claim: uuid.NewString(), wake: make(chan struct{}, 1),
 		luns: map[string]*work{}, created: map[string]bool{}, useless: map[string]bool{}, replaced: map[string]time.Time{},
+		tried: make(chan struct{}),
+	}
+}
+
+// Tried returns a channel that is closed when every replica whose storage this process has found runs, or could not be started at the
+// first attempt.
+func (r *Reconciler) Tried() <-chan struct{} { return r.tried }
+
+// noteTried looks whether that is so. It is called with mu held.
+func (r *Reconciler) noteTried(plans map[string][]Action, busy map[string]bool) {
+	starts := func(id string) bool {
+		return slices.ContainsFunc(plans[id], func(s Action) bool { return s.Kind == Start })
+	}
+	first := r.untried == nil
+	if first {
+		r.untried = map[string]bool{}
+		for id := range plans {
+			if starts(id) {
+				r.untried[id] = true
+			}
+		}
+	}
+	before := len(r.untried)
+	maps.DeleteFunc(r.untried, func(id string, _ bool) bool {
+		w := r.luns[id]
+		return !busy[id] && (!starts(id) || w != nil && w.reason != nil)
+	})
+	if len(r.untried) == 0 && (first || before > 0) {
+		close(r.tried)
 	}
 }
 
@@ -185,6 +217,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 	}
 	r.orphans = Orphans(model, r.cfg.Node, a)
 	plans := Plan(model, r.cfg.Node, a)
+	r.noteTried(plans, busy)
 	now, next := time.Now(), tick
 	maps.DeleteFunc(r.replaced, func(_ string, at time.Time) bool { return now.Sub(at) >= replaceRest })
 	for id := range r.luns {

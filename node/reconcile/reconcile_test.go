@@ -528,3 +528,51 @@ func TestManyLUNsAreWorkedOnAtOnceButBounded(t *testing.T) {
 		})
 	})
 }
+
+// A node opens its portals then, and not before.
+func TestTriedOnceWhatWasHereRunsOrCannot(t *testing.T) {
+	const luns = 41
+	for name, x := range map[string]struct {
+		fail error
+		runs int
+	}{"runs": {nil, luns}, "cannot be started": {errors.New("corrupt"), 0}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
+				for i := range luns - 1 {
+					l := c.model.LUNs[lunID]
+					if _, err := c.Propose(t.Context(), &catalog.CreateLUN{
+						ID: uid(200 + i), Name: fmt.Sprint("l", i), Media: l.Media, Geometry: l.Geometry, Replicas: []catalog.Placement{{Node: "b"}},
+					}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				during(t, c, run, func(r *Reconciler) { // a node that has nothing yet
+					<-r.Tried()
+					settle()
+				})
+				run.set(func() { run.running, run.fail["start"] = map[string]string{}, x.fail })
+				run.actions()
+				during(t, c, run, func(r *Reconciler) {
+					<-r.Tried()
+					tried := strings.Count(run.actions(), "start ")
+					if n := len(run.Running()); tried < luns || n != x.runs {
+						t.Errorf("%d of %d have been tried, %d run", tried, luns, n)
+					}
+				})
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)
+		run.fail["storage"] = errors.New("the pool is not mounted")
+		during(t, c, run, func(r *Reconciler) {
+			settle()
+			select {
+			case <-r.Tried():
+				t.Error("a node that cannot see its storage has tried it")
+			default:
+			}
+		})
+	})
+}

@@ -237,7 +237,7 @@ func (r *request) copyMove(m *move, record *copyRecord) error {
 		return nil
 	}
 	backward := m.overlaps() && m.target > m.source.Start
-	buf := r.Buffers.Get(int(min(m.source.Bytes(), copyPiece)))
+	buf := r.Buffers.Get(r.ctx, int(min(m.source.Bytes(), copyPiece)))
 	defer r.Buffers.Put(buf)
 	for left := m.source; left.Count > 0; {
 		if err := r.mayGoOn(m); err != nil {

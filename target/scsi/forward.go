@@ -67,7 +67,7 @@ func (r *request) forward() error {
 	}
 	r.TransferIn, r.TransferOut = p.transferIn, p.transferOut
 	if len(p.dataIn) > 0 {
-		r.DataIn = r.Buffers.Get(len(p.dataIn))
+		r.DataIn = r.Buffers.Get(r.ctx, len(p.dataIn))
 		copy(r.DataIn, p.dataIn)
 	}
 	return p.err()
@@ -87,7 +87,7 @@ func (r *request) forwardPieces(rng block.Range) error {
 	case want == 0: // it reads
 		n := min(rng.Bytes(), int64(r.ExpectedIn))
 		if total = (n + size - 1) / size * size; total > 0 {
-			r.DataIn = r.Buffers.Get(int(total))
+			r.DataIn = r.Buffers.Get(r.ctx, int(total))
 		}
 	case r.cmd.writes:
 		out, err = r.clamp(want)

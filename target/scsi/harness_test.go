@@ -15,7 +15,7 @@ import (
 // buffers counts what is lent, and fills it with garbage so that a byte left unset shows.
 type buffers struct{ lent atomic.Int64 }
 
-func (b *buffers) Get(n int) []byte {
+func (b *buffers) Get(_ context.Context, n int) []byte {
 	b.lent.Add(1)
 	return bytes.Repeat([]byte{0xDB}, n)
 }

@@ -15,7 +15,7 @@ func (r *request) reply(data []byte, allocation int) error {
 	data = data[:min(len(data), allocation)]
 	r.TransferIn = int64(len(data))
 	if n := min(len(data), r.ExpectedIn); n > 0 {
-		r.DataIn = r.Buffers.Get(n)
+		r.DataIn = r.Buffers.Get(r.ctx, n)
 		copy(r.DataIn, data)
 	}
 	return nil

@@ -253,8 +253,8 @@ func (s *standing) applied(operation uint64) bool {
 // plainBuffers lends memory for the answers to other nodes, which the number of tasks bounds.
 type plainBuffers struct{}
 
-func (plainBuffers) Get(n int) []byte { return make([]byte, n) }
-func (plainBuffers) Put([]byte)       {}
+func (plainBuffers) Get(_ context.Context, n int) []byte { return make([]byte, n) }
+func (plainBuffers) Put([]byte)                          {}
 
 // named returns the nexus another node's command came through, or this node's own.
 func (n *Nexus) named(name reserve.Nexus) bool { return n.units.name == name }

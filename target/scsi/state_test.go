@@ -174,5 +174,5 @@ func BenchmarkRead(b *testing.B) {
 // fixedBuffer lends the same memory again and again.
 type fixedBuffer []byte
 
-func (f fixedBuffer) Get(n int) []byte { return f[:n] }
-func (f fixedBuffer) Put([]byte)       {}
+func (f fixedBuffer) Get(_ context.Context, n int) []byte { return f[:n] }
+func (f fixedBuffer) Put([]byte)                          {}

@@ -23,9 +23,10 @@ const (
 )
 
 // Buffers lends byte slices for Data-In. Get returns exactly n bytes of undefined content; Put takes them back.
-// Concurrent-safe. It may block until others have been put back: that is how memory stays bounded.
+// Concurrent-safe. Get may block until others have been put back: that is how memory stays bounded. It does not when ctx has ended: a task
+// that is aborted ends soon, whoever keeps the memory.
 type Buffers interface {
-	Get(n int) []byte
+	Get(ctx context.Context, n int) []byte
 	Put(b []byte)
 }
 

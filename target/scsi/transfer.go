@@ -110,7 +110,7 @@ func read(r *request) error {
 		// Whole blocks, also when the initiator takes less.
 		size := int64(r.geo.LogicalBlockBytes)
 		part := block.Range{Start: rng.Start, Count: block.CountOf((n + size - 1) / size * size)}
-		r.DataIn = r.Buffers.Get(int(part.Bytes()))
+		r.DataIn = r.Buffers.Get(r.ctx, int(part.Bytes()))
 		if err := r.unit.cfg.Backend.Read(r.ctx, part, r.DataIn); err != nil {
 			return err
 		}
@@ -176,7 +176,7 @@ func (r *request) compare(rng block.Range, want []byte) error {
 	if rng.Count == 0 {
 		return nil
 	}
-	buf := r.Buffers.Get(int(min(rng.Bytes(), verifyStep)))
+	buf := r.Buffers.Get(r.ctx, int(min(rng.Bytes(), verifyStep)))
 	defer r.Buffers.Put(buf)
 	for done := int64(0); done < rng.Bytes(); {
 		n := min(rng.Bytes()-done, verifyStep)

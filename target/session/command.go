@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 
@@ -176,7 +177,7 @@ func (s *Session) allocate(c *command, unasked int) {
 		s.stats.crowded.Add(1)
 		return
 	}
-	c.buffer = s.memory.get(unsolicited, unasked)
+	c.buffer = s.memory.get(context.Background(), unsolicited, unasked)
 }
 
 // needReader says whether a command of this session holds memory and cannot go on unless the reader does.

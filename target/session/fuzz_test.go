@@ -31,7 +31,7 @@ func (o *oracle) Accept(t *scsi.Task) int64 {
 	return n
 }
 
-func (o *oracle) Execute(_ context.Context, task *scsi.Task) {
+func (o *oracle) Execute(ctx context.Context, task *scsi.Task) {
 	task.Status = scsi.StatusGood
 	n := int64(binary.BigEndian.Uint32(task.CDB[6:]))
 	op := task.CDB[0]
@@ -42,7 +42,7 @@ func (o *oracle) Execute(_ context.Context, task *scsi.Task) {
 	case 0x28:
 		task.TransferIn = n
 		if size := int(min(n, int64(task.ExpectedIn))); size > 0 {
-			task.DataIn = task.Buffers.Get(size)
+			task.DataIn = task.Buffers.Get(ctx, size)
 		}
 	case 0x2A:
 		task.TransferOut = n

@@ -90,7 +90,7 @@ func (d *disk) Execute(ctx context.Context, t *scsi.Task) {
 		panic("a command that panics")
 	case 0x28:
 		t.TransferIn = int64(n)
-		b := t.Buffers.Get(min(n, t.ExpectedIn))
+		b := t.Buffers.Get(ctx, min(n, t.ExpectedIn))
 		d.mu.Lock()
 		copy(b, d.data[off:])
 		d.mu.Unlock()

@@ -1,7 +1,9 @@
 package session
 
 import (
+	"context"
 	"math/bits"
+	"slices"
 	"sync"
 )
 
@@ -118,21 +120,37 @@ func (a *account) tryGet(k kind, n int) []byte {
 	return a.lend(k, n)
 }
 
-// getLater calls grant, from any goroutine and perhaps before it returns, once there is room.
-func (a *account) getLater(k kind, n int, grant func([]byte)) {
+// getLater calls grant, from any goroutine and perhaps before it returns, once there is room. It returns who waits, nil if nobody has to.
+func (a *account) getLater(k kind, n int, grant func([]byte)) *waiter {
 	a.m.mu.Lock()
 	if a.room(k, n) {
 		b := a.lend(k, n)
 		a.m.mu.Unlock()
 		grant(b)
-		return
+		return nil
 	}
-	a.m.waiting = append(a.m.waiting, &waiter{a, k, n, grant})
+	w := &waiter{a, k, n, grant}
+	a.m.waiting = append(a.m.waiting, w)
 	a.m.mu.Unlock()
+	return w
 }
 
-// get waits for n bytes. It ends also when the account is closed.
-func (a *account) get(k kind, n int) []byte {
+// hurry grants at once, beyond the budget, what w still waits for: its task is aborted, and gives it back soon.
+func (m *Memory) hurry(w *waiter) {
+	m.mu.Lock()
+	i := slices.Index(m.waiting, w)
+	if i < 0 { // it has been served
+		m.mu.Unlock()
+		return
+	}
+	m.waiting = slices.Delete(m.waiting, i, i+1)
+	b := w.a.lend(w.k, w.n)
+	m.mu.Unlock()
+	w.grant(b)
+}
+
+// get waits for n bytes. It ends also when ctx does, or the account is closed.
+func (a *account) get(ctx context.Context, k kind, n int) []byte {
 	if b := a.tryGet(k, n); b != nil {
 		return b
 	}
@@ -140,7 +158,14 @@ func (a *account) get(k kind, n int) []byte {
 		a.short()
 	}
 	ready := make(chan []byte, 1)
-	a.getLater(k, n, func(b []byte) { ready <- b })
+	if w := a.getLater(k, n, func(b []byte) { ready <- b }); w != nil {
+		select {
+		case b := <-ready:
+			return b
+		case <-ctx.Done():
+			a.m.hurry(w)
+		}
+	}
 	return <-ready
 }
 
@@ -193,7 +218,7 @@ func (m *Memory) serve() {
 }
 
 // Get and Put make the account the scsi.Buffers of its session's tasks.
-func (a *account) Get(n int) []byte { return a.get(dataIn, n) }
+func (a *account) Get(ctx context.Context, n int) []byte { return a.get(ctx, dataIn, n) }
 
 // Put takes back what Get returned.
 func (a *account) Put(b []byte) { a.put(dataIn, b) }

@@ -2,8 +2,10 @@ package session
 
 import (
 	"bytes"
+	"context"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"sanctuary/target/pdu"
@@ -14,7 +16,7 @@ func TestBuffersAreAlignedExactAndReused(t *testing.T) {
 	m := NewMemory(64 << 20)
 	a := &account{m: m}
 	for _, n := range []int{1, 4095, 4096, 4097, 70000, 1 << 20, 3 << 20} {
-		b := a.Get(n)
+		b := a.Get(t.Context(), n)
 		if len(b) != n || uintptr(unsafe.Pointer(&b[0]))%4096 != 0 {
 			t.Errorf("Get(%d): %d bytes at %p", n, len(b), b)
 		}
@@ -26,9 +28,9 @@ func TestBuffersAreAlignedExactAndReused(t *testing.T) {
 			t.Errorf("Put: %d bytes used", m.Used())
 		}
 	}
-	first := a.Get(5000)
+	first := a.Get(t.Context(), 5000)
 	a.Put(first)
-	if second := a.Get(6000); &second[0] != &first[0] {
+	if second := a.Get(t.Context(), 6000); &second[0] != &first[0] {
 		t.Error("a buffer given back was not used again")
 	} else {
 		a.Put(second)
@@ -82,15 +84,43 @@ func TestMemoryStaysWithinBudgetPlusOneBufferPerKindAndSession(t *testing.T) {
 func TestClosingAnAccountLetsItsWaitersGo(t *testing.T) {
 	m := NewMemory(1 << 20)
 	a := &account{m: m}
-	first := a.Get(4096)
+	first := a.Get(t.Context(), 4096)
 	hog := &account{m: m}
-	rest := hog.get(unsolicited, 1<<20)
+	rest := hog.get(t.Context(), unsolicited, 1<<20)
 	got := make(chan []byte)
-	go func() { got <- a.Get(4096) }()
+	go func() { got <- a.Get(t.Context(), 4096) }()
 	a.close()
 	a.Put(<-got)
 	a.Put(first)
 	hog.put(unsolicited, rest)
+}
+
+// A task that is aborted must not wait for memory that somebody keeps who does not read.
+func TestAbortedTaskDoesNotWaitForMemory(t *testing.T) {
+	m := NewMemory(1 << 20)
+	a := &account{m: m}
+	first := a.Get(t.Context(), 4096)
+	hog := &account{m: m}
+	rest := hog.get(t.Context(), unsolicited, 1<<20)
+	ctx, abort := context.WithCancel(t.Context())
+	got := make(chan []byte)
+	go func() { got <- a.Get(ctx, 4096) }()
+	select {
+	case <-got:
+		t.Fatal("it did not wait")
+	case <-time.After(50 * time.Millisecond):
+	}
+	abort()
+	b := <-got
+	if len(b) != 4096 || m.Used() != 1<<20+2*4096 {
+		t.Errorf("%d bytes lent, %d in all", len(b), m.Used())
+	}
+	a.Put(b)
+	a.Put(first)
+	hog.put(unsolicited, rest)
+	if m.Used() != 0 || len(m.waiting) != 0 {
+		t.Errorf("%d bytes used, %d waiting", m.Used(), len(m.waiting))
+	}
 }
 
 func TestMemoryUnderConcurrentUse(t *testing.T) {
@@ -101,7 +131,7 @@ func TestMemoryUnderConcurrentUse(t *testing.T) {
 		for k := range kinds {
 			wg.Go(func() {
 				for j := range 200 {
-					b := a.get(k, 1000*(i+j%50+1))
+					b := a.get(t.Context(), k, 1000*(i+j%50+1))
 					b[0], b[len(b)-1] = byte(i), byte(j)
 					if b[0] != byte(i) || b[len(b)-1] != byte(j) {
 						t.Error("a buffer has two owners")
@@ -183,7 +213,7 @@ func TestWritesEndUnderATinyBudget(t *testing.T) {
 func TestOtherSessionsGoOnWhenOneHoldsTheMemory(t *testing.T) {
 	p := connect(t, setup{keys: all(), memory: 1 << 20})
 	hog := &account{m: p.memory}
-	held := hog.get(unsolicited, 1<<20)
+	held := hog.get(t.Context(), unsolicited, 1<<20)
 	for i := range 4 {
 		p.writeAll(i*65536, pattern(65536, i), 4096)
 	}
@@ -227,7 +257,7 @@ func TestWhoDoesNotReadHoldsABoundedAmount(t *testing.T) {
 	}
 	other := &account{m: p.memory}
 	for range 100 {
-		b := other.get(unsolicited, 256<<10)
+		b := other.get(t.Context(), unsolicited, 256<<10)
 		if used := p.memory.Used(); used > 8<<20 {
 			t.Fatalf("%d bytes lent of a budget of 8 MiB", used)
 		}

@@ -115,16 +115,25 @@ func (r *surveyed) usable(history uint64) string {
 		return "it is in the middle of being rebuilt: what it holds is of no one moment; what it held before is kept (sanctuary lun replica revert)"
 	case s.Inconsistent:
 		return "it is in the middle of being rebuilt: what it holds is of no one moment"
+	case s.Damaged > 0:
+		return fmt.Sprintf("%d entries of its log are damaged: it takes part in nothing before it has them from another copy", s.Damaged)
 	case s.Last.Index == 0:
 		return "it holds nothing yet"
 	}
 	return ""
 }
 
-// votes says whether a replica could vote for one that ends at last.
-func (r *surveyed) votes(history uint64, last replication.Position) bool {
+// votes says whether a replica could vote for one that ends at last, now or when what is damaged of its log has been fetched.
+func (r *surveyed) votes(history uint64, last replication.Position, found []surveyed) bool {
 	s := r.Survey
-	return s != nil && s.Epoch == history && s.Failed == "" && !s.Inconsistent && !last.Less(s.Last)
+	return s != nil && s.Epoch == history && s.Failed == "" && !s.Inconsistent && !last.Less(s.Last) && (s.Damaged == 0 || r.mended(history, found))
+}
+
+// mended says whether a copy that can be reached has all that is damaged of a replica's log. A witness has no blocks.
+func (r *surveyed) mended(history uint64, found []surveyed) bool {
+	return slices.ContainsFunc(found, func(o surveyed) bool {
+		return o.usable(history) == "" && !o.Survey.Last.Less(r.Survey.Last)
+	})
 }
 
 // maxEntryBytes bounds what a log entry that is lost may have held.
@@ -197,7 +206,7 @@ func elects(l catalog.LUN, found []surveyed, r *surveyed) (votes int, ok bool) {
 		return 0, false
 	}
 	for i := range found {
-		if v := &found[i]; v.votes(l.Epoch, r.Survey.Last) && slices.Contains(r.Survey.Voters, string(v.Survey.Replica)) {
+		if v := &found[i]; v.votes(l.Epoch, r.Survey.Last, found) && slices.Contains(r.Survey.Voters, string(v.Survey.Replica)) {
 			votes++
 		}
 	}

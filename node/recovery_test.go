@@ -163,6 +163,7 @@ func TestAssessment(t *testing.T) {
 		}
 		return s
 	}
+	damaged := func(s *replication.Survey) { s.Damaged = 1 }
 	of5 := func(s *replication.Survey) { s.Voters = append(slices.Clone(voters), "x/4", "y/5") }
 	gone := errors.New("unreachable")
 	for name, test := range map[string]struct {
@@ -184,7 +185,11 @@ func TestAssessment(t *testing.T) {
 		"a worse copy is named": {
 			a: copyAt(pos(2, 12), of5), b: copyAt(pos(2, 9), of5), w: copyAt(pos(2, 14), of5), node: "b", from: "b/2", entries: 5, refused: "on node a holds more",
 		},
-		"being rebuilt": {b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), refused: "no copy", unknown: 2},
+		"damaged, and nobody has what it lacks": {b: copyAt(pos(2, 9), damaged), w: copyAt(pos(2, 9)), refused: "no copy", unknown: 1},
+		"damaged, and named":                    {b: copyAt(pos(2, 9), damaged), node: "b", refused: "log are damaged", unknown: 2},
+		"damaged, beside a whole copy":          {a: copyAt(pos(2, 9), damaged), b: copyAt(pos(2, 9)), from: "b/2", refused: "help itself", unknown: 1},
+		"damaged, beside one that ends before":  {a: copyAt(pos(2, 12), damaged), b: copyAt(pos(2, 9)), from: "b/2", entries: 3, unknown: 1},
+		"being rebuilt":                         {b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), refused: "no copy", unknown: 2},
 		"being rebuilt, and named": {
 			b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), node: "b", refused: "in the middle of being rebuilt", unknown: 2,
 		},

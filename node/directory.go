@@ -93,7 +93,7 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		}
 		t := d.n.hostTargets.get(h.Name)
 		if t == nil {
-			return nil, d.n.absent(luns(m.LUNMap(h.Name))...)
+			return nil, absent(slices.ContainsFunc(m.LUNMap(h.Name), func(x catalog.MappedLUN) bool { return x.LUN.HasCopyOn(d.n.cfg.Node) }))
 		}
 		if h.SinglePath { // nobody there could be sent on to an owner, and a LUN that moves would be an I/O error
 			return nil, &login.Refusal{Status: login.TargetNotFound, Reason: fmt.Sprintf("host %s uses one path: its initiators log in to each LUN's own target, which discovery shows", h.Name)}
@@ -118,25 +118,16 @@ func (d directory) Open(o target.Opening) (scsi.Executor, error) {
 		}
 	}
 	if !here {
-		return nil, d.n.absent(l)
+		return nil, absent(l.HasCopyOn(d.n.cfg.Node))
 	}
 	return run.target, nil
 }
 
-func luns(mapped []catalog.MappedLUN) (out []catalog.LUN) {
-	for _, x := range mapped {
-		out = append(out, x.LUN)
-	}
-	return out
-}
-
-// absent is why none of these LUNs is served here: this node has a copy of one, which is not running, and may be soon; or it has none.
-// An initiator tries the one again, and gives the other up.
-func (n *Node) absent(luns ...catalog.LUN) error {
-	for _, l := range luns {
-		if slices.Contains(n.dataNodes(l), n.cfg.Node) {
-			return target.ErrNotServed
-		}
+// absent is why a target is not served here: this node holds a copy of it, or of a LUN in it, which is not running, and may be soon; or it
+// holds none. An initiator tries the one again, and gives the other up.
+func absent(held bool) error {
+	if held {
+		return target.ErrNotServed
 	}
 	return target.ErrNoTarget
 }
@@ -201,7 +192,7 @@ func (n *Node) dataNodes(l catalog.LUN) []string {
 			nodes = append(nodes, r.Node)
 		}
 	}
-	if r, ok := l.ReplicaOn(owner); ok && !r.Witness {
+	if l.HasCopyOn(owner) {
 		nodes = append(nodes, owner)
 	}
 	return nodes

@@ -43,7 +43,7 @@ func (h *hostTargets) follow(now func() (*catalog.Model, map[string]*scsi.Unit))
 	defer h.following.Unlock()
 	m, units := now()
 	h.mu.Lock()
-	gone := maps.Clone(h.targets)
+	gone := maps.Clone(h.targets) // what is wanted is taken out
 	h.mu.Unlock()
 	for _, name := range m.HostNames() {
 		want := map[uint16]*scsi.Unit{}
@@ -74,11 +74,13 @@ func (h *hostTargets) follow(now func() (*catalog.Model, map[string]*scsi.Unit))
 func (h *hostTargets) put(host string, t *hostTarget) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.targets == nil {
-		h.targets = map[string]*hostTarget{}
-	}
-	if h.targets[host] = t; t == nil {
+	switch {
+	case t == nil:
 		delete(h.targets, host)
+	case h.targets == nil:
+		h.targets = map[string]*hostTarget{host: t}
+	default:
+		h.targets[host] = t
 	}
 }
 

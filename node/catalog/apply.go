@@ -363,7 +363,7 @@ func (c *SetPreferred) apply(m *Model, r *Result) error {
 	if !ok {
 		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
 	}
-	if rep, ok := l.ReplicaOn(c.Node); !ok || rep.Witness {
+	if !l.HasCopyOn(c.Node) {
 		return refuse(CodeInvalid, "node %q holds no data replica of LUN %q: choose one that does", c.Node, l.Name)
 	}
 	r.Changed = l.Preferred != c.Node

@@ -130,6 +130,12 @@ func (l LUN) ReplicaOn(node string) (Replica, bool) {
 	return l.Replicas[i], true
 }
 
+// HasCopyOn says whether a node has, or is to have, a copy of the LUN's data: a witness is none.
+func (l LUN) HasCopyOn(node string) bool {
+	r, ok := l.ReplicaOn(node)
+	return ok && !r.Witness
+}
+
 // Bootstrap returns the replicas as they were when the LUN was created: the configuration every replica that starts
 // for the first time begins with. They must all begin with the same one, though one may have been replaced meanwhile.
 func (l LUN) Bootstrap() []Replica {

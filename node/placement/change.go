@@ -99,7 +99,7 @@ func newcomers(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change, da
 			return nil, fmt.Errorf("%w: node %q has a copy of LUN %q already", ErrImpossible, n, l.Name)
 		}
 		// One that is about to leave may stay: what it holds is there.
-		if have, ok := l.ReplicaOn(n); !ok || have.Witness {
+		if !l.HasCopyOn(n) {
 			if _, err := named(m, Request{Nodes: []string{n}}, fit, unfit); err != nil {
 				return nil, err
 			}

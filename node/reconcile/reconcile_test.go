@@ -509,17 +509,23 @@ func TestNodeThatCannotSeeItsStorageDoesNothing(t *testing.T) {
 	})
 }
 
+// addLUNs adds LUNs with one copy, here.
+func (f *fakeCatalog) addLUNs(t *testing.T, n int) {
+	t.Helper()
+	for i := range n {
+		l := f.model.LUNs[lunID]
+		if _, err := f.Propose(t.Context(), &catalog.CreateLUN{
+			ID: uid(200 + i), Name: fmt.Sprint("l", i), Media: l.Media, Geometry: l.Geometry, Replicas: []catalog.Placement{{Node: "b"}},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestManyLUNsAreWorkedOnAtOnceButBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
-		for i := range 40 {
-			l := c.model.LUNs[lunID]
-			if _, err := c.Propose(t.Context(), &catalog.CreateLUN{
-				ID: uid(200 + i), Name: fmt.Sprint("l", i), Media: l.Media, Geometry: l.Geometry, Replicas: []catalog.Placement{{Node: "b"}},
-			}); err != nil {
-				t.Fatal(err)
-			}
-		}
+		c.addLUNs(t, 40)
 		during(t, c, run, func(*Reconciler) {
 			settle()
 			if len(run.running) != 41 || run.most != parallel {
@@ -539,14 +545,7 @@ func TestTriedOnceWhatWasHereRunsOrCannot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, run := newFakeCatalog(history(t, "")), newFakeRunner(t)
-				for i := range luns - 1 {
-					l := c.model.LUNs[lunID]
-					if _, err := c.Propose(t.Context(), &catalog.CreateLUN{
-						ID: uid(200 + i), Name: fmt.Sprint("l", i), Media: l.Media, Geometry: l.Geometry, Replicas: []catalog.Placement{{Node: "b"}},
-					}); err != nil {
-						t.Fatal(err)
-					}
-				}
+				c.addLUNs(t, luns-1)
 				during(t, c, run, func(r *Reconciler) { // a node that has nothing yet
 					<-r.Tried()
 					settle()

@@ -81,27 +81,30 @@ func TestMemoryStaysWithinBudgetPlusOneBufferPerKindAndSession(t *testing.T) {
 	}
 }
 
-func TestClosingAnAccountLetsItsWaitersGo(t *testing.T) {
+// starved returns an account that has its first buffer and finds no room for another; release gives everything back.
+func starved(t *testing.T) (a *account, release func()) {
 	m := NewMemory(1 << 20)
-	a := &account{m: m}
-	first := a.Get(t.Context(), 4096)
-	hog := &account{m: m}
-	rest := hog.get(t.Context(), unsolicited, 1<<20)
+	a, hog := &account{m: m}, &account{m: m}
+	first, rest := a.Get(t.Context(), 4096), hog.get(t.Context(), unsolicited, 1<<20)
+	return a, func() {
+		a.Put(first)
+		hog.put(unsolicited, rest)
+	}
+}
+
+func TestClosingAnAccountLetsItsWaitersGo(t *testing.T) {
+	a, release := starved(t)
 	got := make(chan []byte)
 	go func() { got <- a.Get(t.Context(), 4096) }()
 	a.close()
 	a.Put(<-got)
-	a.Put(first)
-	hog.put(unsolicited, rest)
+	release()
 }
 
 // A task that is aborted must not wait for memory that somebody keeps who does not read.
 func TestAbortedTaskDoesNotWaitForMemory(t *testing.T) {
-	m := NewMemory(1 << 20)
-	a := &account{m: m}
-	first := a.Get(t.Context(), 4096)
-	hog := &account{m: m}
-	rest := hog.get(t.Context(), unsolicited, 1<<20)
+	a, release := starved(t)
+	m := a.m
 	ctx, abort := context.WithCancel(t.Context())
 	got := make(chan []byte)
 	go func() { got <- a.Get(ctx, 4096) }()
@@ -116,8 +119,7 @@ func TestAbortedTaskDoesNotWaitForMemory(t *testing.T) {
 		t.Errorf("%d bytes lent, %d in all", len(b), m.Used())
 	}
 	a.Put(b)
-	a.Put(first)
-	hog.put(unsolicited, rest)
+	release()
 	if m.Used() != 0 || len(m.waiting) != 0 {
 		t.Errorf("%d bytes used, %d waiting", m.Used(), len(m.waiting))
 	}

@@ -33,7 +33,7 @@ func TestLeasesDoNotGoByTheWallClock(t *testing.T) {
 			owner.begin(3, voters)
 			owner.renew("b", 3, wallSet(t, start, sentBy))
 			voter := &promise{duration: hold}
-			voter.give("a", wallSet(t, start, sentBy))
+			voter.give("a", 3, wallSet(t, start, sentBy))
 			for after, want := range map[time.Duration]struct{ lease, promise bool }{
 				0: {true, true}, hold*9/10 - 1: {true, true}, hold * 9 / 10: {false, true}, hold - 1: {false, true}, hold: {false, false}, time.Hour: {false, false},
 			} {

@@ -167,7 +167,7 @@ func (h *Host) forget(g *Group) {
 func (h *Host) openTransport(g *Group) (Transport, error) {
 	return h.mux.Group(transport.GroupConfig{
 		Group: g.cfg.LUN, Epoch: g.cfg.Epoch, Self: g.cfg.Self.ID,
-		Incoming: g.incoming, Answered: g.raftAnswered, Replied: g.replied,
+		Incoming: g.incoming, Answered: g.raftAnswered, Replied: g.replied, StandIn: g.standIn,
 		AllowSnapshot: true, // data replicas refuse in incoming
 	})
 }

@@ -91,7 +91,7 @@ func (g *Group) stirLocked(h *hushed) {
 	if g.hushed.Load() != h {
 		return
 	}
-	g.promise.give(h.owner, h.by.at)
+	g.promise.give(h.owner, h.term, h.by.at)
 	delete(h.by.groups, h.token)
 	g.hushed.Store(nil)
 	close(h.done)

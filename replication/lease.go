@@ -119,6 +119,7 @@ type promise struct {
 	duration time.Duration
 
 	mu     sync.Mutex
+	term   uint64 // leader's; 0: there has been none
 	leader raft.ServerID
 	until  time.Time
 }
@@ -128,14 +129,19 @@ func newPromise(d time.Duration, now time.Time) *promise {
 	return &promise{duration: d, until: now.Add(d)}
 }
 
-// give is called when the leader's heartbeat has been accepted, before the answer is sent.
-func (p *promise) give(leader raft.ServerID, now time.Time) {
+// give is called when the heartbeat of a term's leader has been accepted, before the answer is sent; false if there has been one of a later
+// term, to which the promise stays.
+func (p *promise) give(leader raft.ServerID, term uint64, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leader = leader
+	if term < p.term {
+		return false
+	}
+	p.term, p.leader = term, leader
 	if until := now.Add(p.duration); until.After(p.until) {
 		p.until = until
 	}
+	return true
 }
 
 // madeTo says whether the newest promise was made to this replica.

@@ -41,7 +41,7 @@ func TestLeaseEndsBeforeAnyMajorityIsFree(t *testing.T) {
 			case 0, 1: // a heartbeat sent some time ago is answered now
 				v := rapid.IntRange(0, n-1).Draw(t, "voter")
 				sent := now.Add(-time.Duration(rapid.IntRange(0, 400).Draw(t, "delay")) * time.Millisecond)
-				promises[v].give(voters[0], now)
+				promises[v].give(voters[0], 7, now)
 				onTheWay = append(onTheWay, answer{v, sent})
 			case 2: // an answer arrives, in any order
 				if len(onTheWay) > 0 {
@@ -99,9 +99,11 @@ func TestRestartedVoterWaitsOutWhatItMayHavePromised(t *testing.T) {
 	if !p.forbids("b", now.Add(249*time.Millisecond)) || p.forbids("b", now.Add(251*time.Millisecond)) {
 		t.Fatal("a fresh process votes too early or too late")
 	}
-	p.give("a", now.Add(time.Second))
-	if p.forbids("a", now.Add(time.Second)) || !p.forbids("b", now.Add(time.Second)) {
+	if !p.give("a", 2, now.Add(time.Second)) || p.forbids("a", now.Add(time.Second)) || !p.forbids("b", now.Add(time.Second)) {
 		t.Fatal("the promise is to the leader it was given to")
+	}
+	if p.give("b", 1, now.Add(time.Second)) || p.forbids("a", now.Add(time.Second)) || !p.forbids("b", now.Add(time.Second)) {
+		t.Fatal("what an earlier term's leader still says takes the promise away")
 	}
 }
 

@@ -170,6 +170,11 @@ type GroupConfig struct {
 	// requests Incoming has handled, nor for answers that came too late to be sent: those promise nothing.
 	Answered func(from raft.ServerID, cmd any, resp any, err error)
 
+	// StandIn, if not nil, is asked for the answer to a heartbeat that Raft does not take because it is busy, and has been for a moment, with an
+	// AppendEntries of the same sender and term: most of all with its sync. nil leaves it to Raft. As soon as that AppendEntries has taken longer than
+	// its sender waits, nobody is asked any more: whoever hangs falls silent. What it answers is Answered's no more.
+	StandIn func(from raft.ServerID, heartbeat *raft.AppendEntriesRequest) *raft.AppendEntriesResponse
+
 	// Replied, if not nil, is called when a pipelined AppendEntries to another replica has been answered (err is nil or what the
 	// peer said) or its stream has failed, before Raft learns of it. It must not block.
 	Replied func(to raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -23,6 +24,8 @@ type GroupTransport struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
 
+	appending atomic.Pointer[appending] // what Raft has taken and not answered; nil: none
+
 	mu    sync.Mutex // guards plain
 	plain map[target]*appendStream
 }
@@ -37,6 +40,12 @@ var (
 type target struct {
 	id   raft.ServerID
 	node raft.ServerAddress
+}
+
+// appending is an AppendEntries with entries, or the news of a commit.
+type appending struct {
+	from raft.ServerID
+	term uint64
 }
 
 func newGroup(m *Mux, cfg GroupConfig) *GroupTransport {
@@ -84,7 +93,7 @@ func (g *GroupTransport) EncodePeer(_ raft.ServerID, addr raft.ServerAddress) []
 func (g *GroupTransport) DecodePeer(b []byte) raft.ServerAddress { return raft.ServerAddress(b) }
 
 // SetHeartbeatHandler does nothing: Raft's fast path changes term and state beside the main loop (hashicorp/raft #695), so
-// heartbeats go to Consumer like everything else.
+// heartbeats go to Consumer like everything else; or, while Raft is busy with entries, to GroupConfig.StandIn.
 func (g *GroupTransport) SetHeartbeatHandler(func(raft.RPC)) {}
 
 // RequestVote asks for a vote, within Limits.VoteTimeout.
@@ -238,14 +247,13 @@ func (g *GroupTransport) deliver(ctx context.Context, timeout time.Duration, e *
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	answer := make(chan raft.RPCResponse, 1) // Raft never waits for us, however late it answers
-	select {
-	case g.consumer <- raft.RPC{Command: cmd, Reader: data, RespChan: answer}:
-	case <-timer.C:
-		return nil, fmt.Errorf("%w: Raft has not taken the request in %s", ErrTimeout, timeout)
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-g.ctx.Done():
-		return nil, fmt.Errorf("group %s: %w", g.cfg.Group, ErrClosed)
+	if resp, err := g.hand(ctx, timer.C, timeout, from, raft.RPC{Command: cmd, Reader: data, RespChan: answer}); resp != nil || err != nil {
+		return resp, err
+	}
+	if req, ok := cmd.(*raft.AppendEntriesRequest); ok && !isHeartbeat(req) {
+		a := &appending{from: from, term: req.Term}
+		g.appending.Store(a)
+		defer g.appending.CompareAndSwap(a, nil) // unless Raft has answered and is at the next one already
 	}
 	select {
 	case a := <-answer:
@@ -262,5 +270,37 @@ func (g *GroupTransport) deliver(ctx context.Context, timeout time.Duration, e *
 		return nil, context.Cause(ctx)
 	case <-g.ctx.Done():
 		return nil, fmt.Errorf("group %s: %w", g.cfg.Group, ErrClosed)
+	}
+}
+
+// standInAfter is how long a heartbeat waits for Raft before somebody else may answer it: short against the 100 ms between two of an owner.
+const standInAfter = 20 * time.Millisecond
+
+// hand gives Raft a request. If it does not take a heartbeat because it is busy with entries of the same owner, the response may be StandIn's.
+func (g *GroupTransport) hand(ctx context.Context, late <-chan time.Time, timeout time.Duration, from raft.ServerID, rpc raft.RPC) (resp any, err error) {
+	var busy <-chan time.Time
+	heartbeat, ok := rpc.Command.(*raft.AppendEntriesRequest)
+	if ok && g.cfg.StandIn != nil && isHeartbeat(heartbeat) {
+		ticker := time.NewTicker(standInAfter)
+		defer ticker.Stop()
+		busy = ticker.C
+	}
+	for {
+		select {
+		case g.consumer <- rpc:
+			return nil, nil
+		case <-busy:
+			if a := g.appending.Load(); a != nil && a.from == from && a.term == heartbeat.Term {
+				if r := g.cfg.StandIn(from, heartbeat); r != nil {
+					return r, nil
+				}
+			}
+		case <-late:
+			return nil, fmt.Errorf("%w: Raft has not taken the request in %s", ErrTimeout, timeout)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-g.ctx.Done():
+			return nil, fmt.Errorf("group %s: %w", g.cfg.Group, ErrClosed)
+		}
 	}
 }

@@ -300,6 +300,48 @@ func TestRequestsAStuckRaftDoesNotTakeAreWithdrawn(t *testing.T) {
 	}
 }
 
+// While Raft is at the entries of an owner, and as long as that owner waits for their answer, its heartbeats are answered all the same. Those of another
+// term are not.
+func TestHeartbeatsAreAnsweredWhileRaftIsAtItsSendersEntries(t *testing.T) {
+	stuck := make(chan raft.RPC, 1)
+	p := newPair(t, func(c *GroupConfig) {
+		c.StandIn = func(from raft.ServerID, heartbeat *raft.AppendEntriesRequest) *raft.AppendEntriesResponse {
+			if from != "server-a" || heartbeat.Term != 2 {
+				t.Errorf("asked to stand in for an answer to %s in term %d", from, heartbeat.Term)
+			}
+			return &raft.AppendEntriesResponse{Term: 2, LastLog: 77, Success: true}
+		}
+	}, func(c *Config) {
+		c.Limits.HeartbeatTimeout, c.Limits.AppendTimeout = 300*time.Millisecond, 2*time.Second
+	})
+	serveWith(t, p.to, func(rpc raft.RPC) {
+		stuck <- rpc
+		<-t.Context().Done()
+	})
+	heartbeat := func(term uint64) (resp raft.AppendEntriesResponse, err error) {
+		err = p.from.AppendEntries("server-b", "b", &raft.AppendEntriesRequest{Term: term}, &resp)
+		return resp, err
+	}
+	appended := make(chan error, 1)
+	entries := request(1, []byte("x"))
+	go func() { appended <- p.from.AppendEntries("server-b", "b", entries, new(raft.AppendEntriesResponse)) }()
+	<-stuck
+	for range 5 {
+		if resp, err := heartbeat(2); err != nil || !resp.Success || resp.LastLog != 77 {
+			t.Fatalf("while Raft is busy: %+v, %v", resp, err)
+		}
+	}
+	if _, err := heartbeat(3); !errors.Is(err, ErrTimeout) {
+		t.Errorf("of another term: %v", err)
+	}
+	if err := <-appended; !errors.Is(err, ErrTimeout) {
+		t.Errorf("the entries: %v", err)
+	}
+	if _, err := heartbeat(2); !errors.Is(err, ErrTimeout) {
+		t.Errorf("after their sender has given up waiting: %v", err)
+	}
+}
+
 func TestPipelineBoundsBytesInFlightAndLetsOneLargeRequestGoAlone(t *testing.T) {
 	p := newPair(t, func(c *GroupConfig) { c.MaxInflightBytes, c.MaxInflightRequests = 100<<10, 16 })
 	got := make(chan raft.RPC)

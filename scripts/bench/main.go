@@ -209,6 +209,7 @@ func findVariant(name string) (variant, error) {
 type contender struct {
 	variant
 	target  *rig.Target
+	disk    string       // its folder
 	cleanup func() error // removes its folders, once it has stopped
 	samples map[string][]sample
 }
@@ -274,6 +275,7 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 	for _, c := range field {
 		fmt.Fprintf(os.Stderr, "fill %s\n", c.title)
 		if err := fill(ctx, o, c.target); err != nil {
+			c.showLogs()
 			return "", fmt.Errorf("fill %s: %w", c.title, err)
 		}
 	}
@@ -283,6 +285,7 @@ func benchTargets(ctx context.Context, o options) (text string, err error) {
 				c := field[(i+r)%len(field)]
 				s, err := measure(ctx, o, c.target, j)
 				if err != nil {
+					c.showLogs()
 					return "", fmt.Errorf("%s, %s: %w", j.name, c.title, err)
 				}
 				c.samples[j.name] = append(c.samples[j.name], s)
@@ -319,15 +322,27 @@ func startContender(ctx context.Context, o options, name string) (c *contender, 
 	cleanup := func() error { return errors.Join(os.RemoveAll(scratch), os.RemoveAll(disk)) }
 	target, err := v.start(ctx, o, scratch, disk)
 	if err != nil {
-		if log, readErr := os.ReadFile(filepath.Join(disk, "demo.log")); readErr == nil {
-			fmt.Fprintf(os.Stderr, "%s\n", log)
-		}
+		(&contender{variant: v, disk: disk}).showLogs()
 		return nil, errors.Join(err, cleanup())
 	}
 	if err := pinTarget(target, o.cores); err != nil {
 		return nil, errors.Join(err, target.Stop(), cleanup())
 	}
-	return &contender{variant: v, target: target, cleanup: cleanup, samples: map[string][]sample{}}, nil
+	return &contender{variant: v, target: target, disk: disk, cleanup: cleanup, samples: map[string][]sample{}}, nil
+}
+
+// showLogs prints how its processes' logs end: their folder is about to be removed.
+func (c *contender) showLogs() {
+	const lines = 25
+	logs, _ := filepath.Glob(filepath.Join(c.disk, "state", "*.log"))
+	for _, name := range append(logs, filepath.Join(c.disk, "demo.log")) {
+		text, err := os.ReadFile(name)
+		if err != nil || len(text) == 0 {
+			continue
+		}
+		all := strings.Split(strings.TrimSpace(string(text)), "\n")
+		fmt.Fprintf(os.Stderr, "%s, the end of %s:\n%s\n", c.title, filepath.Base(name), strings.Join(all[max(0, len(all)-lines):], "\n"))
+	}
 }
 
 // describeMachine says on what and with what the figures were taken. What cannot be found out is left out.

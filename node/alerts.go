@@ -19,6 +19,13 @@ func (s service) Alerts(context.Context) ([]api.Alert, error) {
 			Data: "Nothing is changed on it until it can.", Next: "Check that its disks are mounted and readable.",
 		})
 	}
+	if s.n.journal.Tight() {
+		out = append(out, api.Alert{
+			Severity: api.SeverityCritical, Subject: "node/" + s.n.cfg.Node, What: fmt.Sprintf("The file system of node %s's journal is full", s.n.cfg.Node),
+			Data: "Nothing is lost: the journal makes do with the room it has, by keeping less for copies that come back; if that is too little, writes to LUNs with a copy here wait.",
+			Next: "Make room on the file system that holds " + s.n.cfg.DataDir + "; the node goes on by itself.",
+		})
+	}
 	for _, st := range status {
 		if st.Failures > 2 {
 			out = append(out, api.Alert{

@@ -31,15 +31,51 @@ func (g *Group) checkpoints() {
 		case <-ticker.C:
 		}
 		inst := g.running()
-		if inst == nil || g.Err() != nil || inst.raft.AppliedIndex() <= g.checkpointed() {
+		if inst == nil || g.Err() != nil {
 			continue
 		}
-		g.appliedBytes.Store(0)
-		g.setTrailing(inst)
-		if err := g.waitFor(g.ctx, inst.raft.Snapshot()); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
-			g.log.Debug("checkpoint put off", "error", err)
+		if inst.raft.AppliedIndex() > g.checkpointed() {
+			g.appliedBytes.Store(0)
+			g.setTrailing(inst)
+			if err := g.waitFor(g.ctx, inst.raft.Snapshot()); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+				g.log.Debug("checkpoint put off", "error", err)
+			}
+		}
+		if g.cfg.Journal.Tight() {
+			if err := g.cutShort(); err != nil {
+				g.log.Warn("the log is not cut off", "error", err)
+			}
 		}
 	}
+}
+
+// shortEvery is how often a log is made short, with a checkpoint before it, while the journal has no room.
+const shortEvery = time.Second
+
+// A log that is made short keeps so much for peers in step: more than is on its way to them at most times. Who is further behind is rebuilt.
+const (
+	shortBytes   = 1 << 20
+	shortEntries = 16
+)
+
+// cutShort lets go of what the newest checkpoint covers of the log, whatever is kept of it otherwise.
+func (g *Group) cutShort() error {
+	first, err1 := g.cfg.Journal.FirstIndex()
+	last, err2 := g.cfg.Journal.LastIndex()
+	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() {
+		return err
+	}
+	keep := uint64(shortEntries)
+	if held := g.cfg.Journal.Bytes(); held > 0 {
+		keep = max(keep, uint64(float64(last-first+1)*shortBytes/float64(held)))
+	}
+	if keep > last {
+		return nil
+	}
+	if upTo := min(g.checkpointed(), last-keep); upTo >= first {
+		return g.cfg.Journal.DeleteRange(first, upTo)
+	}
+	return nil
 }
 
 func (g *Group) checkpointed() uint64 {

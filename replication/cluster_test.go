@@ -38,6 +38,7 @@ type cluster struct {
 	pool     int64  // bytes each node can hold; 0: 128 MiB
 	joining  string
 	folders  map[string]*crashdev.Folder                  // of the journals; nil: directories
+	segment  int64                                        // bytes of their segments; 0: 1 MiB
 	wrap     func(node string, l journal.Log) journal.Log // nil: as it is
 	epochs   map[string]uint64                            // history, by node; absent: 1
 	recovers string                                       // the node whose copy begins a new history when it is started next
@@ -185,7 +186,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 		cfg.Rebuild.File = filepath.Join(dir, "rebuild.json")
 	}
 	if self.Witness || c.media != blockstore.MediaRAM {
-		if n.journal, err = journal.Open(c.journalFolder(node), journal.Options{SegmentBytes: 1 << 20, CacheBytes: 1 << 20}); err != nil {
+		if n.journal, err = journal.Open(c.journalFolder(node), journal.Options{SegmentBytes: max(c.segment, 1<<20), CacheBytes: 1 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		if cfg.Journal, err = n.journal.Log("replica"); err != nil {

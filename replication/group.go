@@ -70,7 +70,8 @@ type Group struct {
 	storedAt atomic.Int64 // when Raft stored entries last, in ms since the Unix epoch; see noteTime
 	opened   time.Time
 
-	timeNoted int64 // see noteTime
+	timeNoted int64     // see noteTime
+	shortened time.Time // tick's: when the log was last to be made short for want of room
 	// offered is the last term whose owner wanted to hand the LUN to this node.
 	offered atomic.Uint64
 

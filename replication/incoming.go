@@ -35,6 +35,9 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if c.Term >= inst.raft.CurrentTerm() {
 			g.promise.give(from, c.Term, time.Now())
 		}
+		if err := g.awaitRoom(inst, c); err != nil {
+			return nil, err, true
+		}
 		if err := g.awaitBacklog(inst, c); err != nil {
 			return nil, err, true
 		}

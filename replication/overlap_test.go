@@ -35,7 +35,11 @@ func newSlowSync(f *crashdev.Folder) *slowSync {
 
 // crashable is a cluster whose journals can lose their power.
 func crashable(t *testing.T, media blockstore.Media, nodes ...string) *cluster {
-	c := &cluster{folders: map[string]*crashdev.Folder{}}
+	return crashableWith(t, &cluster{}, media, nodes...)
+}
+
+func crashableWith(t *testing.T, c *cluster, media blockstore.Media, nodes ...string) *cluster {
+	c.folders = map[string]*crashdev.Folder{}
 	for _, n := range nodes {
 		c.folders[n] = crashdev.NewFolder(crashdev.NewPower(-1))
 	}

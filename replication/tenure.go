@@ -201,6 +201,10 @@ func (g *Group) tickOnce(now time.Time) {
 		g.fail(fmt.Errorf("%w: the journal's disk has not answered for %v", block.ErrFailed, stall.Round(time.Second)))
 		return
 	}
+	if g.cfg.Journal.Tight() && now.Sub(g.shortened) >= shortEvery {
+		g.shortened = now
+		g.dueCheckpoint()
+	}
 	g.reached(inst.raft.LastIndex())
 	if g.checkQuiet(inst, now) {
 		return

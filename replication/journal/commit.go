@@ -2,12 +2,10 @@ package journal
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
 	"sanctuary/blockstore/block"
-	"sanctuary/blockstore/vfs"
 )
 
 // Group commit. Whoever has something to store puts it into the queue. If nobody is writing, he writes himself, at depth 1 without another
@@ -148,15 +146,20 @@ func (j *Journal) writeBatch() (taken []*request, err error) {
 	for {
 		j.mu.Lock()
 		cur := j.index.last()
-		frames, done, full := j.take(cur)
+		frames, done, room := j.take(cur)
 		j.mu.Unlock()
-		if full {
-			if err := j.turn(cur); err != nil {
-				return nil, err
-			}
-			continue
+		switch room {
+		case roomEnough:
+			return done, j.put(cur, frames[0].at)
+		case roomReserved:
+			err = j.awaitRoom()
+			j.writing.Store(int64(time.Since(j.opened)) | 1)
+		case roomNone:
+			err = j.turn(cur)
 		}
-		return done, j.put(cur, frames[0].at)
+		if err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -179,12 +182,23 @@ func (j *Journal) put(s *segment, at int64) error {
 // bufferBytes is how large a buffer is kept for the next batch.
 const bufferBytes = 1 << 20
 
-// take makes frames of what is queued, as far as it fits into the segment and a batch, and lets the index know. full says that nothing fits. Called
-// with mu held.
-func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool) {
+// room is what take found in the segment.
+type room int
+
+const (
+	roomEnough   room = iota
+	roomReserved      // only for what makes room
+	roomNone
+)
+
+// take makes frames of what is queued, as far as it fits into the segment and a batch, and lets the index know. What the segment's reserve is not for stays in the
+// queue, and others go before it. Called with mu held.
+func (j *Journal) take(s *segment) (frames []*frame, done []*request, found room) {
 	h := &j.head
 	h.buf = h.buf[:0]
-	room := s.bytes - h.at
+	all := s.bytes - h.at
+	reserve := j.reserve(s)
+	var kept []*request // they wait for the next segment
 	var records []record
 	var size int64
 	flush := func() {
@@ -199,7 +213,16 @@ func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool)
 		records, size = nil, 0
 	}
 	n := 0
+queue:
 	for _, r := range j.queue {
+		room := all
+		if reserve > 0 && !j.makesRoom(r) {
+			room -= reserve
+			if len(kept) > 0 { // in their order
+				kept, n = append(kept, r), n+1
+				continue
+			}
+		}
 		for r.next < len(r.records) {
 			rec := &r.records[r.next]
 			if j.skip(rec, records) {
@@ -208,21 +231,25 @@ func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool)
 			}
 			more := recordBytes + rec.payloadBytes()
 			frameNow := frameHeaderBytes + int64(len(records)+len(h.previous))*recordBytes + size
-			grown := roundUp(frameNow+more) + footerRoom(h.records+len(records)+1)
-			fits := int64(len(h.buf))+grown <= room && (int64(len(h.buf))+frameNow+more <= batchBytes || len(records)+len(frames) == 0)
-			if !fits {
+			grown := int64(len(h.buf)) + roundUp(frameNow+more) + footerRoom(h.records+len(records)+1)
+			if grown > room && room < all {
+				kept, n = append(kept, r), n+1
+				continue queue
+			}
+			if grown > room || int64(len(h.buf))+frameNow+more > batchBytes && len(records)+len(frames) > 0 {
 				if len(records) > 0 {
 					flush()
 				}
 				if len(frames) == 0 {
-					return nil, nil, true
+					return nil, nil, roomNone
 				}
-				j.queue = j.queue[n:]
+				j.queue = append(kept, j.queue[n:]...)
+				j.leave(s)
 				j.marked.Store(false)
 				if !j.ahead.Swap(true) {
 					j.poke()
 				}
-				return frames, done, false
+				return frames, done, roomEnough
 			}
 			if len(records) == maxFrameRecords || size+more > frameBytes && len(records) > 0 {
 				flush()
@@ -234,22 +261,23 @@ func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool)
 		done = append(done, r)
 		n++
 	}
-	j.queue = j.queue[n:]
-	if len(j.queue) == 0 {
-		j.queue = nil
+	if len(records)+len(frames)+len(done) == 0 {
+		return nil, nil, roomReserved
 	}
+	j.queue = kept
 	if len(records) > 0 || len(frames) == 0 { // an empty one is a marker, or all that was to be moved has gone
 		if len(records) == 0 && h.at+roundUp(frameHeaderBytes+int64(len(h.previous))*recordBytes)+footerRoom(h.records) > s.bytes {
-			j.queue = append(done, j.queue...)
-			return nil, nil, true
+			j.queue = append(done, kept...)
+			return nil, nil, roomNone
 		}
 		flush()
 	}
 	if h.at > s.bytes/2 && !j.ahead.Swap(true) {
 		j.poke()
 	}
+	j.leave(s)
 	j.marked.Store(len(frames) == 1 && len(frames[0].records) == 0)
-	return frames, done, false
+	return frames, done, roomEnough
 }
 
 // skip says that a record need not be written any more: an entry to be moved that has gone, or anything of a group that has. before is what
@@ -353,6 +381,7 @@ func (j *Journal) begin(s *segment) error {
 			table = table[n:]
 		}
 	}
+	j.leave(s)
 	j.mu.Unlock()
 	return s.dev.WriteAt(h.buf, blockBytes)
 }
@@ -369,15 +398,12 @@ func (x *index) tableBytes() int64 {
 	return 2*n + n/8 + 4*blockBytes // twice, and frames filled up
 }
 
-// noRoomPause is between two attempts to make a segment on a file system that is full.
-const noRoomPause = 200 * time.Millisecond
-
 // nextSegment returns the file for the next segment: the one that the janitor has made ready, or a new one. While there is no room on the file system
 // it waits: a log is cut off, or somebody frees room. Called with making held.
 func (j *Journal) nextSegment(sequence uint64) (*segment, error) {
-	for warned := false; ; {
+	for {
 		j.mu.Lock()
-		s, closed := j.spare, j.closed
+		s := j.spare
 		if s != nil && s.sequence == sequence {
 			j.spare = nil
 			j.mu.Unlock()
@@ -386,18 +412,13 @@ func (j *Journal) nextSegment(sequence uint64) (*segment, error) {
 		}
 		j.mu.Unlock()
 		s, err := j.obtain(sequence)
-		switch {
-		case err == nil:
+		if err == nil {
 			j.poke()
 			return s, nil
-		case !errors.Is(err, vfs.ErrNoSpace) || closed:
-			return nil, err
-		case !warned:
-			warned = true
-			j.opts.Logger.Error("the journal's file system is full: writes to every LUN with a copy here wait until there is room", "error", err)
 		}
-		j.writing.Store(0) // it is not the disk that is slow
-		time.Sleep(noRoomPause)
+		if err := j.noRoom(err); err != nil {
+			return nil, err
+		}
 	}
 }
 

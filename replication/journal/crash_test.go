@@ -10,12 +10,14 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/blockstore/vfs/crashdev"
 )
 
@@ -202,7 +204,7 @@ func powerCuts(t *testing.T, seed uint64) {
 	folder := crashdev.NewFolder(power)
 	users := []*user{newUser("a", seed), newUser("bb", seed), newUser("ccc", seed)}
 	for life := range 5 {
-		err := live(t, folder, power, users, rnd.IntN(2) == 0)
+		err := live(t, folder, power, users, rnd.IntN(2) == 0, rnd.IntN(2) == 0)
 		if err != nil && !power.Lost() { // the janitor takes power, too, at any moment
 			t.Errorf("life %d: %v", life, err)
 			return
@@ -216,13 +218,22 @@ func powerCuts(t *testing.T, seed uint64) {
 	}
 }
 
-// live is one life of a process, until the power is lost or everybody has done enough.
-func live(t *testing.T, folder *crashdev.Folder, power *crashdev.Power, users []*user, inOrder bool) error {
-	j, err := Open(folder, small)
+// live is one life of a process, until the power is lost or everybody has done enough; on a file system that is full, most of the time, if full.
+func live(t *testing.T, folder *crashdev.Folder, power *crashdev.Power, users []*user, inOrder, full bool) error {
+	opts := small
+	opts.noRoomPause = 100 * time.Microsecond
+	j, err := Open(folder, opts)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = j.Close() }()
+	var made atomic.Uint64
+	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		if k == crashdev.Allocate && full && made.Add(1)%5 != 0 {
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
 	for _, u := range users {
 		if u.log, err = j.Log(u.name); err != nil {
 			return err

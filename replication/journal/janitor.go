@@ -32,15 +32,15 @@ func (j *Journal) janitor(ctx context.Context) {
 		case <-j.wake:
 		case <-idle.C:
 			j.mark()
-			continue
+			if !j.tight.Load() {
+				continue
+			}
 		}
 		for j.Failed() == nil && ctx.Err() == nil {
 			more, err := j.tidy()
 			if err != nil {
-				if !errors.Is(err, vfs.ErrNoSpace) {
-					_ = j.fail(err)
-				}
-				break // without room the next segment is made when it is needed, or a dead one used
+				_ = j.fail(err)
+				break
 			}
 			if !more {
 				break
@@ -64,7 +64,11 @@ func (j *Journal) mark() {
 
 // tidy does one thing that is to be done, and says whether there may be more.
 func (j *Journal) tidy() (more bool, err error) {
-	if more, err = j.prepare(); more || err != nil {
+	more, err = j.prepare()
+	switch {
+	case errors.Is(err, vfs.ErrNoSpace):
+		j.strain(err)
+	case more || err != nil:
 		return more, err
 	}
 	return j.move()
@@ -76,7 +80,7 @@ func (j *Journal) prepare() (more bool, err error) {
 	defer j.making.Unlock()
 	j.mu.Lock()
 	next := j.index.last().sequence + 1
-	wanted := j.ahead.Load() && (j.spare == nil || j.spare.sequence != next)
+	wanted := (j.ahead.Load() || j.tight.Load()) && (j.spare == nil || j.spare.sequence != next)
 	j.mu.Unlock()
 	if wanted {
 		s, err := j.obtain(next)
@@ -134,8 +138,11 @@ func (j *Journal) make(sequence uint64, size int64) (*segment, error) {
 // ready offers the next segment. Nobody begins another one meanwhile: that takes making.
 func (j *Journal) ready(s *segment) {
 	j.mu.Lock()
-	defer j.mu.Unlock()
 	j.spare = s
+	j.mu.Unlock()
+	if j.tight.Swap(false) {
+		j.opts.Logger.Info("there is room for the journal again")
+	}
 }
 
 // movable: a segment is emptied when less than a quarter of it counts, and if at least as much is to be gained in all.
@@ -148,7 +155,8 @@ const (
 func (j *Journal) move() (more bool, err error) {
 	j.mu.Lock()
 	segments := j.index.segments
-	if len(segments) <= movableNumber {
+	tight := j.tight.Load()
+	if len(segments) <= movableNumber && !tight || len(segments) == 1 {
 		j.mu.Unlock()
 		return false, nil
 	}
@@ -157,7 +165,8 @@ func (j *Journal) move() (more bool, err error) {
 	for _, s := range segments[:len(segments)-1] {
 		bytes, live = bytes+s.bytes, live+s.liveSize
 	}
-	if oldest.liveSize*movableShare > oldest.bytes || live*2 > bytes {
+	last := segments[len(segments)-1]
+	if oldest.liveSize*movableShare > oldest.bytes || live*2 > bytes && !tight || tight && oldest.liveSize > j.reserve(last)/2 {
 		j.mu.Unlock()
 		return false, nil
 	}

@@ -9,7 +9,7 @@
 // failed, the journal has failed for good: the page cache may have dropped what the next sync would call durable (ATC'20, "Can
 // applications recover from fsync failures?").
 //
-// Files: frame.go and segment.go have the format; index.go what is known of it in memory; commit.go how it is written; recover.go how it is
+// Files: frame.go and segment.go have the format; index.go what is known of it in memory; commit.go how it is written; tight.go what happens without room; recover.go how it is
 // read at a start; janitor.go how room comes free; log.go what one group sees. NewMemory is a log in RAM, for replicas whose data is in RAM too.
 //
 // It does not decide when a log is cut off at the front (replication does, after a checkpoint), and does not fetch what is damaged (replication does, from a peer).
@@ -36,6 +36,8 @@ type Options struct {
 	// end; default 1 s.
 	IdleAfter time.Duration
 	Logger    *slog.Logger // default: discard
+
+	noRoomPause time.Duration // between two attempts to make a segment on a file system that is full; default 200 ms
 }
 
 const minSegmentBytes = 1 << 20
@@ -49,6 +51,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.IdleAfter == 0 {
 		o.IdleAfter = time.Second
+	}
+	if o.noRoomPause == 0 {
+		o.noRoomPause = 200 * time.Millisecond
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -86,6 +91,8 @@ type Journal struct {
 	making sync.Mutex
 
 	head   head         // of whoever leads
+	tight  atomic.Bool  // there was no room for the next segment
+	left   atomic.Int64 // of the last segment, in bytes, before twice its reserve begins
 	ahead  atomic.Bool  // the last segment is half full: the next one is to be made ready
 	marked atomic.Bool  // the last batch was an empty one
 	wrote  atomic.Int64 // when the last batch was durable, ns since the journal was opened

@@ -37,6 +37,10 @@ type Log interface {
 	Bytes() int64
 	// Stalled returns for how long the write under way has been waiting for the disk, 0 if there is none.
 	Stalled() time.Duration
+	// Tight says that the journal's file system has no room for the next segment: whoever has a log is to cut it off at the front, as far as can be.
+	Tight() bool
+	// Takes says whether entries that are stored now will be at once. If not, they wait until logs have been cut off, which a caller of StoreLogs may be needed for.
+	Takes() bool
 	// Failed returns the error that made the journal unusable, or nil.
 	Failed() error
 	io.Closer
@@ -98,6 +102,9 @@ func (l *groupLog) stable(key string) []byte {
 func (l *groupLog) Snapshots() *Snapshots  { return l.snapshots }
 func (l *groupLog) Failed() error          { return l.j.Failed() }
 func (l *groupLog) Stalled() time.Duration { return l.j.Stalled() }
+
+func (l *groupLog) Tight() bool { return l.j.Tight() }
+func (l *groupLog) Takes() bool { return l.j.takes() }
 
 func (l *groupLog) Bytes() int64 {
 	l.j.mu.Lock()

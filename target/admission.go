@@ -1,6 +1,7 @@
 package target
 
 import (
+	"container/list"
 	"fmt"
 	"net"
 	"net/netip"
@@ -102,6 +103,7 @@ type door struct {
 	open      int // connections
 	loggingIn int // of these, not yet in full feature phase
 	addresses map[netip.Addr]*presence
+	waiting   list.List // of *visitor, not logged in, by arrival: those who may have to make room
 	logins    *tally[attempt]
 	failures  *tally[netip.Addr]
 	lines     *tally[netip.Addr]
@@ -125,10 +127,25 @@ func newDoor(cfg *Config) *door {
 	}
 }
 
+// visitor is a connection, as the door knows it.
+type visitor struct {
+	from    netip.Addr
+	since   time.Time
+	conn    net.Conn
+	inside, // it has logged in
+	sentAway bool // it has not, and another has its place
+	waits *list.Element // of door.waiting; nil: it need not make room for others
+}
+
+// patience is what a connection has to prove itself before it makes room for another that finds no place: hosts do it in milliseconds. So
+// connections that say nothing keep nobody out for long.
+const patience = 2 * time.Second
+
 // enter counts a connection in, or says why not.
-func (d *door) enter(from netip.Addr) (why string) {
+func (d *door) enter(from netip.Addr, conn net.Conn) (v *visitor, why string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	now := time.Now()
 	p := d.addresses[from]
 	if p == nil {
 		p = &presence{}
@@ -138,46 +155,87 @@ func (d *door) enter(from netip.Addr) (why string) {
 		why = fmt.Sprintf("%d connections are open", d.open)
 	case p.open >= d.maxPerAddress:
 		why = fmt.Sprintf("%d connections of this address are open", p.open)
-	case d.loggingIn >= d.maxBeforeLogin:
-		why = fmt.Sprintf("%d connections have not logged in yet", d.loggingIn)
-	case p.loggingIn >= d.maxBeforeLoginPerAddress:
-		why = fmt.Sprintf("%d connections of this address have not logged in yet", p.loggingIn)
-	case d.failures.of(from, time.Now()) >= failuresPerAddress:
+	case d.failures.of(from, now) >= failuresPerAddress:
 		why = fmt.Sprintf("%d failed logins of this address within %v", failuresPerAddress, failureWindow)
+	case p.loggingIn >= d.maxBeforeLoginPerAddress && !d.makeWay(now, func(o *visitor) bool { return o.from == from }):
+		why = fmt.Sprintf("%d connections of this address have not logged in yet", p.loggingIn)
+	case d.loggingIn >= d.maxBeforeLogin && !d.makeWay(now, func(*visitor) bool { return true }):
+		why = fmt.Sprintf("%d connections have not logged in yet", d.loggingIn)
 	}
 	if why != "" {
 		d.turned++
-		return why
+		return nil, why
 	}
 	d.addresses[from] = p
 	p.open++
 	p.loggingIn++
 	d.open++
 	d.loggingIn++
-	return ""
+	v = &visitor{from: from, since: now, conn: conn}
+	v.waits = d.waiting.PushBack(v)
+	return v, ""
+}
+
+// makeWay closes the oldest connection among some that has been waited for long enough, and says whether there was one.
+func (d *door) makeWay(now time.Time, among func(*visitor) bool) bool {
+	for e := d.waiting.Front(); e != nil; e = e.Next() {
+		v := e.Value.(*visitor)
+		if now.Sub(v.since) < patience {
+			return false
+		}
+		if among(v) {
+			d.stop(v)
+			v.sentAway = true
+			d.loggingIn--
+			d.addresses[v.from].loggingIn--
+			d.turned++
+			_ = v.conn.Close()
+			return true
+		}
+	}
+	return false
+}
+
+// stop takes a connection off the list of those that may have to make room.
+func (d *door) stop(v *visitor) {
+	if v.waits != nil {
+		d.waiting.Remove(v.waits)
+		v.waits = nil
+	}
+}
+
+// settled is called when it is known what becomes of a login: it has proved itself, or is made to wait because it could not.
+func (d *door) settled(v *visitor) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stop(v)
 }
 
 // loggedIn moves a connection from those that have proved nothing to the others.
-func (d *door) loggedIn(from netip.Addr) {
+func (d *door) loggedIn(v *visitor) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.loggingIn--
-	d.addresses[from].loggingIn--
+	d.stop(v)
+	if v.inside = true; !v.sentAway {
+		d.loggingIn--
+		d.addresses[v.from].loggingIn--
+	}
 }
 
-// leave counts a connection out; in says whether it had logged in.
-func (d *door) leave(from netip.Addr, in bool) {
+// leave counts a connection out.
+func (d *door) leave(v *visitor) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	p := d.addresses[from]
+	d.stop(v)
+	p := d.addresses[v.from]
 	d.open--
 	p.open--
-	if !in {
+	if !v.inside && !v.sentAway {
 		d.loggingIn--
 		p.loggingIn--
 	}
 	if p.open == 0 {
-		delete(d.addresses, from)
+		delete(d.addresses, v.from)
 	}
 }
 

@@ -81,6 +81,7 @@ func (p *Portal) loginConfig(a *arrival) login.Config {
 			return c, nil
 		},
 		Admit: func(l *login.Params) error {
+			p.door.settled(a.visitor)
 			if l.Discovery {
 				return nil
 			}
@@ -236,6 +237,7 @@ func (p *Portal) loginFailed(a *arrival, err error) {
 		return
 	case s == login.AuthenticationFailed:
 		p.logins.notProved.Add(1)
+		p.door.settled(a.visitor)
 		p.door.failed(a.names)
 	case errors.Is(err, ErrNotAllowed):
 		p.logins.notAllowed.Add(1)

@@ -52,7 +52,7 @@ type Config struct {
 	Offer login.Params
 
 	// Connections at once: in all, default 1024, and from one address, default 256; and of these, not yet logged in, default
-	// 64 and 32. Whoever comes beyond is closed unheard.
+	// 64 and 32. Whoever comes beyond is closed unheard, unless one that has not logged in for 2 s can make room for it.
 	MaxConnections, MaxPerAddress, MaxBeforeLogin, MaxBeforeLoginPerAddress int
 	// Discovery sessions at once, which need no proof: in all, default 64, and from one address, default 16. Whoever comes beyond
 	// is refused.
@@ -184,6 +184,7 @@ func (p *Portal) Serve(ctx context.Context, ln net.Listener) error {
 // arrival is a connection until its session begins.
 type arrival struct {
 	conn      net.Conn
+	visitor   *visitor
 	address   netip.Addr // the initiator's
 	group     Group
 	deadline  time.Time // of the login
@@ -195,11 +196,12 @@ type arrival struct {
 // admit counts a connection in, or closes it and returns nil.
 func (p *Portal) admit(conn net.Conn) *arrival {
 	address, err := addressOf(conn.RemoteAddr())
+	var v *visitor
 	why := ""
 	if err != nil {
 		why = err.Error()
 	} else {
-		why = p.door.enter(address)
+		v, why = p.door.enter(address, conn)
 	}
 	if why == "" {
 		p.mu.Lock()
@@ -207,9 +209,9 @@ func (p *Portal) admit(conn net.Conn) *arrival {
 		if p.ctx.Err() == nil {
 			p.open[conn] = struct{}{}
 			p.conns.Add(1)
-			return &arrival{conn: conn, address: address, names: attempt{address: address}}
+			return &arrival{conn: conn, visitor: v, address: address, names: attempt{address: address}}
 		}
-		p.door.leave(address, false)
+		p.door.leave(v)
 		why = errClosed.Error()
 	}
 	_ = conn.Close()
@@ -236,7 +238,7 @@ func (p *Portal) startWatch() {
 // serve runs one connection from its first byte to its last task.
 func (p *Portal) serve(a *arrival) {
 	defer p.conns.Done()
-	conn, loggedIn := a.conn, false
+	conn := a.conn
 	defer func() {
 		if r := recover(); r != nil {
 			p.panicked(conn, r)
@@ -245,7 +247,7 @@ func (p *Portal) serve(a *arrival) {
 		p.mu.Lock()
 		delete(p.open, conn)
 		p.mu.Unlock()
-		p.door.leave(a.address, loggedIn)
+		p.door.leave(a.visitor)
 		if a.entry != nil {
 			p.end(a.entry)
 		}
@@ -258,8 +260,7 @@ func (p *Portal) serve(a *arrival) {
 		return
 	}
 	_ = conn.SetDeadline(time.Time{})
-	p.door.loggedIn(a.address)
-	loggedIn = true
+	p.door.loggedIn(a.visitor)
 	p.logins.succeeded.Add(1)
 
 	log := p.log.With("initiator", hs.Params.Initiator, "target", hs.Params.Target, "remote", conn.RemoteAddr().String())

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -249,6 +250,39 @@ func TestFailureIsAnsweredAtOnceAndHeldForAWhile(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	// Close, at the end of the test, does not wait an hour.
+}
+
+// Connections that have said nothing for a while keep nobody out. Who proved himself wrongly, and is made to wait, keeps his place.
+func TestConnectionsThatDoNotLogInMakeRoom(t *testing.T) {
+	x, _, _ := guarded(t, func(c *Config) { c.FailureDelay, c.MaxBeforeLogin = time.Hour, 4 })
+	if _, err := x.as("iqn.test:alice", "a wrong secret"); status(err) != login.AuthenticationFailed {
+		t.Fatal(err)
+	}
+	silent := []*rawInitiator{x.dial(), x.dial(), x.dial()}
+	x.dial().expectEnd()
+	time.Sleep(patience)
+	var in []*rawInitiator
+	for n, i := range silent {
+		in = append(in, x.loggedIn("iqn.test:i", "iqn.test:a", byte(n))) // takes the place of the oldest, and gives it up
+		_ = i.conn.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := i.conn.Read(make([]byte, 1)); n == 0 && !errors.Is(err, io.EOF) {
+			t.Errorf("the oldest was not closed: %v", err)
+		} else if n > 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("connection %d was closed for want of room, and there was room: %v", n, err)
+		}
+	}
+	for _, i := range in {
+		i.alive()
+	}
+	fourth := x.dial() // the last place
+	x.dial()           // in that of the second
+	_ = silent[1].conn.SetReadDeadline(time.Now().Add(time.Second))
+	if _, err := silent[1].conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the oldest of those left was not closed: %v", err)
+	}
+	if s, _ := fourth.login("iqn.test:i", "iqn.test:a", 9); s != login.Success {
+		t.Errorf("status %04Xh", uint16(s))
+	}
 }
 
 func TestConnectionsOfOneAddressAreBounded(t *testing.T) {

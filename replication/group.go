@@ -68,6 +68,7 @@ type Group struct {
 	failed   atomic.Pointer[error]
 	asking   atomic.Bool  // see noteRefused
 	storedAt atomic.Int64 // when Raft stored entries last, in ms since the Unix epoch; see noteTime
+	usedAt   atomic.Int64 // and when commands among them, in ns since opened
 	opened   time.Time
 
 	timeNoted int64     // see noteTime

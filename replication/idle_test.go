@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"sync"
@@ -241,8 +242,8 @@ func processTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkIdle is what LUNs cost that nobody uses, three nodes' worth in one process. IDLE_LUNS is how many, 1000 unless said.
-func BenchmarkIdle(b *testing.B) {
+// idleFleet is IDLE_LUNS that nobody uses, 1000 unless said, on three nodes in one process.
+func idleFleet(b *testing.B) *fleet {
 	luns := 1000
 	if s := os.Getenv("IDLE_LUNS"); s != "" {
 		var err error
@@ -260,6 +261,33 @@ func BenchmarkIdle(b *testing.B) {
 		f.quiet()
 	}
 	time.Sleep(3 * time.Second)
+	return f
+}
+
+// BenchmarkStandstill is what a standstill of the whole process costs LUNs that nobody uses: all of their owners at once. How soon each is served again, and all are
+// quiet.
+func BenchmarkStandstill(b *testing.B) {
+	f := idleFleet(b)
+	for _, pause := range []string{"0.4", "1", "2"} {
+		b.Run(pause+"s", func(b *testing.B) {
+			var served, quiet time.Duration
+			for range b.N {
+				if err := exec.Command("sh", "-c", fmt.Sprintf("kill -STOP %d; sleep %s; kill -CONT %d", os.Getpid(), pause, os.Getpid())).Run(); err != nil {
+					b.Fatal(err)
+				}
+				time.Sleep(50 * time.Millisecond) // for leases that are over to be seen to be
+				served += f.served()
+				quiet += f.quiet()
+			}
+			b.ReportMetric(served.Seconds()/float64(b.N), "s/served")
+			b.ReportMetric((served+quiet).Seconds()/float64(b.N), "s/quiet")
+		})
+	}
+}
+
+// BenchmarkIdle is what LUNs cost that nobody uses, three nodes' worth in one process.
+func BenchmarkIdle(b *testing.B) {
+	f := idleFleet(b)
 	b.ResetTimer()
 	var c idleCost
 	for range b.N {
@@ -268,6 +296,6 @@ func BenchmarkIdle(b *testing.B) {
 	nodes := float64(len(fleetNames))
 	b.ReportMetric(100*c.CPU/nodes, "%core/node")
 	b.ReportMetric(float64(c.Heap)/nodes/(1<<20), "MiB/node")
-	b.ReportMetric(float64(c.Goroutines)/nodes/float64(luns), "goroutines/replica")
+	b.ReportMetric(float64(c.Goroutines)/nodes/float64(f.luns), "goroutines/replica")
 	b.ReportMetric(c.Mallocs/nodes, "mallocs/s/node")
 }

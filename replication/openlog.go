@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +56,11 @@ const (
 
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
-	l.g.storedAt.Store(time.Now().UnixMilli())
+	now := time.Now()
+	l.g.storedAt.Store(now.UnixMilli())
+	if slices.ContainsFunc(logs, func(e *raft.Log) bool { return e.Type == raft.LogCommand }) {
+		l.g.usedAt.Store(int64(now.Sub(l.g.opened)))
+	}
 	return l.g.rouse(func() error {
 		if l.overlaps(logs) || mutant.Ack && l.g.termLed() == 0 {
 			return l.Log.Append(logs)

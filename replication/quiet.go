@@ -32,7 +32,7 @@ import (
 // on first. Reads do not wake it. Followers hear of its waking afterwards; until then they count both real heartbeats and vouches.
 
 const (
-	// quietAfter is how long nothing must have been written.
+	// quietAfter is how long nothing must have been written; what an election stores does not count.
 	quietAfter = 3 * time.Second
 	// quietTick is how often a quiet group looks at what is not told to it: its medium, its journal.
 	quietTick = time.Second
@@ -101,13 +101,11 @@ func (g *Group) rouse(store func() error) error {
 }
 
 // idleness is what the owner's maintain remembers between two looks.
-type idleness struct {
-	term, last uint64
-	since      time.Time
-}
+type idleness struct{ term, last uint64 }
 
-// rest lets the group fall quiet if nothing has happened for quietAfter and everyone is in step. It asks every member; one that
-// does not agree is asked again at the next look.
+// rest lets the group fall quiet if nothing has been written for quietAfter, nothing stored since the last look, and everyone is in step. It asks every
+// member; one that does not agree is asked again at the next look. What an election stores is no use: after a standstill that has cost many LUNs their
+// owners at once, all of them awake for quietAfter could be more than the machine has to give, and cost them their owners again.
 func (g *Group) rest(ctx context.Context, idle *idleness) {
 	if g.quiet.Load() != nil || g.cfg.Self.Witness || !g.cfg.Timing.allowsQuiet() {
 		return
@@ -120,10 +118,10 @@ func (g *Group) rest(ctx context.Context, idle *idleness) {
 	last, err := g.cfg.Journal.LastIndex()
 	now := time.Now()
 	if err != nil || last != idle.last || t.term != idle.term || g.stored.Load() != begun {
-		*idle = idleness{term: t.term, last: last, since: now}
+		*idle = idleness{term: t.term, last: last}
 		return
 	}
-	if now.Sub(idle.since) < quietAfter || inst.raft.LastIndex() != last || inst.raft.CommitIndex() != last || inst.raft.AppliedIndex() != last ||
+	if now.Sub(g.opened)-time.Duration(g.usedAt.Load()) < quietAfter || inst.raft.LastIndex() != last || inst.raft.CommitIndex() != last || inst.raft.AppliedIndex() != last ||
 		!g.inStep(inst, last) || !g.writes.idle() {
 		return
 	}

@@ -295,6 +295,29 @@ func TestQuietLUNMoves(t *testing.T) {
 	f.quiet()
 }
 
+// A LUN that was not in use before its owner changed is not in use afterwards: it does not stay awake as long as one that is written to. (On a machine
+// that is busy it may take as long.)
+func TestElectionIsNoUse(t *testing.T) {
+	f := quietFleet(t, 1)
+	for attempt := 1; ; attempt++ {
+		g := f.owner(0)
+		for _, m := range fleetMembers(0) {
+			if !m.Witness && m.ID != g.cfg.Self.ID {
+				if err := g.Transfer(context.Background(), m.ID); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the LUN has moved", func() bool { o := f.owner(0); return o != nil && o.cfg.Self.ID == m.ID })
+			}
+		}
+		switch took := f.quiet(); {
+		case took < quietAfter*3/4:
+			return
+		case attempt == 5:
+			t.Fatalf("quiet %v after it has moved, in the last of %d attempts", took, attempt)
+		}
+	}
+}
+
 // Nothing about a quiet LUN's failover is different from that of one in use.
 func TestQuietLUNsAreTakenOver(t *testing.T) {
 	luns, within := 100, 3*time.Second

@@ -144,6 +144,7 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	}
 	c.got = length
 	if more {
+		s.fed.Store(s.live.last.Load())
 		return nil
 	}
 	s.unsolicitedDone(c)
@@ -274,6 +275,7 @@ func (s *Session) solicit(c *command) {
 		c.r2tSN++
 		c.inFlight++
 		s.stats.r2ts.Add(1)
+		s.fed.Store(sinceEpoch())
 		s.out.post(item{header: h})
 	}
 }
@@ -337,6 +339,7 @@ func (s *Session) dataOut(h *pdu.Header) error {
 	if err := s.receive(t.c, n, t.offset+t.got); err != nil {
 		return err
 	}
+	s.fed.Store(s.live.last.Load())
 	t.got += n
 	t.dataSN++
 	if t.got < t.length {
@@ -384,6 +387,7 @@ func (s *Session) unsolicitedDataOut(h *pdu.Header) error {
 	if err := s.receive(c, n, c.got); err != nil {
 		return err
 	}
+	s.fed.Store(s.live.last.Load())
 	c.got += n
 	c.dataSN++
 	if h.Final() {

@@ -202,6 +202,13 @@ func (o *outbox) run() {
 	}
 }
 
+// quiet says whether everything that was to be sent is on its way.
+func (o *outbox) quiet() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.queue) == 0 && !o.busy
+}
+
 // stuck says whether a system call has been waiting for the initiator to listen for longer than writeTimeout.
 func (o *outbox) stuck(now int64) bool {
 	since := o.since.Load()

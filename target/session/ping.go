@@ -46,9 +46,12 @@ func (p *pinger) tick() {
 	if p.asked != 0 && heard >= p.asked {
 		p.asked = 0
 	}
+	overdue := p.s.overdue(now)
 	switch {
 	case p.s.out.stuck(now):
 		p.s.Close(fmt.Errorf("%w: it has not read for %v", ErrSilent, writeTimeout))
+	case overdue != nil:
+		p.s.Close(overdue)
 	case !p.s.live.waiting.Load():
 		p.asked = 0
 		p.timer.Reset(p.s.cfg.Ping)

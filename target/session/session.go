@@ -33,6 +33,7 @@ const (
 	DefaultWindow       = 128
 	DefaultPingInterval = 5 * time.Second
 	DefaultPingTimeout  = 5 * time.Second
+	DefaultDataTimeout  = 30 * time.Second
 )
 
 const (
@@ -50,6 +51,7 @@ const (
 var (
 	ErrLoggedOut = errors.New("the initiator logged out")
 	ErrSilent    = errors.New("the initiator does not answer")
+	ErrNoData    = errors.New("the initiator does not send the data of its writes")
 	ErrProtocol  = errors.New("the initiator broke the protocol")
 	ErrPanic     = errors.New("internal error")
 	ErrOverdue   = errors.New("the initiator was asked to log out and has not")
@@ -70,6 +72,7 @@ type Config struct {
 	Window      int           // commands outstanding, 1..1024
 	Ping        time.Duration // silence after which the initiator is pinged
 	PingTimeout time.Duration // silence after a ping that ends the session
+	DataTimeout time.Duration // without any data of writes that wait for theirs, which ends the session; a command's may take 20 times as long in all
 	Logger      *slog.Logger
 }
 
@@ -88,6 +91,7 @@ type Session struct {
 	expCmdSN atomic.Uint32 // written by the reader
 	maxCmdSN atomic.Uint32 // raised whenever a command that took a CmdSN has been dealt with
 	pinged   atomic.Int64  // sinceEpoch of our last ping's departure
+	fed      atomic.Int64  // sinceEpoch of when data of a write came last, or was asked for
 
 	ctx    context.Context // of the tasks; set by Run, constant afterwards
 	cancel context.CancelCauseFunc
@@ -134,6 +138,9 @@ func New(hs *Handshake, cfg Config) *Session {
 	}
 	if cfg.PingTimeout <= 0 {
 		cfg.PingTimeout = DefaultPingTimeout
+	}
+	if cfg.DataTimeout <= 0 {
+		cfg.DataTimeout = DefaultDataTimeout
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

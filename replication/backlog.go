@@ -1,11 +1,14 @@
 package replication
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"sanctuary/blockstore/block"
 )
 
 // backlog counts what a copy has been sent and has not applied. The library queues what is committed by number of entries; in bytes that is no bound, and a copy
@@ -125,6 +128,19 @@ var errNoRoom = errors.New("the journal here has no room for entries")
 
 // takesPause is between two looks at a journal without room.
 const takesPause = 20 * time.Millisecond
+
+// awaitTakes holds the owner's own entries back as awaitRoom those of others.
+func (g *Group) awaitTakes(ctx context.Context) error {
+	for !g.cfg.Journal.Takes() {
+		if g.tenure.Load() == nil {
+			return block.ErrNotOwner
+		}
+		if err := g.pause(ctx, takesPause); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // awaitRoom holds entries back while the journal has no room for them. Raft's goroutine, which waits when it stores them, is needed for the checkpoint behind which
 // the log is cut off.

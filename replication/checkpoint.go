@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"errors"
 	"math"
 	"time"
@@ -37,7 +38,7 @@ func (g *Group) checkpoints() {
 		if inst.raft.AppliedIndex() > g.checkpointed() {
 			g.appliedBytes.Store(0)
 			g.setTrailing(inst)
-			if err := g.waitFor(g.ctx, inst.raft.Snapshot()); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+			if err := g.snapshot(inst); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 				g.log.Debug("checkpoint put off", "error", err)
 			}
 		}
@@ -49,20 +50,37 @@ func (g *Group) checkpoints() {
 	}
 }
 
+// snapshot has Raft make a checkpoint. While the journal has no room it does not wait for long: Raft's goroutine, which has a part in it, may be waiting for room, which
+// comes of cutting logs off behind the last one.
+func (g *Group) snapshot(inst *instance) error {
+	done := inst.raft.Snapshot()
+	ctx, cancel := context.WithCancel(g.ctx)
+	defer cancel()
+	if g.cfg.Journal.Tight() {
+		ctx, cancel = context.WithTimeout(ctx, tightSnapshot)
+		defer cancel()
+	}
+	return g.waitFor(ctx, done)
+}
+
+// tightSnapshot is enough for a checkpoint of a busy volume.
+const tightSnapshot = 10 * time.Second
+
 // shortEvery is how often a log is made short, with a checkpoint before it, while the journal has no room.
 const shortEvery = time.Second
 
 // A log that is made short keeps so much for peers in step: more than is on its way to them at most times. Who is further behind is rebuilt.
 const (
 	shortBytes   = 1 << 20
-	shortEntries = 16
+	shortEntries = 64
 )
 
-// cutShort lets go of what the newest checkpoint covers of the log, whatever is kept of it otherwise.
+// cutShort lets go of what the newest checkpoint covers of the log, whatever is kept of it otherwise; also for a rebuild, which then begins again, once nothing is
+// stored any more without.
 func (g *Group) cutShort() error {
 	first, err1 := g.cfg.Journal.FirstIndex()
 	last, err2 := g.cfg.Journal.LastIndex()
-	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() {
+	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() && g.cfg.Journal.Takes() {
 		return err
 	}
 	keep := uint64(shortEntries)

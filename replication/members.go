@@ -177,7 +177,10 @@ func (g *Group) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.refreshVoters(inst) // a change that was given up on may have been made after all
+	g.refreshVoters(inst)       // a change that was given up on may have been made after all
+	if !g.cfg.Journal.Takes() { // Raft's goroutine would wait for it
+		return errNoRoom
+	}
 	g.mu.Lock()
 	members, view := maps.Clone(g.members), g.view
 	g.mu.Unlock()

@@ -117,6 +117,9 @@ func (p *proposer) propose(ctx context.Context, fence uint64, ops []block.Op, wh
 	default:
 		parts = split(w, ops)
 	}
+	if err := p.g.awaitTakes(ctx); err != nil {
+		return w, err
+	}
 	size := int64(0)
 	for _, q := range parts {
 		size += int64(q.bytes)

@@ -81,7 +81,9 @@ func (p *Portal) loginConfig(a *arrival) login.Config {
 			return c, nil
 		},
 		Admit: func(l *login.Params) error {
-			p.door.settled(a.visitor)
+			if l.User != "" { // it has proved itself
+				p.door.settled(a.visitor)
+			}
 			if l.Discovery {
 				return nil
 			}
@@ -89,6 +91,7 @@ func (p *Portal) loginConfig(a *arrival) login.Config {
 			return err
 		},
 		Establish: func(l *login.Params) (uint16, error) {
+			p.door.settled(a.visitor)
 			e, err := p.establish(a, l)
 			if err != nil {
 				return 0, err

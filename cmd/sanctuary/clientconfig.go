@@ -79,6 +79,13 @@ func (c *cli) printClientConfig(cmd *cobra.Command, what hostsetup.Client, host,
 			setup.Initiators, setup.SinglePath = h.Initiators, h.SinglePath
 			if h.CHAP != nil {
 				setup.CHAPUser, setup.MutualUser = h.CHAP.User, h.CHAP.MutualUser
+				set, err := cl.Settings(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if chosen := set.Settings["chap.algorithms"]; strings.TrimSpace(chosen) != "" {
+					setup.NoMD5 = !strings.Contains(chosen, "md5")
+				}
 			}
 		}
 		chosen, err := chooseTargets(all.Targets, host, lun, setup.SinglePath || what == hostsetup.QEMU || what == hostsetup.OpenISCSI)

@@ -21,6 +21,7 @@ type request struct {
 	next    int        // records that were written already
 	last    uint64     // the last entry in it that has not been cut off again; only of one that is in log.pending
 	marker  bool       // an empty batch
+	moved   bool       // a few entries whose segment comes free with that
 	done    chan error // nil: nobody waits
 }
 
@@ -32,6 +33,9 @@ const batchBytes = 8 << 20
 func (j *Journal) submit(r *request) error {
 	j.queue = append(j.queue, r)
 	if j.leading {
+		if j.tight.Load() && j.makesRoom(r) {
+			j.hurry()
+		}
 		j.mu.Unlock()
 	} else {
 		j.leading = true
@@ -146,16 +150,17 @@ func (j *Journal) writeBatch() (taken []*request, err error) {
 	for {
 		j.mu.Lock()
 		cur := j.index.last()
-		frames, done, room := j.take(cur)
+		frames, done, full := j.take(cur)
+		next := j.hasNext(cur)
 		j.mu.Unlock()
-		switch room {
-		case roomEnough:
+		switch {
+		case !full:
 			return done, j.put(cur, frames[0].at)
-		case roomReserved:
+		case next:
+			err = j.turn(cur)
+		default: // a segment is closed when there is another one: until then there is some room in it for what makes more
 			err = j.awaitRoom()
 			j.writing.Store(int64(time.Since(j.opened)) | 1)
-		case roomNone:
-			err = j.turn(cur)
 		}
 		if err != nil {
 			return nil, err
@@ -182,18 +187,9 @@ func (j *Journal) put(s *segment, at int64) error {
 // bufferBytes is how large a buffer is kept for the next batch.
 const bufferBytes = 1 << 20
 
-// room is what take found in the segment.
-type room int
-
-const (
-	roomEnough   room = iota
-	roomReserved      // only for what makes room
-	roomNone
-)
-
 // take makes frames of what is queued, as far as it fits into the segment and a batch, and lets the index know. What the segment's reserve is not for stays in the
-// queue, and others go before it. Called with mu held.
-func (j *Journal) take(s *segment) (frames []*frame, done []*request, found room) {
+// queue, and others go before it. full says that nothing fits. Called with mu held.
+func (j *Journal) take(s *segment) (frames []*frame, done []*request, full bool) {
 	h := &j.head
 	h.buf = h.buf[:0]
 	all := s.bytes - h.at
@@ -241,7 +237,7 @@ queue:
 					flush()
 				}
 				if len(frames) == 0 {
-					return nil, nil, roomNone
+					return nil, nil, true
 				}
 				j.queue = append(kept, j.queue[n:]...)
 				j.leave(s)
@@ -249,7 +245,7 @@ queue:
 				if !j.ahead.Swap(true) {
 					j.poke()
 				}
-				return frames, done, roomEnough
+				return frames, done, false
 			}
 			if len(records) == maxFrameRecords || size+more > frameBytes && len(records) > 0 {
 				flush()
@@ -262,13 +258,13 @@ queue:
 		n++
 	}
 	if len(records)+len(frames)+len(done) == 0 {
-		return nil, nil, roomReserved
+		return nil, nil, true
 	}
 	j.queue = kept
 	if len(records) > 0 || len(frames) == 0 { // an empty one is a marker, or all that was to be moved has gone
 		if len(records) == 0 && h.at+roundUp(frameHeaderBytes+int64(len(h.previous))*recordBytes)+footerRoom(h.records) > s.bytes {
 			j.queue = append(done, kept...)
-			return nil, nil, roomNone
+			return nil, nil, true
 		}
 		flush()
 	}
@@ -277,7 +273,7 @@ queue:
 	}
 	j.leave(s)
 	j.marked.Store(len(frames) == 1 && len(frames[0].records) == 0)
-	return frames, done, roomEnough
+	return frames, done, false
 }
 
 // skip says that a record need not be written any more: an entry to be moved that has gone, or anything of a group that has. before is what

@@ -55,11 +55,11 @@ func (j *Journal) mark() {
 		return
 	}
 	j.mu.Lock()
-	if j.closed || j.Failed() != nil {
+	if j.closed || j.leading || j.Failed() != nil { // somebody writes, or waits for room
 		j.mu.Unlock()
 		return
 	}
-	_ = j.submit(&request{marker: true, done: make(chan error, 1)}) // the journal has failed then
+	_ = j.submit(&request{marker: true}) // nobody waits: the janitor may be needed to make room for it
 }
 
 // tidy does one thing that is to be done, and says whether there may be more.
@@ -91,17 +91,32 @@ func (j *Journal) prepare() (more bool, err error) {
 		return true, nil
 	}
 	j.mu.Lock()
-	if len(j.dead) == 0 || len(j.dead) == 1 && j.spare == nil { // one is kept, to be the next
-		j.mu.Unlock()
+	keep := len(j.dead) == 0 || len(j.dead) == 1 && j.spare == nil // one, to be the next
+	j.mu.Unlock()
+	if keep {
 		return false, nil
+	}
+	return true, j.discard(j.oldestDead())
+}
+
+// oldestDead takes the oldest segment that is of no use any more off the list, nil if there is none: the oldest goes first, so what is there is consecutive. Called
+// with making held.
+func (j *Journal) oldestDead() *segment {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.dead) == 0 {
+		return nil
 	}
 	dead := j.dead[0]
 	j.dead = j.dead[1:]
-	j.mu.Unlock()
+	return dead
+}
+
+func (j *Journal) discard(dead *segment) error {
 	if err := dead.dev.Close(); err != nil {
-		return false, err
+		return err
 	}
-	return true, j.folder.Remove(dead.name)
+	return j.folder.Remove(dead.name)
 }
 
 // obtain returns the file for the next segment: one that is of no use any more, or a new one. Called with making held.
@@ -111,11 +126,14 @@ func (j *Journal) obtain(sequence uint64) (*segment, error) {
 	}
 	j.mu.Lock()
 	size := max(j.opts.SegmentBytes, roundUp(4*j.index.tableBytes()))
-	var dead *segment
-	if len(j.dead) > 0 && j.dead[0].bytes == size { // the oldest goes first: what is there is consecutive
-		dead, j.dead = j.dead[0], j.dead[1:]
-	}
 	j.mu.Unlock()
+	dead := j.oldestDead()
+	for dead != nil && dead.bytes != size {
+		if err := j.discard(dead); err != nil {
+			return nil, err
+		}
+		dead = j.oldestDead()
+	}
 	if dead == nil {
 		return j.make(sequence, size)
 	}
@@ -140,9 +158,7 @@ func (j *Journal) ready(s *segment) {
 	j.mu.Lock()
 	j.spare = s
 	j.mu.Unlock()
-	if j.tight.Swap(false) {
-		j.opts.Logger.Info("there is room for the journal again")
-	}
+	j.tight.Store(false)
 }
 
 // movable: a segment is emptied when less than a quarter of it counts, and if at least as much is to be gained in all.
@@ -165,8 +181,9 @@ func (j *Journal) move() (more bool, err error) {
 	for _, s := range segments[:len(segments)-1] {
 		bytes, live = bytes+s.bytes, live+s.liveSize
 	}
-	last := segments[len(segments)-1]
-	if oldest.liveSize*movableShare > oldest.bytes || live*2 > bytes && !tight || tight && oldest.liveSize > j.reserve(last)/2 {
+	// Without room what is moved must fit into half of what is left, with the directories of its frames: the other half is for votes, and what cuts logs off.
+	cost := oldest.liveSize + int64(oldest.live)*3*recordBytes + (oldest.liveSize/frameBytes+int64(oldest.live)/maxFrameRecords+2)*blockBytes
+	if oldest.liveSize*movableShare > oldest.bytes || live*2 > bytes && !tight || tight && cost > (j.left.Load()+2*j.reserve(segments[len(segments)-1]))/2 {
 		j.mu.Unlock()
 		return false, nil
 	}
@@ -189,7 +206,7 @@ func (j *Journal) move() (more bool, err error) {
 		return false, nil // a batch that is under way has ended it: collect will say so
 	}
 	for len(all) > 0 {
-		r := &request{done: make(chan error, 1)}
+		r := &request{moved: tight, done: make(chan error, 1)}
 		for size := int64(0); len(all) > 0 && size < frameBytes && len(r.records) < maxFrameRecords; all = all[1:] {
 			m := all[0]
 			buf := make([]byte, m.payloadBytes())

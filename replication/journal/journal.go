@@ -90,17 +90,21 @@ type Journal struct {
 	// making is held by whoever makes the next segment, or takes it. It is taken before mu.
 	making sync.Mutex
 
-	head   head         // of whoever leads
-	tight  atomic.Bool  // there was no room for the next segment
-	left   atomic.Int64 // of the last segment, in bytes, before twice its reserve begins
-	ahead  atomic.Bool  // the last segment is half full: the next one is to be made ready
-	marked atomic.Bool  // the last batch was an empty one
-	wrote  atomic.Int64 // when the last batch was durable, ns since the journal was opened
+	head  head        // of whoever leads
+	tight atomic.Bool // there is no room for the next segment
+	// strained is when there was none last, ns since the journal was opened; 0: never.
+	strained atomic.Int64
+	left     atomic.Int64 // of the last segment, in bytes, before twice its reserve begins
+	ahead    atomic.Bool  // the last segment is half full: the next one is to be made ready
+	marked   atomic.Bool  // the last batch was an empty one
+	wrote    atomic.Int64 // when the last batch was durable, ns since the journal was opened
 
 	wake chan struct{} // for the janitor: there is something to do
 	lead chan struct{} // for the writer: nobody else leads
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	// hurried is for whoever waits for room: there is something that makes some.
+	hurried chan struct{}
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
 }
 
 // head is where the journal ends. It belongs to whoever leads (Journal.leading).

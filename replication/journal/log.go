@@ -103,7 +103,7 @@ func (l *groupLog) Snapshots() *Snapshots  { return l.snapshots }
 func (l *groupLog) Failed() error          { return l.j.Failed() }
 func (l *groupLog) Stalled() time.Duration { return l.j.Stalled() }
 
-func (l *groupLog) Tight() bool { return l.j.Tight() }
+func (l *groupLog) Tight() bool { return l.j.tight.Load() }
 func (l *groupLog) Takes() bool { return l.j.takes() }
 
 func (l *groupLog) Bytes() int64 {

@@ -43,7 +43,7 @@ func Open(folder vfs.Folder, opts Options) (_ *Journal, err error) {
 	}
 	j := &Journal{
 		folder: folder, opts: opts, opened: time.Now(), index: newIndex(), logs: map[string]*groupLog{}, suspect: map[string]error{},
-		wake: make(chan struct{}, 1), lead: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), lead: make(chan struct{}, 1), hurried: make(chan struct{}, 1),
 	}
 	j.cache.limit = opts.CacheBytes
 	r := &recovery{folder: folder, index: j.index, log: func(f block.Finding) {

@@ -12,33 +12,41 @@ import (
 // to cut one off is a record too, and so is a vote. So as long as there is no next segment the last part of a segment is kept for what makes room
 // and for what Raft must store to have an owner; entries wait, each in its order, and whoever owns a log is to cut it off (Log.Tight).
 
-// reserveShare is the part of a segment that is kept: 16 MiB of 128.
-const reserveShare = 8
+const (
+	// reserveShare is the part of a segment that is kept: 16 MiB of 128.
+	reserveShare = 8
+	// tightFor is how long after the last time without room an operator is told of it: it comes and goes with every segment.
+	tightFor = time.Minute
+)
 
 // reserve is how much of the last segment is kept now, in bytes. Called with mu held.
 func (j *Journal) reserve(s *segment) int64 {
-	if j.spare != nil && j.spare.sequence == s.sequence+1 {
+	if j.hasNext(s) {
 		return 0
 	}
 	return s.bytes / reserveShare
 }
 
+// hasNext says whether the segment behind s is ready. Called with mu held.
+func (j *Journal) hasNext(s *segment) bool { return j.spare != nil && j.spare.sequence == s.sequence+1 }
+
 // leave notes how much of the last segment is left. Called with mu held, by whoever leads.
 func (j *Journal) leave(s *segment) { j.left.Store(s.bytes - j.head.at - 2*s.bytes/reserveShare) }
 
-// makesRoom says whether a request may use the reserve, and go before others: none of its group's depends on whether it does. A group that is not
-// known yet has its name in a request that waits. Called with mu held.
+// makesRoom says whether a request may use the reserve, and go before others. Nothing of its group depends on whether it does: what is cut off at the front is
+// durable, and each key of the stable store is set by one caller at a time, who waits. A group that is not known yet has its name in a request that
+// waits; and the journal's end (a marker) is behind everything. Called with mu held.
 func (j *Journal) makesRoom(r *request) bool {
-	return !slices.ContainsFunc(r.records, func(rec record) bool {
+	return r.moved || len(r.records) > 0 && !slices.ContainsFunc(r.records, func(rec record) bool {
 		switch rec.kind {
-		case kindFront, kindForget, kindStable, kindMoved, kindLost:
+		case kindFront, kindForget, kindStable:
 			return j.index.groups[rec.group] == nil
 		}
 		return true
 	})
 }
 
-// awaitRoom makes the next segment, or pauses for a moment if that cannot be.
+// awaitRoom makes the next segment, or waits for a moment if that cannot be.
 func (j *Journal) awaitRoom() error {
 	j.ahead.Store(true)
 	if _, err := j.prepare(); err != nil {
@@ -47,7 +55,8 @@ func (j *Journal) awaitRoom() error {
 	return nil
 }
 
-// noRoom pauses if err says that there is no room; if not, or if the journal is being closed, it returns err.
+// noRoom waits if err says that there is no room, until there may be or something has come that makes some; if it says anything else, or the journal is
+// being closed, it returns err.
 func (j *Journal) noRoom(err error) error {
 	j.mu.Lock()
 	closed := j.closed
@@ -55,21 +64,40 @@ func (j *Journal) noRoom(err error) error {
 	if closed || !errors.Is(err, vfs.ErrNoSpace) {
 		return err
 	}
-	j.poke()           // the janitor says so, and empties what it can
+	j.strain(err)
+	j.poke()           // the janitor empties what it can
 	j.writing.Store(0) // it is not the disk that is slow
-	time.Sleep(j.opts.noRoomPause)
+	timer := time.NewTimer(j.opts.noRoomPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-j.hurried:
+	}
 	return nil
 }
 
-// Tight says that the file system has no room for the next segment.
-func (j *Journal) Tight() bool { return j.tight.Load() }
+// hurry has whoever waits for room look again.
+func (j *Journal) hurry() {
+	select {
+	case j.hurried <- struct{}{}:
+	default:
+	}
+}
+
+// Tight says that the file system has had no room for the next segment, within the last minute.
+func (j *Journal) Tight() bool {
+	at := j.strained.Load()
+	return j.tight.Load() || at != 0 && time.Since(j.opened)-time.Duration(at) < tightFor
+}
 
 // takes says whether entries would be stored now. Well before the reserve it says no: what others have on its way by then still finds room.
 func (j *Journal) takes() bool { return !j.tight.Load() || j.left.Load() > 0 }
 
 // strain notes that there is no room for the next segment.
 func (j *Journal) strain(err error) {
-	if !j.tight.Swap(true) {
+	if !j.Tight() {
 		j.opts.Logger.Error("the journal's file system is full: logs are cut off as far as can be, and writes to LUNs with a copy here may have to wait until there is room", "error", err)
 	}
+	j.strained.Store(int64(time.Since(j.opened)))
+	j.tight.Store(true)
 }

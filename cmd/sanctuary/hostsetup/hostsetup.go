@@ -46,6 +46,7 @@ type Setup struct {
 	Initiators []string // iSCSI names the host is known by
 	CHAPUser   string   // empty: no credentials are asked for
 	MutualUser string   // empty: the target need not prove itself
+	NoMD5      bool     // the cluster takes no CHAP with MD5
 	SinglePath bool     // the host is sent to the owner and uses one portal
 	Targets    []Target // at least one
 }

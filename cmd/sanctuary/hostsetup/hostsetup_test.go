@@ -31,6 +31,10 @@ var setups = map[string]Setup{
 			LUNs: []LUN{{0, "vm1", "6002534e000000000000000000000001", "10GiB"}, {7, "vm-2", "6002534e000000000000000000000002", "2TiB"}},
 		}},
 	},
+	"sha": {
+		Cluster: "lab", Host: "h1", CHAPUser: "h1", NoMD5: true,
+		Targets: []Target{{IQN: iqn + "host.lab.h1", Portals: portals, LUNs: []LUN{{0, "vm1", "6002534e000000000000000000000001", "10GiB"}}}},
+	},
 	"single": {
 		Cluster: "lab", Host: "q1", Initiators: []string{"iqn.2008-11.org.linux-kvm:a", "iqn.2008-11.org.linux-kvm:b"}, CHAPUser: "a,b", SinglePath: true,
 		Targets: []Target{
@@ -259,7 +263,7 @@ func TestParserOfMultipathConfIsStrict(t *testing.T) {
 func parseISCSID(text string) (map[string]string, error) {
 	known := []string{
 		"node.session.timeo.replacement_timeout", "node.conn[0].timeo.noop_out_interval", "node.conn[0].timeo.noop_out_timeout",
-		"node.session.iscsi.DefaultTime2Wait", "node.session.cmds_max", "node.session.queue_depth",
+		"node.session.iscsi.DefaultTime2Wait", "node.session.cmds_max", "node.session.queue_depth", "node.session.auth.chap_algs",
 	}
 	for _, auth := range []string{"discovery.sendtargets.auth.", "node.session.auth."} {
 		for _, k := range []string{"authmethod", "username", "password", "username_in", "password_in"} {
@@ -303,6 +307,9 @@ func TestISCSIDConf(t *testing.T) {
 				method = "CHAP"
 			}
 			want[auth+"authmethod"], want[auth+"username"], want[auth+"username_in"] = method, s.CHAPUser, s.MutualUser
+		}
+		if s.CHAPUser != "" {
+			want["node.session.auth.chap_algs"] = "SHA3-256,SHA256,SHA1,MD5"
 		}
 		for key, v := range want {
 			if conf[key] != v {

@@ -38,6 +38,7 @@ var (
 	errRevoked    = errors.New("the initiator may no longer use the target")
 	errEnded      = errors.New("an operator ended the session")
 	errIdle       = errors.New("the discovery session has asked for nothing")
+	errMadeRoom   = errors.New("the discovery session has made room for another")
 )
 
 // Config is what a Portal is made of. Zero means the default where one is named.
@@ -55,7 +56,7 @@ type Config struct {
 	// 64 and 32. Whoever comes beyond is closed unheard, unless one that has not logged in for 2 s can make room for it.
 	MaxConnections, MaxPerAddress, MaxBeforeLogin, MaxBeforeLoginPerAddress int
 	// Discovery sessions at once, which need no proof: in all, default 64, and from one address, default 16. Whoever comes beyond
-	// is refused.
+	// is refused, unless one that has lasted for 2 s can make room: to discover takes milliseconds.
 	MaxDiscovery, MaxDiscoveryPerAddress int
 
 	LoginTimeout  time.Duration // from connecting to full feature phase, default 15 s

@@ -378,6 +378,33 @@ func TestDiscoverySessionsOfOneAddressAreBounded(t *testing.T) {
 	})
 }
 
+// Nobody keeps the places by asking again and again.
+func TestDiscoverySessionsThatLastMakeRoom(t *testing.T) {
+	x, _, _ := guarded(t, func(c *Config) { c.MaxDiscovery = 2 })
+	first, second := x.loggedIn("iqn.test:i", "", 1), x.loggedIn("iqn.test:i", "", 1)
+	for range 5 {
+		time.Sleep(patience / 5)
+		first.sendTargets("All")
+		second.sendTargets("All")
+	}
+	third := x.loggedIn("iqn.test:j", "", 1)
+	first.expectEnd()
+	second.sendTargets("All")
+	third.sendTargets("All")
+	if s, _ := x.dialFrom("127.0.0.2").login("iqn.test:k", "", 1); s != login.Success {
+		t.Errorf("a fourth, in place of the second: status %04Xh", uint16(s))
+	}
+	second.expectEnd()
+	if s, _ := x.dial().login("iqn.test:l", "", 1); s != login.OutOfResources {
+		t.Errorf("a fifth: status %04Xh", uint16(s))
+	}
+	third.conn.Close()
+	eventually(t, "a place is free", func() bool {
+		s, _ := x.dial().login("iqn.test:l", "", 1)
+		return s == login.Success
+	})
+}
+
 // Every address of a node is in a portal group; one listener serves them all.
 func TestPortalGroupsByLocalAddress(t *testing.T) {
 	groups := map[netip.Addr]Group{

@@ -35,6 +35,7 @@ type entry struct {
 	executor scsi.Executor // attached while not nil
 	since    time.Time
 	done     chan struct{} // closed when its last task has ended and it is detached
+	sentAway bool          // a discovery session that has made room for another; guarded by Portal.mu
 
 	mu      sync.Mutex
 	session *session.Session // nil until full feature phase
@@ -80,10 +81,10 @@ func (p *Portal) enter(e *entry, discovery bool) error {
 	switch {
 	case len(p.entries) >= 65535:
 		return &login.Refusal{Status: login.OutOfResources, Reason: "no session handle left"}
-	case discovery && p.discoveries >= p.cfg.MaxDiscovery:
-		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions"}
-	case discovery && p.discoveriesOf(e.address) >= p.cfg.MaxDiscoveryPerAddress:
+	case discovery && p.discoveriesOf(e.address) >= p.cfg.MaxDiscoveryPerAddress && !p.makeWay(func(o *entry) bool { return o.address == e.address }):
 		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions of this address"}
+	case discovery && p.discoveries >= p.cfg.MaxDiscovery && !p.makeWay(func(*entry) bool { return true }):
+		return &login.Refusal{Status: login.OutOfResources, Reason: "too many discovery sessions"}
 	}
 	for {
 		if p.nextTSIH++; p.nextTSIH == 0 { // 0 means "new session"
@@ -107,11 +108,28 @@ func (p *Portal) enter(e *entry, discovery bool) error {
 func (p *Portal) discoveriesOf(address netip.Addr) int {
 	n := 0
 	for _, e := range p.entries {
-		if e.name.target == "" && e.address == address {
+		if e.name.target == "" && e.address == address && !e.sentAway {
 			n++
 		}
 	}
 	return n
+}
+
+// makeWay ends the oldest discovery session among some that has lasted for longer than patience, and says whether there was one; p.mu is held.
+func (p *Portal) makeWay(among func(*entry) bool) bool {
+	var oldest *entry
+	for _, e := range p.entries {
+		if e.name.target == "" && !e.sentAway && among(e) && (oldest == nil || e.since.Before(oldest.since)) {
+			oldest = e
+		}
+	}
+	if oldest == nil || time.Since(oldest.since) < patience {
+		return false
+	}
+	oldest.sentAway = true
+	p.discoveries--
+	go oldest.close(errMadeRoom) // it does not wait, and may want what is held here
+	return true
 }
 
 // end takes e out of the books after its last task.
@@ -122,7 +140,7 @@ func (p *Portal) end(e *entry) {
 		}
 		p.mu.Lock()
 		delete(p.entries, e.tsih)
-		if e.name.target == "" {
+		if e.name.target == "" && !e.sentAway {
 			p.discoveries--
 		}
 		if p.byName[e.name] == e {

@@ -251,6 +251,38 @@ exit $status`, iface, l.cluster.portals[node], user, password)
 			l.vm.sh(t, "dd if=/dev/urandom of=%s bs=64k count=4 oflag=direct status=none", g.dev())
 		})
 	}
+	// With MD5 off: as target client-config says, records made one by one, and all algorithms offered.
+	t.Run("without MD5", func(t *testing.T) {
+		h := l.host(t, "chap-sha", api.HostSpec{Initiators: []string{initiatorName + "-sha"}, CHAP: &api.CHAPSpec{User: "guest-sha", Secret: secret}})
+		g := h.grant(t, "chap-sha", 64*mib)
+		set := func(algorithms string) {
+			if _, err := l.cluster.api.SetSettings(context.Background(), map[string]string{"chap.algorithms": algorithms}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Cleanup(func() { set("") })
+		set("sha3-256,sha-256")
+		if r := discovery(h.name, alpha, "guest-sha", secret); r.Status == 0 {
+			t.Errorf("open-iscsi discovers without MD5: client-config need not make records one by one any more:\n%s", r.Out)
+		}
+		for _, node := range []string{alpha, beta} {
+			l.vm.sh(t, "iscsiadm -m node -o new -T %s -p %s -I %s", h.iqn, l.cluster.portals[node], h.name)
+		}
+		t.Cleanup(func() { h.logout(t) })
+		login := func(settings ...string) result {
+			h.set(t, append([]string{
+				"node.session.auth.authmethod", "CHAP", "node.session.auth.username", "guest-sha", "node.session.auth.password", secret,
+			}, settings...)...)
+			return l.vm.try(t, "iscsiadm -m node -T %s -I %s --login", h.iqn, h.name)
+		}
+		if r := login(); r.Status == 0 {
+			t.Error("a login with MD5 succeeds")
+		}
+		if r := login("node.session.auth.chap_algs", "SHA3-256,SHA256,SHA1,MD5"); r.Status != 0 {
+			t.Fatalf("login without MD5: status %d: %s%s", r.Status, r.Out, r.Err)
+		}
+		h.sg(t, g)
+	})
 }
 
 // TestDigestsOnEveryPath: CRC32C over headers and data, on both nodes, with every block verified.

@@ -85,7 +85,7 @@ func (c *chap) choose(list string) ([]pdu.Pair, error) {
 		if len(offered) == maxAlgorithms {
 			break
 		}
-		n, ok := parseNumber(v)
+		n, ok := ParseNumber(v)
 		if !ok {
 			n = -1
 		}
@@ -142,7 +142,7 @@ func (c *chap) verify(got map[string]string) ([]pdu.Pair, error) {
 	if !hasID || !hasChallenge {
 		return nil, errors.New("CHAP_I without CHAP_C, or CHAP_C without CHAP_I")
 	}
-	n, ok := parseNumber(id)
+	n, ok := ParseNumber(id)
 	if !ok || n > 255 {
 		return nil, fmt.Errorf("CHAP_I=%.40q", id)
 	}

@@ -36,7 +36,7 @@ var keys = map[string]key{
 	"ErrorRecoveryLevel": number(false, 0, 2, smaller, func(p *Params) *int { return &p.ErrorRecoveryLevel }),
 	// RFC 7144: level 1 is RFC 7143 itself.
 	"iSCSIProtocolLevel": {negotiate: func(_ *Machine, v string) (string, error) {
-		n, ok := parseNumber(v)
+		n, ok := ParseNumber(v)
 		if !ok || n > 31 {
 			return "Reject", nil
 		}
@@ -64,7 +64,7 @@ var keys = map[string]key{
 	}},
 	// Declarations.
 	"MaxRecvDataSegmentLength": {declared: true, negotiate: func(m *Machine, v string) (string, error) {
-		n, ok := parseNumber(v)
+		n, ok := ParseNumber(v)
 		if !ok || n < 512 || n > pdu.MaxDataLength {
 			return "", refuse(InitiatorError, "MaxRecvDataSegmentLength=%s", v)
 		}
@@ -166,7 +166,7 @@ func yesNo(b bool) string {
 
 func number(normalOnly bool, least, most int, combine func(a, b int) int, field func(*Params) *int) key {
 	return key{normalOnly: normalOnly, negotiate: func(m *Machine, v string) (string, error) {
-		n, ok := parseNumber(v)
+		n, ok := ParseNumber(v)
 		if !ok || n < least || n > most {
 			return "Reject", nil
 		}
@@ -197,8 +197,8 @@ func fixed(normalOnly bool, answer string, valid ...string) key {
 	}}
 }
 
-// parseNumber reads a decimal or hexadecimal (0x) constant of RFC 7143 §6.1.
-func parseNumber(v string) (int, bool) {
+// ParseNumber reads a decimal or hexadecimal (0x) constant of RFC 7143 §6.1, from 0 to 2^31-1; false if it is none.
+func ParseNumber(v string) (int, bool) {
 	base := 10
 	if len(v) > 2 && v[0] == '0' && (v[1] == 'x' || v[1] == 'X') {
 		base, v = 16, v[2:]

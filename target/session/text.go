@@ -1,9 +1,9 @@
 package session
 
 import (
-	"strconv"
 	"strings"
 
+	"sanctuary/target/login"
 	"sanctuary/target/pdu"
 )
 
@@ -104,13 +104,13 @@ func (s *Session) answerText(in []byte) ([]byte, pdu.RejectReason) {
 		case strings.EqualFold(p.Key, "SendTargets"):
 			return nil, pdu.RejectProtocol // keys are case-sensitive; this one is a mistake worth telling
 		case p.Key == "MaxRecvDataSegmentLength":
-			n, err := strconv.ParseUint(p.Value, 0, 31)
-			if err != nil || n < 512 || n > pdu.MaxDataLength {
+			n, ok := login.ParseNumber(p.Value)
+			if !ok || n < 512 || n > pdu.MaxDataLength {
 				return nil, pdu.RejectProtocol
 			}
 			// Taken note of, but used no further: the value of the login stays in force, which is allowed as long as
 			// it is not the longer one; so a shorter one is refused.
-			if int(n) < s.params.MaxSendData {
+			if n < s.params.MaxSendData {
 				return nil, pdu.RejectNotSupported
 			}
 		case p.Key == "InitiatorAlias":

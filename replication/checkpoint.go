@@ -54,12 +54,11 @@ func (g *Group) checkpoints() {
 // comes of cutting logs off behind the last one.
 func (g *Group) snapshot(inst *instance) error {
 	done := inst.raft.Snapshot()
-	ctx, cancel := context.WithCancel(g.ctx)
-	defer cancel()
-	if g.cfg.Journal.Tight() {
-		ctx, cancel = context.WithTimeout(ctx, tightSnapshot)
-		defer cancel()
+	if !g.cfg.Journal.Tight() {
+		return g.waitFor(g.ctx, done)
 	}
+	ctx, cancel := context.WithTimeout(g.ctx, tightSnapshot)
+	defer cancel()
 	return g.waitFor(ctx, done)
 }
 

@@ -46,6 +46,15 @@ func crashableWith(t *testing.T, c *cluster, media blockstore.Media, nodes ...st
 	return newClusterWith(t, c, media, nodes...)
 }
 
+// inSync waits until both copies, on a and b, are in sync, and returns the owner's node, the other one, and the owner.
+func (c *cluster) inSync(t *testing.T) (owner, other string, g *Group) {
+	t.Helper()
+	owner = c.owner()
+	g = c.group(owner)
+	eventually(t, "healthy", func() bool { return g.Status().Health == HealthHealthy })
+	return owner, map[string]string{"a": "b", "b": "a"}[owner], g
+}
+
 // Rule G: the owner's log is made durable while the entry is on its way, and nothing is committed before it is. The peer has the entry, durably, and has
 // said so; while the owner's own disk has not answered, nobody may be told, and nothing be applied.
 func TestNothingIsCommittedBeforeTheOwnersDiskHasAnswered(t *testing.T) {
@@ -55,10 +64,7 @@ func TestNothingIsCommittedBeforeTheOwnersDiskHasAnswered(t *testing.T) {
 	if err := c.write(ctx, 0, 1); err != nil {
 		t.Fatal(err)
 	}
-	owner := c.owner()
-	other := map[string]string{"a": "b", "b": "a"}[owner]
-	g := c.group(owner)
-	eventually(t, "healthy", func() bool { return g.Status().Health == HealthHealthy })
+	owner, other, g := c.inSync(t)
 	slow := newSlowSync(c.folders[owner])
 	slow.held.Store(true)
 	before := g.running().raft.CommitIndex()

@@ -280,17 +280,23 @@ func TestFirstWriteWakesAQuietLUN(t *testing.T) {
 	f.quiet() // again
 }
 
-func TestQuietLUNMoves(t *testing.T) {
-	f := quietFleet(t, 1)
-	g := f.owner(0)
-	for _, m := range fleetMembers(0) {
+// move hands a LUN to its other copy.
+func (f *fleet) move(lun int) {
+	f.t.Helper()
+	g := f.owner(lun)
+	for _, m := range fleetMembers(lun) {
 		if !m.Witness && m.ID != g.cfg.Self.ID {
 			if err := g.Transfer(context.Background(), m.ID); err != nil {
-				t.Fatal(err)
+				f.t.Fatal(err)
 			}
-			eventually(t, "the LUN has moved", func() bool { o := f.owner(0); return o != nil && o.cfg.Self.ID == m.ID })
+			eventually(f.t, "the LUN has moved", func() bool { o := f.owner(lun); return o != nil && o.cfg.Self.ID == m.ID })
 		}
 	}
+}
+
+func TestQuietLUNMoves(t *testing.T) {
+	f := quietFleet(t, 1)
+	f.move(0)
 	f.write(0)
 	f.quiet()
 }
@@ -300,15 +306,7 @@ func TestQuietLUNMoves(t *testing.T) {
 func TestElectionIsNoUse(t *testing.T) {
 	f := quietFleet(t, 1)
 	for attempt := 1; ; attempt++ {
-		g := f.owner(0)
-		for _, m := range fleetMembers(0) {
-			if !m.Witness && m.ID != g.cfg.Self.ID {
-				if err := g.Transfer(context.Background(), m.ID); err != nil {
-					t.Fatal(err)
-				}
-				eventually(t, "the LUN has moved", func() bool { o := f.owner(0); return o != nil && o.cfg.Self.ID == m.ID })
-			}
-		}
+		f.move(0)
 		switch took := f.quiet(); {
 		case took < quietAfter*3/4:
 			return

@@ -19,10 +19,7 @@ func TestOwnerOutlastsItsPeersSlowDisks(t *testing.T) {
 	if err := c.write(ctx, 0, 1); err != nil {
 		t.Fatal(err)
 	}
-	owner := c.owner()
-	other := map[string]string{"a": "b", "b": "a"}[owner]
-	g := c.group(owner)
-	eventually(t, "healthy", func() bool { return g.Status().Health == HealthHealthy })
+	_, other, g := c.inSync(t)
 	term := g.termLed()
 	disks := []*slowSync{newSlowSync(c.folders[other]), newSlowSync(c.folders["w"])}
 	release := sync.OnceFunc(func() {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -367,13 +366,7 @@ func TestFailedSyncIsFinal(t *testing.T) {
 
 func TestFullFileSystemHoldsWritesUpUntilThereIsRoom(t *testing.T) {
 	folder := crashdev.NewFolder(crashdev.NewPower(-1))
-	var full atomic.Bool
-	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
-		if k == crashdev.Allocate && full.Load() {
-			return vfs.ErrNoSpace
-		}
-		return nil
-	})
+	full := fullable(folder)
 	j := mustOpen(t, folder, small)
 	l := mustLog(t, j, "a")
 	full.Store(true)

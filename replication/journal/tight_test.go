@@ -9,17 +9,23 @@ import (
 	"sanctuary/blockstore/vfs/crashdev"
 )
 
-// tightJournal is one of a few segments, on a file system that has been full since, and whose room has been written to as far as entries may. stored gets the
-// index of every entry of log a that is durable from then on, and is closed behind the last, of 400.
-func tightJournal(t *testing.T) (j *Journal, a, b Log, stored chan uint64) {
-	folder := crashdev.NewFolder(crashdev.NewPower(-1))
-	var full atomic.Bool
+// fullable has a folder's file system be full while it is set.
+func fullable(folder *crashdev.Folder) *atomic.Bool {
+	full := &atomic.Bool{}
 	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
 		if k == crashdev.Allocate && full.Load() {
 			return vfs.ErrNoSpace
 		}
 		return nil
 	})
+	return full
+}
+
+// tightJournal is one of a few segments, on a file system that has been full since, and whose room has been written to as far as entries may. stored gets the
+// index of every entry of log a that is durable from then on, and is closed behind the last, of 400.
+func tightJournal(t *testing.T) (j *Journal, a, b Log, stored chan uint64) {
+	folder := crashdev.NewFolder(crashdev.NewPower(-1))
+	full := fullable(folder)
 	stored = make(chan uint64, 1000)
 	opts := small
 	opts.IdleAfter, opts.noRoomPause = 20*time.Millisecond, time.Millisecond

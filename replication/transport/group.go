@@ -71,7 +71,7 @@ func (g *GroupTransport) Close() error {
 // Consumer gives the requests of peers, for Raft to answer.
 func (g *GroupTransport) Consumer() <-chan raft.RPC { return g.consumer }
 
-// Feed gives Raft a request that no peer has sent, if it is waiting for one at this moment; it does not wait.
+// Feed gives Raft a request, also one that no peer has sent, if it is waiting for one at this moment; it does not wait.
 func (g *GroupTransport) Feed(rpc raft.RPC) bool {
 	select {
 	case g.consumer <- rpc:
@@ -278,6 +278,9 @@ const standInAfter = 20 * time.Millisecond
 
 // hand gives Raft a request. If it does not take a heartbeat because it is busy with entries of the same owner, the response may be StandIn's.
 func (g *GroupTransport) hand(ctx context.Context, late <-chan time.Time, timeout time.Duration, from raft.ServerID, rpc raft.RPC) (resp any, err error) {
+	if g.Feed(rpc) { // as a rule, without a clock
+		return nil, nil
+	}
 	var busy <-chan time.Time
 	heartbeat, ok := rpc.Command.(*raft.AppendEntriesRequest)
 	if ok && g.cfg.StandIn != nil && isHeartbeat(heartbeat) {

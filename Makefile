@@ -14,12 +14,14 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=$(shell git rev-parse HEAD >/dev/null 2>&
 LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 
 # A test that hangs must not hang the machine.
-TEST_TIMEOUT ?= 20m
+TEST_TIMEOUT ?= 30m
 # Packages for test and vet, those that take longest first; narrow them while you work: make test PACKAGES=./blockstore/...
 PACKAGES     ?= ./replication ./node ./...
 DEMO_FLAGS   ?=
 PROVE_KILLS  ?= 200
 PROVE_SEED   ?=
+PROVE_TESTS  ?=
+PROVE_SKIP   ?=
 PROVE_TIMEOUT?= 2h
 BENCH_RUNS   ?= 3
 BENCH_SECONDS?= 5
@@ -87,7 +89,7 @@ conformance: build ## iscsi-test-cu suite by suite, also while the LUN is moved,
 
 prove: build ## fault campaigns: PROVE_KILLS owners killed under load, and what else takes longer than a test may
 	scripts/setup prove guest
-	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) TAGS=$(TAGS) scripts/campaigns
+	PROVE_KILLS=$(PROVE_KILLS) PROVE_SEED=$(PROVE_SEED) PROVE_TIMEOUT=$(PROVE_TIMEOUT) PROVE_TESTS='$(PROVE_TESTS)' PROVE_SKIP='$(PROVE_SKIP)' TAGS=$(TAGS) scripts/campaigns
 
 mutants: ## the rules of replication taken away one at a time: each must be missed by its tests (MUTANTS='w f')
 	MUTANTS='$(MUTANTS)' TAGS=$(TAGS) scripts/mutants

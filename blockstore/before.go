@@ -120,7 +120,7 @@ func (v *Volume) AbandonImport(ctx context.Context) error {
 		}
 		v.durable.Store(v.applied.Load())
 		v.committing = false
-		if err := v.pool.giveBack(c.freed, int64(len(c.freed))); err != nil {
+		if err := v.pool.giveBack(c.freed, true); err != nil {
 			return err
 		}
 	}

@@ -28,6 +28,7 @@ type catalogueState struct {
 	super   superblock
 	entries map[uint32]catalogueEntry // by volume number
 	pages   []uint32
+	unread  int // roots that could not be read: the entries say so, and the superblock on the medium does not
 }
 
 type catalogueEntry struct {
@@ -75,7 +76,7 @@ func (p *Pool) publish(w *pageWriter, change func(c *catalogueState) error) erro
 	if err := p.Failed(); err != nil {
 		return err
 	}
-	next := catalogueState{super: p.catalogue.super, entries: maps.Clone(p.catalogue.entries)}
+	next := catalogueState{super: p.catalogue.super, entries: maps.Clone(p.catalogue.entries)} // with what could not be read
 	if next.entries == nil {
 		next.entries = map[uint32]catalogueEntry{}
 	}
@@ -99,6 +100,7 @@ func (p *Pool) publish(w *pageWriter, change func(c *catalogueState) error) erro
 	}
 	w.s.release(w.spare)
 	w.s.release(p.catalogue.pages)
+	p.addUnrecorded(-p.catalogue.unread)
 	p.catalogue = next
 	return nil
 }
@@ -199,84 +201,6 @@ func (p *Pool) Open(id string) (*Volume, error) {
 	}
 	p.open[id] = true
 	return v, nil
-}
-
-// Delete removes a volume and frees what it has; both are durable when it returns. What clones of its snapshots need stays until
-// they are gone, too. Errors: ErrNotFound, ErrInUse, block.ErrFailed.
-func (p *Pool) Delete(id string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.usable(); err != nil {
-		return err
-	}
-	v := p.volumes[id]
-	switch {
-	case p.open[id]:
-		return fmt.Errorf("delete volume %s: %w", id, ErrInUse)
-	case v == nil && p.broken[id] == nil:
-		return fmt.Errorf("delete volume %s: %w", id, ErrNotFound)
-	case v == nil:
-		return p.deleteBroken(id)
-	}
-	if err := p.deleteLocked(v); err != nil {
-		return fmt.Errorf("delete volume %s: %w", id, err)
-	}
-	return nil
-}
-
-// deleteLocked is called with mu held.
-func (p *Pool) deleteLocked(v *Volume) error {
-	for i := range v.lineage.Load().snapshots {
-		if p.held(v.number, v.lineage.Load().snapshots[i].epoch) {
-			return p.bury(v)
-		}
-	}
-	if err := p.remove(v); err != nil {
-		return err
-	}
-	delete(p.volumes, v.id)
-	return p.dropHold(v)
-}
-
-// remove takes a volume off the medium.
-func (p *Pool) remove(v *Volume) error {
-	slots := v.allSlots()
-	if !p.volatile {
-		pages := v.allPages()
-		if err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error { delete(c.entries, v.number); return nil }); err != nil {
-			return err
-		}
-		p.pages.release(pages)
-		p.pages.demand.Add(-rootDemand - v.leafDemand())
-	}
-	return p.giveBack(slots, int64(len(v.freed)))
-}
-
-// allSlots returns the slots a volume has, with those that wait for a checkpoint.
-func (v *Volume) allSlots() []uint32 {
-	slots := slices.Clone(v.freed)
-	var room []layer
-	for chunk, chunks := uint32(0), v.m.chunks.Load(); chunk < chunks; chunk++ {
-		l, at := v.m.find(chunk)
-		if l == nil {
-			chunk |= leafChunks - 1
-			continue
-		}
-		room = l.layers(at, room[:0])
-		slots = append(slots, slotsOf(room, nil)...)
-	}
-	slices.Sort(slots)
-	return slots
-}
-
-func (v *Volume) leafDemand() (n int64) {
-	leaves := *v.m.leaves.Load()
-	for i := range leaves {
-		if l := leaves[i].Load(); l != nil {
-			n += int64(l.pages)
-		}
-	}
-	return n
 }
 
 // Volumes returns the names of all volumes, open or not, in ascending order.

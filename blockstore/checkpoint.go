@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"sanctuary/blockstore/block"
@@ -119,7 +120,7 @@ func (v *Volume) commit(c *capture) error {
 	v.applyMu.Lock()
 	v.committing = false
 	v.applyMu.Unlock()
-	return v.pool.giveBack(c.freed, int64(len(c.freed)))
+	return v.pool.giveBack(c.freed, true)
 }
 
 // write is the part of commit that decides whether it has happened.
@@ -160,6 +161,7 @@ func (v *Volume) write(c *capture) error {
 	}
 	p.pages.release(append(old, v.onMedium.rootPages...))
 	v.onMedium = next
+	v.recorded()
 	return nil
 }
 
@@ -171,7 +173,6 @@ func (v *Volume) putLeaves(w *pageWriter, c *capture) (next onMedium, old []uint
 	leaves := leavesFor(chunks)
 	next = onMedium{
 		directories: grown(was.directories, (leaves+directoryLeaves-1)/directoryLeaves), leaves: grown(was.leaves, leaves),
-		leafPages: was.leafPages,
 	}
 	total := 0
 	touched := map[uint32]struct{}{}
@@ -214,19 +215,14 @@ func (v *Volume) putLeaves(w *pageWriter, c *capture) (next onMedium, old []uint
 		}
 		next.directories[n] = ptr
 	}
-	if len(was.leafPages) > 0 {
-		next.leafPages = make(map[uint32][]uint32, len(was.leafPages))
-		for n, pages := range was.leafPages {
-			next.leafPages[n] = pages
-		}
-	}
+	next.leafPages = maps.Clone(was.leafPages) // was stays as it is, if this comes to nothing
 	for n, pages := range long {
 		if len(pages) > 1 {
 			if next.leafPages == nil {
 				next.leafPages = map[uint32][]uint32{}
 			}
 			next.leafPages[n] = pages
-		} else if next.leafPages != nil {
+		} else {
 			delete(next.leafPages, n)
 		}
 	}
@@ -262,29 +258,24 @@ func (v *Volume) pagesOfLeaf(number uint32) []uint32 {
 	return nil
 }
 
-// allPages returns every page the durable version of the volume takes.
-func (v *Volume) allPages() []uint32 {
-	pages := slices.Clone(v.onMedium.rootPages)
-	for _, ptr := range v.onMedium.directories {
-		if ptr.page != 0 {
-			pages = append(pages, ptr.page)
-		}
-	}
-	for n := range v.onMedium.leaves {
-		pages = append(pages, v.pagesOfLeaf(uint32(n))...)
-	}
-	return pages
-}
-
 // Close waits for calls under way, makes a last checkpoint unless the pool has failed, and returns its error. Everything
 // returns block.ErrClosed afterwards; closing again does nothing. Pool.Open opens the volume again.
 func (v *Volume) Close() error {
+	closed, err := v.end()
+	if closed {
+		v.pool.closedVolume(v) // with checkpointMu let go: Clone takes that with the pool's mutex held
+	}
+	return err
+}
+
+// end makes the last checkpoint, and says whether the volume was open.
+func (v *Volume) end() (closed bool, err error) {
 	v.checkpointMu.Lock()
 	defer v.checkpointMu.Unlock()
 	v.applyMu.Lock()
 	if v.closed.Swap(true) {
 		v.applyMu.Unlock()
-		return nil
+		return false, nil
 	}
 	var c *capture
 	if v.pool.Failed() == nil && !v.pool.volatile && !v.clean() {
@@ -294,12 +285,10 @@ func (v *Volume) Close() error {
 	for i := range v.m.stripes { // readers that saw the volume open have finished
 		v.m.stripes[i].wait()
 	}
-	var err error
 	if c != nil {
 		err = v.commit(c)
 	}
-	v.pool.closedVolume(v)
-	return err
+	return true, err
 }
 
 // wait returns when everyone who has the lock now has released it.

@@ -11,7 +11,8 @@ import (
 )
 
 // leafChunks is how many chunks one leaf of the map holds: 32 MiB of the volume, in 3.1 KiB of memory and one page on the
-// medium, made when the first block is written there.
+// medium, made when the first block is written there. It stays when all of that was zeroed: without the indexes in it Changed would not report
+// that, and a replica that was away would keep what it had there.
 const leafChunks = 128
 
 // layer is what one epoch has left of a chunk: where blocks lie that were written in it.

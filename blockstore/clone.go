@@ -2,7 +2,6 @@ package blockstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"sanctuary/blockstore/block"
@@ -60,7 +59,7 @@ func (v *Volume) holdFor(id block.SnapshotID) (state, hold, error) {
 }
 
 // bury takes a volume's name away and keeps what its clones need. It is called with mu held.
-func (p *Pool) bury(v *Volume) error {
+func (p *Pool) bury(v *Volume, left *leftovers) error {
 	was, id, state := v.lineage.Load(), v.id, v.state.Load()
 	kept := &lineage{epoch: was.epoch}
 	for _, s := range was.snapshots {
@@ -80,27 +79,13 @@ func (p *Pool) bury(v *Volume) error {
 	delete(p.volumes, id)
 	p.buried[v.number] = v
 	v.stored.Store(0)
-	v.reclaimAt, v.reclaimDone = 0, false                                    // what it was is gone from the medium, too
-	if err := p.settle(v); err != nil && !errors.Is(err, block.ErrNoSpace) { // then the next start goes on with it
-		return err
-	}
+	v.reclaimAt, v.reclaimDone = 0, false // what it was is gone from the medium, too
+	left.kept = append(left.kept, v)
 	return nil
 }
 
-// settle reclaims a volume that nobody has open, to the end, and makes that durable.
-func (p *Pool) settle(v *Volume) error {
-	for more := true; more; {
-		var err error
-		if more, err = v.Reclaim(reclaimBatch); err != nil {
-			return err
-		}
-	}
-	_, err := v.Checkpoint(context.Background())
-	return err
-}
-
 // dropHold gives up what a deleted clone needed of its origin. It is called with mu held.
-func (p *Pool) dropHold(clone *Volume) error {
+func (p *Pool) dropHold(clone *Volume, left *leftovers) error {
 	h := hold{clone.origin.volume, clone.origin.epoch}
 	if h.volume == 0 || p.addHold(h, -1) > 0 {
 		return nil
@@ -109,15 +94,13 @@ func (p *Pool) dropHold(clone *Volume) error {
 		l := o.lineage.Load()
 		if len(l.snapshots) == 1 {
 			delete(p.buried, h.volume)
-			if err := p.remove(o); err != nil {
+			if err := p.remove(o, left); err != nil {
 				return err
 			}
-			return p.dropHold(o)
+			return p.dropHold(o, left)
 		}
 		o.forget(h.epoch)
-		if err := p.settle(o); err != nil && !errors.Is(err, block.ErrNoSpace) { // then the next start goes on with it
-			return err
-		}
+		left.kept = append(left.kept, o)
 		return nil
 	}
 	for _, o := range p.volumes {

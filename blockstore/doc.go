@@ -67,6 +67,8 @@
 //  9. Entries at or before the applied index change nothing, so it does not matter how far back a replay begins.
 //  10. A pool is synced when it is opened: what a killed process has left in the system's cache must be durable before
 //     anything that only it has freed is overwritten.
+//  11. The slots of a page of the map that cannot be read are unknown, and so free. None is given away before it is durable that the
+//     page is lost: it may be readable after a crash, and must not be believed then (unread.go).
 //
 // A bit that flips in a page of the map is noticed by the page's checksum; what the page spoke of is then lost (Volume.Lost), to be
 // repaired from a peer like any other corrupt block (lost.go). A bit that flips in a page of checksums makes its block look corrupt. What

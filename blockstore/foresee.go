@@ -125,17 +125,43 @@ func (v *Volume) roomForPages(ops []block.Op) error {
 	if rough == 0 || v.pool.pages.room(rough) == nil {
 		return nil
 	}
+	return v.pool.pages.room(v.growth(ops, 0))
+}
+
+// growth returns how many pages applying ops adds, at most, where each leaf may have become so many bytes larger by then. It is called with
+// applyMu held.
+func (v *Volume) growth(ops []block.Op, meanwhile int) (pages int64) {
 	growth := map[uint32]int{}
 	v.eachGrowth(ops, func(number uint32, bytes int) { growth[number] += bytes })
-	pages := int64(0)
 	for number, bytes := range growth {
 		l, _ := v.m.find(number * leafChunks)
 		if l == nil {
 			l = new(leaf)
 		}
-		pages += int64(pagesFor(l.size()+bytes)) - int64(l.pages)
+		pages += int64(pagesFor(l.size()+bytes+meanwhile)) - int64(l.pages)
 	}
-	return v.pool.pages.room(pages)
+	return pages
+}
+
+// meanwhileBytes is what a leaf may grow by while an entry is on its way, by others that are: 30 layers.
+const meanwhileBytes = 30 * leafLayerBytes
+
+// NeedsMetadata returns how many pages of metadata applying ops may add, at most, besides the page for each chunk that Promise(Needs(ops)) sees to: by
+// zeros over what a snapshot or a clone's origin holds, by blocks that share a slot with older ones, and by snapshots. It may be called while
+// Apply runs. A count that is not exact is quick, and may be far too high.
+func (v *Volume) NeedsMetadata(ops []block.Op, exact bool) (pages int64) {
+	if v.pool.pages == nil {
+		return 0
+	}
+	if v.eachGrowth(ops, func(uint32, int) { pages++ }); pages == 0 {
+		return 0
+	}
+	if exact {
+		v.applyMu.Lock()
+		pages = v.growth(ops, meanwhileBytes)
+		v.applyMu.Unlock()
+	}
+	return max(0, pages-int64(v.countSlots(ops)))
 }
 
 // rootLeaf stands for the volume's root in eachGrowth: it is the number of no leaf.
@@ -151,7 +177,7 @@ func (v *Volume) eachGrowth(ops []block.Op, fn func(number uint32, bytes int)) {
 			for r := op.Range; r.Count > 0; {
 				var s span
 				s, r = next(r)
-				if l, at := v.m.find(s.chunk); l == nil || l.hasMore(at) || l.slot[at] == noSlot || l.epoch[at] != lin.epoch {
+				if v.growsBy(s.chunk, lin.epoch) {
 					fn(s.chunk/leafChunks, leafEntryBytes+leafLayerBytes)
 				}
 			}
@@ -168,4 +194,13 @@ func (v *Volume) eachGrowth(ops []block.Op, fn func(number uint32, bytes int)) {
 			fn(rootLeaf, block.MaxSnapshotNameBytes+64)
 		}
 	}
+}
+
+// growsBy says whether a write to a chunk may add to its leaf.
+func (v *Volume) growsBy(chunk, epoch uint32) bool {
+	lock := v.m.lockOf(chunk)
+	lock.RLock()
+	defer lock.RUnlock()
+	l, at := v.m.find(chunk)
+	return l == nil || l.hasMore(at) || l.slot[at] == noSlot || l.epoch[at] != epoch
 }

@@ -64,9 +64,9 @@ func encodeMediumHeader(uuid [16]byte) []byte {
 //	32  8  generation, from 1
 //	40  8  capacity in bytes, a multiple of 256 KiB
 //	48  4  number of the next volume
-//	52  8  catalogue: page (0: no volumes) and checksum
-//	60  4  number of regions, 1 to 64
-//	64     regions, 32 bytes each:
+//	52 16  catalogue, twice: page (0: no volumes) and checksum
+//	68  4  number of regions, 1 to 64
+//	72     regions, 32 bytes each:
 //	         0  8  offset of the first data slot
 //	         8  8  offset of the checksums
 //	        16  8  offset of the metadata pages
@@ -288,14 +288,14 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.LittleEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
-func decodeVolume(b []byte) (r volumeRecord, err error) {
+func decodeVolume(name string, b []byte) (r volumeRecord, err error) {
 	d := decoder{b: b}
-	if err := checkVersion("the volume", d.u32()); err != nil {
+	if err := checkVersion("volume "+name, d.u32()); err != nil {
 		return r, err
 	}
 	flags := d.u32()
 	if flags&^(flagInconsistent|flagDeleted) != 0 {
-		return r, fmt.Errorf("the volume uses a feature this software does not know (flags %#x)", flags)
+		return r, fmt.Errorf("volume %s uses a feature this software does not know (flags %#x)", name, flags)
 	}
 	r.inconsistent, r.deleted = flags&flagInconsistent != 0, flags&flagDeleted != 0
 	r.geometry = block.Geometry{Capacity: block.Count(d.u64()), LogicalBlockBytes: int(d.u32())}

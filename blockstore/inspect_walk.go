@@ -145,7 +145,7 @@ func (w *walk) checkHead(header []byte, headerErr error, s superblock) {
 	if headerErr != nil || !bytes.Equal(header, encodeMediumHeader(s.uuid)) {
 		w.find(block.Finding{
 			Kind: "header", Offset: 0, What: "the header does not match its checksum, or cannot be read", Data: "Nothing is lost: the superblocks say the same.",
-			Next: "Look at the disk's health (smartctl). The header is never written again: let the node's replicas move to a new pool when you can.",
+			Next: "Bits do not flip for nothing: look at the disk's health (smartctl) and consider replacing it. The next start or scrub writes it anew.",
 		})
 	}
 	for i := range w.images.b {
@@ -315,7 +315,10 @@ func (w *walk) walkVolume(ctx context.Context, number uint32, e catalogueEntry) 
 	unusable := func(err error) {
 		w.find(block.Finding{Kind: "root", Offset: w.p.layout.pageOffset(pages[0]), Volume: name, What: err.Error(), Data: lost.Data, Next: nextReport})
 	}
-	r, err := decodeVolume(payload)
+	r, err := decodeVolume(name, payload)
+	if errors.Is(err, ErrVersion) {
+		return err
+	}
 	if err != nil {
 		unusable(err)
 		return nil

@@ -14,7 +14,8 @@ import (
 )
 
 // load reads the maps of all volumes. Damage to what belongs to one volume is that volume's alone: without its root it cannot be
-// opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost).
+// opened; without a directory or a leaf, the chunks those spoke of are lost (Volume.Lost). A volume of a newer version keeps the pool from
+// being opened: what it has could not be told from what is free. Nothing was written by then.
 func (p *Pool) load() error {
 	payload, pages, _, err := p.pages.getTwins(p.catalogue.super.catalogue, object{kind: kindCatalogue})
 	if err != nil {
@@ -30,7 +31,8 @@ func (p *Pool) load() error {
 	byNumber := map[uint32]*Volume{}
 	for _, number := range slices.Sorted(maps.Keys(p.catalogue.entries)) {
 		v, err := p.loadVolume(number, byNumber)
-		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) || errors.Is(err, ErrVersion) {
+		if corrupt := (*block.CorruptError)(nil); errors.As(err, &corrupt) {
+			p.unreadRoot(number)
 			if name := p.catalogue.entries[number].name; name != "" { // else its clones cannot be opened, and are rebuilt
 				p.broken[name] = err
 			}
@@ -40,6 +42,9 @@ func (p *Pool) load() error {
 			return err
 		}
 		byNumber[number] = v
+		if v.unread {
+			p.addUnrecorded(1)
+		}
 		if v.deleted {
 			p.buried[number] = v
 		} else {
@@ -49,11 +54,15 @@ func (p *Pool) load() error {
 			p.addHold(hold{v.origin.volume, v.origin.epoch}, 1)
 		}
 	}
-	return p.forgetUnheld(byNumber)
+	if err := p.forgetUnheld(byNumber); err != nil {
+		return err
+	}
+	return p.recordLosses(byNumber)
 }
 
 // forgetUnheld drops what was kept for clones that are gone: those two steps are not one.
 func (p *Pool) forgetUnheld(volumes map[uint32]*Volume) error {
+	var left leftovers
 	for _, number := range slices.Backward(slices.Sorted(maps.Keys(volumes))) { // clones before their origins
 		v := volumes[number]
 		if _, there := p.catalogue.entries[number]; !there {
@@ -66,19 +75,17 @@ func (p *Pool) forgetUnheld(volumes map[uint32]*Volume) error {
 		}
 		if v.deleted && len(v.lineage.Load().snapshots) == 0 {
 			delete(p.buried, number)
-			if err := p.remove(v); err != nil {
+			if err := p.remove(v, &left); err != nil {
 				return err
 			}
-			if err := p.dropHold(v); err != nil {
+			if err := p.dropHold(v, &left); err != nil {
 				return err
 			}
 		} else if v.deleted {
-			if err := p.settle(v); err != nil && !errors.Is(err, block.ErrNoSpace) {
-				return err
-			}
+			left.kept = append(left.kept, v)
 		}
 	}
-	return nil
+	return p.finish(&left)
 }
 
 func (p *Pool) markPages(pages []uint32) error {
@@ -92,12 +99,12 @@ func (p *Pool) markPages(pages []uint32) error {
 
 // loadVolume reads a volume as of its last checkpoint.
 func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, error) {
-	root := p.catalogue.entries[number].root
+	name, root := p.catalogue.entries[number].name, p.catalogue.entries[number].root
 	payload, pages, both, err := p.pages.getTwins(root, object{kind: kindVolume, volume: number})
 	if err != nil {
 		return nil, err
 	}
-	r, err := decodeVolume(payload)
+	r, err := decodeVolume(volumeName(name, number), payload)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +112,9 @@ func (p *Pool) loadVolume(number uint32, others map[uint32]*Volume) (*Volume, er
 	if err != nil {
 		return nil, err
 	}
-	v.dirty = !both // the next checkpoint writes two again
+	if v.dirty = !both; v.dirty { // the next checkpoint writes two again
+		p.rotted++
+	}
 	v.onMedium = onMedium{root: root, rootPages: pages, directories: r.directories}
 	if err := p.markPages(pages); err != nil {
 		return nil, err
@@ -187,6 +196,7 @@ func (v *Volume) lose(place *atomic.Pointer[leaf], number uint32) {
 	place.Store(l)
 	v.resize(l)
 	v.markDirty(l, number*leafChunks)
+	v.unread = true
 }
 
 const (
@@ -381,19 +391,6 @@ func (v *Volume) countStored() (stored int64) {
 
 func (p *Pool) badSlot(v *Volume, slot uint32) error {
 	return damaged(fmt.Sprintf("map of volume %s, whose slot %d of %d is beyond the end or in two places,", v.id, slot, p.layout.slots))
-}
-
-// deleteBroken takes a volume off the medium whose root cannot be read. It is called with mu held.
-func (p *Pool) deleteBroken(id string) error {
-	err := p.publishAlone(func(c *catalogueState, _ *pageWriter) error {
-		maps.DeleteFunc(c.entries, func(_ uint32, e catalogueEntry) bool { return e.name == id })
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("delete volume %s: %w", id, err)
-	}
-	delete(p.broken, id)
-	return nil
 }
 
 // Lost returns what of the live volume is not known, because a page of the map was damaged: reading it is a *block.CorruptError.

@@ -18,6 +18,7 @@ type MapCheck struct {
 	Next    uint32 // the chunk to go on at; at or beyond the volume's end: that was all
 	Bytes   int64  // read from the medium
 	Damaged int    // pages that did not hold what they should
+	cutOff  int    // of those, superblocks whose writing may have been cut off
 }
 
 // mapCheckChunks is how much of the map one call looks at: what one directory leads to, 8 GiB of the volume.
@@ -25,7 +26,7 @@ const mapCheckChunks = leafChunks * directoryLeaves
 
 // CheckMap verifies, on the medium, what the last checkpoint has left of the map from this chunk on, and the cached checksums of those
 // chunks. Together with chunk 0 it looks at what there is one of: the volume's root, the pool's catalogue, superblock and header. It returns
-// when what was damaged is durable anew. A checkpoint waits for it meanwhile, 30 ms of reading at most on a disk that is not busy.
+// when what was damaged is durable anew. Of a clone it looks in the same way at the volumes below it that are kept for clones only, which nobody has open. A checkpoint waits for it meanwhile, 30 ms of reading at most on a disk that is not busy.
 //
 // block.ErrNoSpace: there is no room for the pages yet, and the next checkpoint tries again. block.ErrClosed, block.ErrFailed.
 func (v *Volume) CheckMap(chunk uint32) (MapCheck, error) {
@@ -34,14 +35,42 @@ func (v *Volume) CheckMap(chunk uint32) (MapCheck, error) {
 		c.Next = ^uint32(0)
 		return c, nil
 	}
-	err := v.checkMap(chunk, &c)
-	if err == nil && c.Damaged > 0 {
-		_, err = v.Checkpoint(context.Background())
+	err := v.checkMap(chunk, &c, false)
+	for _, o := range v.pool.buriedBelow(v) {
+		if err != nil {
+			break
+		}
+		if err = o.checkMap(chunk, &c, true); errors.Is(err, block.ErrClosed) { // its last clone has been deleted meanwhile, and it with that
+			err = nil
+		}
 	}
 	return c, err
 }
 
-func (v *Volume) checkMap(chunk uint32, c *MapCheck) error {
+// buriedBelow returns the deleted volumes that a clone is made of.
+func (p *Pool) buriedBelow(v *Volume) (below []*Volume) {
+	if v.origin.volume == 0 {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for o := p.buried[v.origin.volume]; o != nil; o = p.buried[o.origin.volume] {
+		below = append(below, o)
+	}
+	return below
+}
+
+// checkMap looks at one volume, and makes what was damaged durable anew. Of one that is buried the pool and the checksums are its clone's to look at.
+func (v *Volume) checkMap(chunk uint32, c *MapCheck, buried bool) error {
+	before := c.Damaged
+	err := v.checkPages(chunk, c, buried)
+	if err == nil && c.Damaged > before {
+		_, err = v.Checkpoint(context.Background())
+	}
+	return err
+}
+
+func (v *Volume) checkPages(chunk uint32, c *MapCheck, buried bool) error {
 	v.checkpointMu.Lock()
 	defer v.checkpointMu.Unlock()
 	v.applyMu.Lock()
@@ -51,12 +80,12 @@ func (v *Volume) checkMap(chunk uint32, c *MapCheck) error {
 		return err
 	}
 	if chunk == 0 {
-		err = v.checkRoots(c)
+		err = v.checkRoots(c, buried)
 	}
 	if err == nil {
 		err = v.checkLeaves(int(chunk/mapCheckChunks), c)
 	}
-	if err == nil {
+	if err == nil && !buried {
 		err = v.checkSums(chunk/mapCheckChunks*mapCheckChunks, c)
 	}
 	if err != nil {
@@ -92,14 +121,17 @@ func (v *Volume) renew(number int) {
 }
 
 // checkRoots looks at what a checkpoint writes in any case.
-func (v *Volume) checkRoots(c *MapCheck) error {
+func (v *Volume) checkRoots(c *MapCheck, buried bool) error {
 	before := c.Damaged
 	for _, ptr := range v.onMedium.root {
 		if _, err := v.pool.intact(ptr, object{kind: kindVolume, volume: v.number}, c); err != nil {
 			return err
 		}
 	}
-	err := v.pool.checkRoots(c)
+	var err error
+	if !buried {
+		err = v.pool.checkRoots(c)
+	}
 	if c.Damaged > before {
 		v.renew(-1)
 	}
@@ -122,8 +154,13 @@ func (p *Pool) checkRoots(c *MapCheck) error {
 			return err
 		}
 		c.Bytes += pageBytes
-		if s, err := decodeSuperblock(b); err != nil || s.generation != p.catalogue.super.generation {
-			c.Damaged++
+		s, err := decodeSuperblock(b)
+		if err == nil && s.generation == p.catalogue.super.generation {
+			continue
+		}
+		c.Damaged++
+		if err == nil && s.uuid == p.catalogue.super.uuid || err != nil && (torn(b) || bytes.Count(b, []byte{0}) == len(b)) {
+			c.cutOff++
 		}
 	}
 	header, want := b[:block.SectorSize], encodeMediumHeader(p.catalogue.super.uuid)

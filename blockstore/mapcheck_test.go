@@ -76,7 +76,7 @@ func TestWhatRotsBesidesDataIsWrittenAnew(t *testing.T) {
 // What there are two of has two again as soon as it is opened.
 func TestWhatRotsOfWhatIsKeptTwiceIsTwoAgainAfterAStart(t *testing.T) {
 	r := newRotten(t)
-	every := 1
+	every, reported := 1, 0
 	if storetest.RaceEnabled {
 		every = 3
 	}
@@ -89,6 +89,7 @@ func TestWhatRotsOfWhatIsKeptTwiceIsTwoAgainAfterAStart(t *testing.T) {
 		machine.dev.FlipBit(off+int64(i*97%block.Size), uint(i%8))
 		pool, err := machine.Open()
 		must(t, err)
+		reported += pool.Rotted()
 		var volumes []*blockstore.Volume
 		for _, x := range r.world.Members {
 			v, err := pool.Open(x.Name)
@@ -99,6 +100,54 @@ func TestWhatRotsOfWhatIsKeptTwiceIsTwoAgainAfterAStart(t *testing.T) {
 		}
 		if n := checkMaps(t, volumes); n != 0 {
 			t.Errorf("page at %d: %d damaged pages are left after a start and a checkpoint", off, n)
+		}
+	}
+	if whole := 2 + 2 + 2*len(r.world.Members) + 1; reported > whole || reported == 0 { // superblock, catalogue, roots, header
+		t.Errorf("%d damaged pages were reported at starts, of the %d there are two of", reported, whole)
+	}
+}
+
+// A start reports each copy of what there are two of, if it has rotted, and nothing that a power cut explains.
+func TestStartReportsWhatHasRotted(t *testing.T) {
+	r := newRotten(t)
+	opened := func(machine *simulated) int {
+		t.Helper()
+		pool, err := machine.Open()
+		must(t, err)
+		n := pool.Rotted()
+		must(t, pool.Close())
+		return n
+	}
+	machine := *r.machine
+	if n := opened(&machine); n != 0 {
+		t.Errorf("%d of a pool that is whole", n)
+	}
+	for _, copies := range [][]int64{{0}, {32 << 10, 96 << 10}, {160 << 10, 224 << 10}} { // of both generations, since one counts
+		machine := *r.machine
+		machine.rotten = true
+		machine.dev = machine.dev.Clone(crashdev.NewPower(-1))
+		for _, off := range copies {
+			machine.dev.FlipBit(off+45, 3)
+		}
+		if n := opened(&machine); n != 1 {
+			t.Errorf("%v: %d are reported", copies, n)
+		}
+		if n := opened(&machine); n != 0 {
+			t.Errorf("%v: %d at the next start", copies, n)
+		}
+	}
+	for events := range int64(200) { // the power is cut at every moment of some checkpoints
+		machine := newSimulated(30*chunk, events)
+		_, err := runScript(machine, script{chunks: 30, steps: []action{write(0, 0, 130), checkpoint(0), write(0, 3, 3), checkpoint(0), write(0, 4, 3), checkpoint(0)}})
+		for seed := range uint64(4) {
+			cut := *machine
+			cut.Crash(seed)
+			if n := opened(&cut); n != 0 {
+				t.Fatalf("%d after a power cut at event %d, seed %d", n, events, seed)
+			}
+		}
+		if err == nil {
+			break
 		}
 	}
 }

@@ -125,7 +125,7 @@ func openFile(cfg PoolConfig) (vfs.Dev, error) {
 	} else {
 		size = MediumBytes(cfg.CapacityBytes)
 	}
-	return vfs.OpenFile(vfs.FileConfig{Path: path, SizeBytes: size, Preallocate: cfg.Preallocate})
+	return vfs.OpenFile(vfs.FileConfig{Path: path, SizeBytes: size, Preallocate: cfg.Preallocate, Insist: cfg.Insist})
 }
 
 // wantedFileBytes returns how long the file of a pool must be for the capacity wanted, which may be more than it has.
@@ -187,6 +187,14 @@ func (p *Pool) start(cfg PoolConfig) error {
 		}
 		return nil
 	}
+	// What a process that was killed has left in the system's cache is read as if it were durable: make it so before anything
+	// that only it has freed is overwritten. And what it could not make durable is not believed (vfs.Cached).
+	if err := p.dev.Sync(); err != nil {
+		return fmt.Errorf("sync of the medium: %w", err)
+	}
+	if err := vfs.Forget(p.dev, 0, min(superblockBytes, p.dev.Size())); err != nil {
+		return fmt.Errorf("read the medium itself: %w", err)
+	}
 	s, found, err := readSuperblock(p.dev)
 	if err != nil {
 		return err
@@ -195,11 +203,6 @@ func (p *Pool) start(cfg PoolConfig) error {
 		if s, err = p.format(cfg); err != nil {
 			return err
 		}
-	}
-	// What a process that was killed has left in the system's cache is read as if it were durable: make it so before anything
-	// that only it has freed is overwritten.
-	if err := p.dev.Sync(); err != nil {
-		return fmt.Errorf("sync of the medium: %w", err)
 	}
 	regions, err := grownRegions(s, cfg.CapacityBytes)
 	if err != nil {
@@ -215,6 +218,12 @@ func (p *Pool) start(cfg PoolConfig) error {
 	if err := p.layout.check(p.dev.Size()); err != nil {
 		return err
 	}
+	for _, r := range regions { // data are as their checksums say
+		err := vfs.Forget(p.dev, r.sums, int64(r.slots)*sumsPerSlotBytes)
+		if err = errors.Join(err, vfs.Forget(p.dev, r.pages, int64(r.pageCount)*pageBytes)); err != nil {
+			return fmt.Errorf("read the medium itself: %w", err)
+		}
+	}
 	if err := p.load(); err != nil {
 		return err
 	}
@@ -222,7 +231,8 @@ func (p *Pool) start(cfg PoolConfig) error {
 	if err := p.checkRoots(&c); err != nil {
 		return err
 	}
-	if !grew && c.Damaged == 0 {
+	p.rotted += c.Damaged - c.cutOff
+	if !grew && c.Damaged == 0 && p.catalogue.unread == 0 {
 		return nil
 	}
 	err = p.publish(p.pages.newWriter(p.nextGeneration()), func(*catalogueState) error { return nil })

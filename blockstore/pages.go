@@ -62,6 +62,9 @@ func (t twins) append(b []byte) []byte { return t[1].append(t[0].append(b)) }
 
 func (d *decoder) twins() twins { return twins{d.ptr(), d.ptr()} }
 
+// nowhere points at what was lost: a page that no pool has.
+var nowhere = pagePtr{page: math.MaxUint32}
+
 // object says what a chain holds.
 type object struct {
 	kind   pageKind
@@ -108,6 +111,10 @@ func (s *pageStore) room(n int64) error {
 	}
 	return nil
 }
+
+// kept is how many pages writes may not take: a sixteenth of those allowed is for what makes metadata larger without a chunk, as snapshots and zeros
+// over what a snapshot holds.
+func (s *pageStore) kept() int64 { return int64(s.layout.pages) / 32 }
 
 // mark takes a page that is in use; false: there is no such page, or it is taken already.
 func (s *pageStore) mark(page uint32) bool {
@@ -311,6 +318,9 @@ func (e *pageError) Unwrap() error { return e.err }
 func (s *pageStore) get(ptr pagePtr, o object) (payload []byte, pages []uint32, err error) {
 	b := make([]byte, pageBytes)
 	for ptr.page != 0 {
+		if ptr == nowhere {
+			return nil, nil, &pageError{err: damaged(o.String() + ", which could not be read at an earlier start,")}
+		}
 		if ptr.page > s.layout.pages || len(pages) > int(s.layout.pages) {
 			return nil, nil, &pageError{err: damaged(fmt.Sprintf("pointer to page %d (%v)", ptr.page, o))}
 		}

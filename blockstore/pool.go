@@ -39,8 +39,9 @@ type PoolConfig struct {
 	// that exists grows to it and cannot shrink; 0 leaves it as it is. Its metadata come on top: about 1.7 %. For a device, 0
 	// is as much as there is room for.
 	CapacityBytes int64
-	// Preallocate reserves the whole capacity on the file system at once (MediaFile only).
-	Preallocate bool
+	// Preallocate reserves the whole capacity on the file system at once (MediaFile only). Insist with it is vfs.FileConfig's: for a pool that is
+	// made.
+	Preallocate, Insist bool
 
 	// Device replaces what Media would open. The pool closes it. It must have MediumBytes(CapacityBytes).
 	Device vfs.Dev
@@ -88,9 +89,10 @@ type Pool struct {
 	pages    *pageStore // nil if volatile
 
 	failure atomic.Pointer[error] // the first error of the medium: final
+	rotted  int                   // see Rotted; not changed once the pool is open
 
-	// mu guards what follows. It is never held while reading or writing data; it is held across Create, Open, Clone and Delete,
-	// which data paths do not wait for.
+	// mu guards what follows. It is never held while reading or writing data; it is held across Create, Open, Clone and the step by
+	// which Delete has happened, which data paths do not wait for.
 	mu      sync.Mutex
 	volumes map[string]*Volume // those that have a name
 	buried  map[uint32]*Volume // deleted, and kept for their clones
@@ -98,16 +100,21 @@ type Pool struct {
 	open    map[string]bool
 	closed  bool
 
+	deletions sync.WaitGroup // those that give back what a volume had; none begins once closed is set
+
 	holdsMu sync.Mutex // guards holds; taken last
 	holds   map[hold]int
 
 	commitMu  sync.Mutex // one change of the superblock at a time; guards what follows
 	catalogue catalogueState
 
-	slotsMu     sync.Mutex // guards slots, pendingFree and promised; never held across I/O
+	slotsMu     sync.Mutex // guards what follows; never held across I/O
 	slots       *slots
 	pendingFree int64 // slots that are taken only until a checkpoint records that they were freed
 	promised    int64 // bytes, see Volume.Promise
+	// promisedPages is metadata besides a page for each chunk of promised, see Volume.PromiseMetadata.
+	promisedPages int64
+	unrecorded    int // what was lost of maps and is not durably so: until then no slot is given away (unread.go)
 }
 
 // hold is a snapshot that clones need.
@@ -156,6 +163,7 @@ func (p *Pool) Close() error {
 	for _, v := range volumes {
 		err = errors.Join(err, v.Close())
 	}
+	p.deletions.Wait()
 	// Open, Create and Delete hold mu and see closed; no data path is left.
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,6 +185,11 @@ func (p *Pool) usable() error {
 	}
 	return p.Failed()
 }
+
+// Rotted returns how much of what there are two of (superblock, catalogue, the volumes' roots), or of the header, was damaged when the pool was
+// opened, though a power cut does not explain it: the disk has changed what was written. Nothing was lost by it, and there are two again since, of a
+// root after the volume's next checkpoint. What rots while the pool is open is for CheckMap to find.
+func (p *Pool) Rotted() int { return p.rotted }
 
 // fail ends the pool. It returns the error that everything returns from now on: the first.
 func (p *Pool) fail(doing string, cause error) error {

@@ -119,6 +119,12 @@ func (v *Volume) Import(ops []block.Op) error {
 			return fmt.Errorf("volume %s: an import carries no operations of kind %d", v.id, ops[i].Kind)
 		}
 	}
+	// What is free and has been promised is for writes of LUNs in use: they have been told that there is room.
+	need := v.Needs(ops)
+	if err := v.pool.promise(need, false); err != nil {
+		return fmt.Errorf("volume %s: import: %w", v.id, err)
+	}
+	defer func() { _ = v.pool.promise(-need, false) }() // giving back is not refused
 	return v.change(0, ops)
 }
 
@@ -193,7 +199,7 @@ func (v *Volume) EndImport(ctx context.Context, index uint64, state block.State)
 		}
 		v.durable.Store(index)
 		v.committing = false
-		if err := v.pool.giveBack(c.freed, int64(len(c.freed))); err != nil {
+		if err := v.pool.giveBack(c.freed, true); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,8 @@ package blockstore
 import (
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 
 	"sanctuary/blockstore/block"
 	"sanctuary/blockstore/vfs"
@@ -35,7 +37,10 @@ func (p *Pool) Usage() PoolUsage {
 func (p *Pool) takeSlots(n int, dst []uint32) ([]uint32, error) {
 	from := len(dst)
 	p.slotsMu.Lock()
-	dst, err := p.slots.take(n, dst)
+	err := p.mayGiveLocked()
+	if err == nil {
+		dst, err = p.slots.take(n, dst)
+	}
 	p.slotsMu.Unlock()
 	if err != nil {
 		return dst, err
@@ -98,25 +103,36 @@ func (p *Pool) returnSlots(unused []uint32) {
 	}
 }
 
-// giveBack frees slots that no durable map points at any more; pending of them were counted as waiting for that. The
+// giveBackSlots is how many slots are given back at a time, so that nobody who needs one waits for longer than that: 20 µs.
+const giveBackSlots = freeLeaves * leafChunks
+
+// giveBack frees slots that no durable map points at any more; pending says that they were counted as waiting for that. The
 // holes are punched first: afterwards somebody else may be writing there.
-func (p *Pool) giveBack(freed []uint32, pending int64) error {
-	err := p.eachRun(freed, func(off, n int64) error {
-		if err := p.dev.Discard(off, n); err != nil {
-			return p.fail("discard on the medium", err)
+func (p *Pool) giveBack(freed []uint32, pending bool) error {
+	for part := range slices.Chunk(freed, giveBackSlots) {
+		err := p.eachRun(part, func(off, n int64) error {
+			if err := p.dev.Discard(off, n); err != nil {
+				return p.fail("discard on the medium", err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		return nil
-	})
-	if err != nil {
-		return err
+		p.gaveBack(part, pending)
 	}
+	return nil
+}
+
+func (p *Pool) gaveBack(freed []uint32, pending bool) {
 	p.slotsMu.Lock()
 	defer p.slotsMu.Unlock()
 	for _, slot := range freed {
 		p.slots.release(slot)
 	}
-	p.pendingFree -= pending
-	return nil
+	if pending {
+		p.pendingFree -= int64(len(freed))
+	}
 }
 
 func (p *Pool) addPending(n int64) {
@@ -130,19 +146,61 @@ func (v *Volume) FreeBytes() int64 {
 	p := v.pool
 	p.slotsMu.Lock()
 	defer p.slotsMu.Unlock()
+	if p.mayGiveLocked() != nil {
+		return 0
+	}
 	return int64(p.slots.free)*block.ChunkSize - p.promised
 }
 
 // Promise sets n bytes of the pool aside for entries on their way, whichever volume of the pool they are for, or returns
-// block.ErrNoSpace. Apply does not look at promises: they are for those who decide what is to be applied. The caller takes
-// the promise back with Promise(-n) when the entry has been applied, or never will be.
-func (v *Volume) Promise(n int64) error {
-	p := v.pool
+// block.ErrNoSpace: also where there is no room for what they may add to the metadata, which is at most a page for each chunk. Apply does not
+// look at promises: they are for those who decide what is to be applied. The caller takes the promise back with Promise(-n) when
+// the entry has been applied, or never will be.
+func (v *Volume) Promise(n int64) error { return v.pool.promise(n, true) }
+
+// promise is Promise, without regard to the metadata for what sees to its room for them itself.
+func (p *Pool) promise(n int64, metadata bool) error {
 	p.slotsMu.Lock()
 	defer p.slotsMu.Unlock()
+	if err := p.mayGiveLocked(); n > 0 && err != nil {
+		return err
+	}
 	if free := int64(p.slots.free) * block.ChunkSize; n > 0 && p.promised+n > free {
 		return fmt.Errorf("%w: %d bytes are free, %d of them promised", block.ErrNoSpace, free, p.promised)
 	}
+	if n > 0 && metadata && p.pages != nil {
+		if err := p.pages.room((p.promised+n)/block.ChunkSize + p.promisedPages + p.pages.kept()); err != nil {
+			return err
+		}
+	}
 	p.promised += n
+	return nil
+}
+
+// MetadataRoom returns how many pages of metadata can be added to the pool that nobody has been promised, by what takes no chunk. Half of what is
+// kept for that is left out: for entries that were on their way when it was asked, to LUNs whose owners are elsewhere.
+func (v *Volume) MetadataRoom() int64 {
+	p := v.pool
+	p.slotsMu.Lock()
+	defer p.slotsMu.Unlock()
+	return p.metadataRoomLocked()
+}
+
+func (p *Pool) metadataRoomLocked() int64 {
+	if p.pages == nil {
+		return math.MaxInt64
+	}
+	return int64(p.layout.pages)/2 - p.pages.kept()/2 - p.pages.demand.Load() - p.promised/block.ChunkSize - p.promisedPages
+}
+
+// PromiseMetadata is Promise for NeedsMetadata.
+func (v *Volume) PromiseMetadata(pages int64) error {
+	p := v.pool
+	p.slotsMu.Lock()
+	defer p.slotsMu.Unlock()
+	if room := p.metadataRoomLocked(); pages > 0 && pages > room {
+		return fmt.Errorf("%w for metadata: %d pages would be needed, %d can be had", block.ErrNoSpace, pages, max(0, room))
+	}
+	p.promisedPages += pages
 	return nil
 }

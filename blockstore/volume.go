@@ -37,6 +37,7 @@ type Volume struct {
 
 	checkpointMu sync.Mutex // one checkpoint, BeginImport, EndImport or Close at a time; taken before applyMu
 	onMedium     onMedium   // guarded by checkpointMu
+	unread       bool       // guarded by checkpointMu: pages of the map could not be read, and the last durable checkpoint does not know it
 
 	// applyMu is held while an entry is applied and while a checkpoint captures the state in memory, so a checkpoint never
 	// contains half an entry. It is not held across a checkpoint's I/O. It guards what follows.
@@ -79,7 +80,7 @@ func (v *Volume) setLineage(l *lineage) {
 
 // successor returns the volume as it is, to be opened again, without the marks of the one that was closed.
 func (v *Volume) successor() *Volume {
-	n := &Volume{pool: v.pool, id: v.id, number: v.number, m: v.m, blockBytes: v.blockBytes, origin: v.origin, deleted: v.deleted, onMedium: v.onMedium}
+	n := &Volume{pool: v.pool, id: v.id, number: v.number, m: v.m, blockBytes: v.blockBytes, origin: v.origin, deleted: v.deleted, onMedium: v.onMedium, unread: v.unread}
 	n.capacity.Store(v.capacity.Load())
 	n.applied.Store(v.applied.Load())
 	n.durable.Store(v.durable.Load())

@@ -217,7 +217,7 @@ func (v *Volume) letGo(freed []uint32) error {
 	v.allocatedChunks.Add(-int64(len(freed)))
 	if v.pool.volatile {
 		// There is no reader either: who freed them had the chunk's lock.
-		return v.pool.giveBack(freed, 0)
+		return v.pool.giveBack(freed, false)
 	}
 	v.freed = append(v.freed, freed...)
 	v.pool.addPending(int64(len(freed)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,19 +20,19 @@ import (
 func (r *running) computeAccess(m *catalog.Model, self string) scsi.Access {
 	s := r.group.Status()
 	a := scsi.Access{Local: m.Nodes[self].PortGroup, LocalPort: m.Nodes[self].PortGroup}
+	l := r.current(m)
 	idle := scsi.Standby
-	if m.LUNs[r.lun.ID].NonOptimized {
+	if l.NonOptimized {
 		idle = scsi.ActiveNonOptimized
 	}
-	for _, rep := range r.lun.Replicas {
+	seen := map[string]bool{} // a node whose copy changes its pool has two
+	for _, rep := range l.Replicas {
 		node := m.Nodes[rep.Node]
-		if rep.Witness || node.PortGroup == 0 {
+		if rep.Witness || node.PortGroup == 0 || seen[rep.Node] {
 			continue
 		}
-		g := scsi.PortGroup{ID: node.PortGroup, State: idle}
-		for _, index := range node.PortGroups() {
-			g.Ports = append(g.Ports, node.PortID(index), node.PortID(index)|catalog.HostPorts)
-		}
+		seen[rep.Node] = true
+		g := scsi.PortGroup{ID: node.PortGroup, State: idle, Ports: targetPorts(node)}
 		switch {
 		case s.Failed != nil && rep.Node == self:
 			g.State = scsi.Unavailable
@@ -43,6 +44,22 @@ func (r *running) computeAccess(m *catalog.Model, self string) scsi.Access {
 		a.Groups = append(a.Groups, g)
 	}
 	return a
+}
+
+// current is the LUN as the catalog has it now: its copies change while one of them runs. As it was when this one started if it is deleted.
+func (r *running) current(m *catalog.Model) catalog.LUN {
+	if l, ok := m.LUNs[r.lun.ID]; ok {
+		return l
+	}
+	return r.lun
+}
+
+// targetPorts returns the relative target port identifiers of a node: of the LUNs' own targets, and of the hosts'.
+func targetPorts(node catalog.Node) (ids []uint16) {
+	for _, index := range node.PortGroups() {
+		ids = append(ids, node.PortID(index), node.PortID(index)|catalog.HostPorts)
+	}
+	return ids
 }
 
 func (r *running) accessChanged() <-chan struct{} {
@@ -80,7 +97,7 @@ func sameAccess(a, b scsi.Access) bool {
 		return false
 	}
 	for i := range a.Groups {
-		if a.Groups[i].ID != b.Groups[i].ID || a.Groups[i].State != b.Groups[i].State {
+		if a.Groups[i].ID != b.Groups[i].ID || a.Groups[i].State != b.Groups[i].State || !slices.Equal(a.Groups[i].Ports, b.Groups[i].Ports) {
 			return false
 		}
 	}
@@ -98,7 +115,7 @@ const holdDown = 10 * time.Second
 func (n *Node) setPreferred(run *running) func(ctx context.Context, portGroup uint16) error {
 	return func(ctx context.Context, portGroup uint16) error {
 		m := n.catalog.Model()
-		for _, r := range run.lun.Replicas {
+		for _, r := range run.current(m).Replicas {
 			if r.Witness || m.Nodes[r.Node].PortGroup != portGroup {
 				continue
 			}
@@ -109,7 +126,7 @@ func (n *Node) setPreferred(run *running) func(ctx context.Context, portGroup ui
 			case "":
 				return block.ErrUnavailable
 			case n.cfg.Node:
-				return run.handOver(ctx, r.Node)
+				return n.handOver(ctx, run, r.Node)
 			}
 			_, err := n.mux.Call(ctx, owner, methodMove, []byte(run.lun.ID+"\n"+r.Node))
 			return err
@@ -125,23 +142,23 @@ func (n *Node) serveMove(ctx context.Context, _ string, req []byte) ([]byte, err
 	if run == nil {
 		return nil, errors.New("no replica of this LUN runs here")
 	}
-	return nil, run.handOver(ctx, node)
+	return nil, n.handOver(ctx, run, node)
 }
 
-// handOver moves the LUN to another node unless it has been here for less than holdDown.
-func (r *running) handOver(ctx context.Context, node string) error {
-	st := r.group.Status()
+// handOver moves the LUN to another node unless it has been moved here less than holdDown ago.
+func (n *Node) handOver(ctx context.Context, run *running, node string) error {
+	st := run.group.Status()
 	if !st.Serving {
 		return block.ErrNotOwner
 	}
-	if since := time.Since(st.Since); since < holdDown {
-		return fmt.Errorf("LUN %q came here %v ago and stays for %v", r.lun.Name, since.Round(time.Millisecond), holdDown)
+	if since := time.Since(st.Since); st.Handed && since < holdDown {
+		return fmt.Errorf("LUN %q was moved here %v ago and stays for %v", run.lun.Name, since.Round(time.Millisecond), holdDown)
 	}
-	to, ok := r.lun.ReplicaOn(node)
+	to, ok := run.current(n.catalog.Model()).ReplicaOn(node)
 	if !ok {
-		return fmt.Errorf("node %q holds no replica of LUN %q", node, r.lun.Name)
+		return fmt.Errorf("node %q holds no replica of LUN %q", node, run.lun.Name)
 	}
-	return r.group.Transfer(ctx, raft.ServerID(to.ID))
+	return run.group.Transfer(ctx, raft.ServerID(to.ID))
 }
 
 // spaceOf implements scsi.UnitConfig.Space: initiators are warned before the pool is full.

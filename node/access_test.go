@@ -353,30 +353,28 @@ func TestInitiatorsMoveTheLUNAndSeeItGrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	group := uint16(0)
+	group := map[string]uint16{}
 	for _, n := range nodes.Nodes {
-		if n.Name == to {
-			group = n.PortGroup
-		}
+		group[n.Name] = n.PortGroup
 	}
 	near := dial(t, initiator.Config{Address: c.cfgs[l.Owner].Listen.ISCSI[0], Target: l.IQN, InitiatorName: ourName})
 	far := dial(t, initiator.Config{Address: c.cfgs[to].Listen.ISCSI[0], Target: l.IQN, InitiatorName: ourName})
 	ready(t, near)
-	set := func() error {
-		out := []byte{0, 0, 0, 0, byte(scsi.ActiveOptimized), 0, byte(group >> 8), byte(group)}
-		r, err := far.Do(ctx, &initiator.Command{CDB: [16]byte{0xA4, 0x0A, 9: byte(len(out))}, Out: out})
+	set := func(through *initiator.Session, node string) error {
+		out := []byte{0, 0, 0, 0, byte(scsi.ActiveOptimized), 0, byte(group[node] >> 8), byte(group[node])}
+		r, err := through.Do(ctx, &initiator.Command{CDB: [16]byte{0xA4, 0x0A, 9: byte(len(out))}, Out: out})
 		if err != nil {
 			return err
 		}
 		return r.Err()
 	}
 	var code *initiator.StatusError
-	until(t, "it is refused because the LUN has only just come", func() bool { return errors.As(set(), &code) && code.Code == 0x670A })
-	until(t, "it is carried out", func() bool { return set() == nil })
+	until(t, "it is carried out", func() bool { return set(far, to) == nil })
 	if moved := c.lun(cl, "vm1", func(l api.LUN) bool { return l.Owner == to }); moved.Term <= l.Term {
 		t.Fatalf("term %d before, %d after", l.Term, moved.Term)
 	}
 	until(t, "the owner before hears of it", func() bool { return errors.As(near.TestUnitReady(ctx), &code) && code.Code == 0x2A06 })
+	until(t, "it is refused because the LUN has only just come", func() bool { return errors.As(set(near, l.Owner), &code) && code.Code == 0x670A })
 	ready(t, far)
 
 	size := int64(48 << 20)

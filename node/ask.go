@@ -3,8 +3,10 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"sanctuary/blockstore/block"
 	"sanctuary/replication/transport"
@@ -60,4 +62,47 @@ func (n *Node) serveAsk(ctx context.Context, from string, req []byte) ([]byte, e
 		return nil, &transport.HandlerError{Code: codeNothingDone, Text: err.Error()}
 	}
 	return answer, err
+}
+
+// methodHolder asks a node whether a session is attached to a LUN's unit there: LUN ID, newline, 8 bytes session, big endian. The answer is one
+// byte, 1 or 0.
+const methodHolder = "scsi.holder"
+
+// holderLives implements scsi.UnitConfig.HolderLives for a replica.
+func (n *Node) holderLives(run *running) func(ctx context.Context, port uint16, session uint64) (bool, error) {
+	return func(ctx context.Context, port uint16, session uint64) (bool, error) {
+		for name, node := range n.catalog.Model().Nodes {
+			if !slices.Contains(targetPorts(node), port) {
+				continue
+			}
+			if name == n.cfg.Node {
+				return run.unit.HasSession(session), nil
+			}
+			answer, err := n.mux.Call(ctx, name, methodHolder, binary.BigEndian.AppendUint64([]byte(run.lun.ID+"\n"), session))
+			switch {
+			case errors.Is(err, transport.ErrUnknownMethod), errors.Is(err, transport.ErrBusy):
+				return true, nil // an older program, or one that has no time: its initiators are there
+			case err != nil:
+				return false, err
+			}
+			return !bytes.Equal(answer, []byte{0}), nil
+		}
+		return false, nil // the node has left, with its port
+	}
+}
+
+// serveHolder is that node's side. Without a copy of the LUN nothing is known of its sessions, and none of their commands can be carried out.
+func (n *Node) serveHolder(_ context.Context, _ string, req []byte) ([]byte, error) {
+	lun, session, ok := bytes.Cut(req, []byte("\n"))
+	if !ok || len(session) != 8 {
+		return nil, errors.New("a question for a session names its LUN")
+	}
+	run := n.replicas.get(string(lun))
+	if run == nil || run.unit == nil {
+		return nil, errors.New("no data replica of this LUN runs here")
+	}
+	if run.unit.HasSession(binary.BigEndian.Uint64(session)) {
+		return []byte{1}, nil
+	}
+	return []byte{0}, nil
 }

@@ -4,19 +4,29 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/node/catalog"
 	"sanctuary/target/scsi"
 )
 
 // hostTargets are the hosts' own targets on this node. A host has one here while a LUN granted to it can be served here; its
-// units are the same as those of the LUNs' own targets, so that a reset or a reservation is the same through both.
+// units are the same as those of the LUNs' own targets, so that a reset or a reservation is the same through both. Of its other LUNs, those
+// with a copy here have a unit that is unavailable (Node.absentUnit); a target that is there stays while it has but those, for the sessions in it.
 type hostTargets struct {
 	following sync.Mutex // serializes follow, which waits for commands; never taken with mu held
 	mu        sync.Mutex
 	targets   map[string]*hostTarget
+	absent    map[string]absentLUN // by LUN ID; follow's
+}
+
+// absentLUN is the unit that stands for a LUN whose copy here does not run.
+type absentLUN struct {
+	geometry block.Geometry // it was made for
+	unit     *scsi.Unit
 }
 
 type hostTarget struct {
@@ -36,20 +46,32 @@ func (h *hostTargets) get(host string) *scsi.Target {
 	return nil
 }
 
-// follow makes the targets what the catalog says, of the units that can be served here (by LUN ID). It looks at both when its turn has
+// follow makes the targets what the catalog says, of the units that can be served on n (by LUN ID). It looks at both when its turn has
 // come: of several that are called at once, the last has the newest.
-func (h *hostTargets) follow(now func() (*catalog.Model, map[string]*scsi.Unit)) (err error) {
+func (h *hostTargets) follow(n *Node, now func() (*catalog.Model, map[string]*scsi.Unit)) (err error) {
 	h.following.Lock()
 	defer h.following.Unlock()
 	m, units := now()
 	h.mu.Lock()
 	gone := maps.Clone(h.targets) // what is wanted is taken out
 	h.mu.Unlock()
+	was := h.absent
+	h.absent = map[string]absentLUN{} // those that are still needed
 	for _, name := range m.HostNames() {
+		mapped := m.LUNMap(name)
+		if gone[name] == nil && !slices.ContainsFunc(mapped, func(x catalog.MappedLUN) bool { return units[x.LUN.ID] != nil }) {
+			continue
+		}
 		want := map[uint16]*scsi.Unit{}
-		for _, mapped := range m.LUNMap(name) {
-			if u := units[mapped.LUN.ID]; u != nil {
-				want[mapped.Number] = u
+		for _, x := range mapped {
+			u := units[x.LUN.ID]
+			if u == nil && x.LUN.HasCopyOn(n.cfg.Node) {
+				var uerr error
+				u, uerr = h.standIn(n, m, x.LUN, was[x.LUN.ID])
+				err = errors.Join(err, uerr)
+			}
+			if u != nil {
+				want[x.Number] = u
 			}
 		}
 		if len(want) == 0 {
@@ -70,6 +92,22 @@ func (h *hostTargets) follow(now func() (*catalog.Model, map[string]*scsi.Unit))
 	return err
 }
 
+// standIn returns the unit that stands for a LUN whose copy here does not run: the same in all targets, and the one there was before if that still fits.
+func (h *hostTargets) standIn(n *Node, m *catalog.Model, l catalog.LUN, was absentLUN) (*scsi.Unit, error) {
+	if now, ok := h.absent[l.ID]; ok {
+		return now.unit, nil
+	}
+	if was.unit == nil || was.geometry != l.Geometry {
+		u, err := n.absentUnit(m, l)
+		if err != nil {
+			return nil, err
+		}
+		was = absentLUN{l.Geometry, u}
+	}
+	h.absent[l.ID] = was
+	return was.unit, nil
+}
+
 // put makes a target known, or forgets it: nil.
 func (h *hostTargets) put(host string, t *hostTarget) {
 	h.mu.Lock()
@@ -88,9 +126,14 @@ func (t *hostTarget) follow(want map[uint16]*scsi.Unit) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), removeWait)
 	defer cancel()
 	for number, u := range t.units {
-		if want[number] != u {
+		switch now := want[number]; now {
+		case u:
+		case nil:
 			err = errors.Join(err, t.target.Remove(ctx, number))
 			delete(t.units, number)
+		default:
+			err = errors.Join(err, t.target.Replace(ctx, number, now))
+			t.units[number] = now
 		}
 	}
 	for number, u := range want {

@@ -79,12 +79,8 @@ func (s *replicas) handOverAll(ctx context.Context) (moved, kept int) {
 
 // handOver tries the copies in sync one after another, the preferred owner first.
 func (s *replicas) handOver(ctx context.Context, r *running) error {
-	l, ok := s.n.catalog.Model().LUNs[r.lun.ID]
-	if !ok {
-		l = r.lun
-	}
 	var err error
-	for _, to := range heirs(l, s.n.cfg.Node, r.group.Status().Peers) {
+	for _, to := range heirs(r.current(s.n.catalog.Model()), s.n.cfg.Node, r.group.Status().Peers) {
 		if err = r.group.Transfer(ctx, to); err == nil {
 			return r.awaitOwner(ctx)
 		}

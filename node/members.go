@@ -72,7 +72,11 @@ func (s *replicas) beginHistory(l catalog.LUN, r catalog.Replica, have uint64, j
 		return fmt.Errorf("replica %s is of history %d of LUN %s, which has been recovered without it", r.ID, have, l.Name)
 	default:
 		s.n.log.Warn("a LUN goes on from this copy alone, as an operator has decided", "lun", l.Name, "replica", r.ID, "history", l.Epoch, "by", rec.By, "lost", rec.Lost)
-		return replication.Recover(j, store, member(r), rec.Term)
+		cut, err := replication.Recover(j, store, replication.Recovery{LUN: l.ID, Epoch: l.Epoch, Self: member(r), Known: rec.Term})
+		if cut > 0 {
+			s.n.log.Warn("the log of this copy is damaged and has been cut off: that entry and all behind it are lost", "lun", l.Name, "replica", r.ID, "entry", cut)
+		}
+		return err
 	}
 }
 

@@ -137,7 +137,7 @@ func runWith(ctx context.Context, cfg config.Config, version string, log *slog.L
 		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
 	})
 	down = append(down, n.replicas.close)
-	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot, methodSurvey: n.serveSurvey} {
+	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodHolder: n.serveHolder, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot, methodSurvey: n.serveSurvey} {
 		if err := n.mux.Handle(method, handler); err != nil {
 			return err
 		}

@@ -13,6 +13,32 @@ import (
 	"sanctuary/node/client"
 )
 
+// newClassedCluster is a cluster, started, whose pools from the configuration are of class ssd, whatever they lie on.
+func newClassedCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := newCluster(t)
+	for _, name := range []string{"alpha", "beta"} {
+		cfg := c.cfgs[name]
+		cfg.Pools.File.Class = "ssd"
+		c.cfgs[name] = cfg
+	}
+	c.start("alpha", "beta", "witness")
+	return c
+}
+
+// unmount leaves what a file system that is not mounted does: its mount point, which is empty. It returns where the pool is.
+func unmount(t *testing.T, dir string) (away string) {
+	t.Helper()
+	away = dir + ".away"
+	if err := os.Rename(dir, away); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return away
+}
+
 // addPools adds a pool of files of class hdd to both data nodes and returns their directories.
 func addPools(t *testing.T, c *cluster, cl *client.Client, name string) map[string]string {
 	t.Helper()
@@ -60,13 +86,7 @@ func holds(t *testing.T, cl *client.Client, node, pool string, luns ...string) {
 
 // A pool that is added while the node runs takes the LUNs that ask for its class, and they are there after a restart of everything.
 func TestPoolAddedToARunningNodeServesItsClassAndLasts(t *testing.T) {
-	c := newCluster(t)
-	for _, name := range []string{"alpha", "beta"} {
-		cfg := c.cfgs[name]
-		cfg.Pools.File.Class = "ssd"
-		c.cfgs[name] = cfg
-	}
-	c.start("alpha", "beta", "witness")
+	c := newClassedCluster(t)
 	cl := c.client()
 	if _, err := cl.CreateLUN(t.Context(), api.LUNSpec{Name: "early", SizeBytes: 16 << 20, Class: "hdd"}, 0); err == nil {
 		t.Fatal("a LUN was placed without a pool of its class")
@@ -136,13 +156,7 @@ func TestPoolAddedToARunningNodeServesItsClassAndLasts(t *testing.T) {
 // A pool whose disk is not there at a start does not keep the node from starting: its replicas are out and kept, the rest is served.
 // Given up, its replicas are made anew in another pool of the class.
 func TestPoolThatIsMissingAtAStartIsOutByItselfAndCanBeGivenUp(t *testing.T) {
-	c := newCluster(t)
-	for _, name := range []string{"alpha", "beta"} {
-		cfg := c.cfgs[name]
-		cfg.Pools.File.Class = "ssd"
-		c.cfgs[name] = cfg
-	}
-	c.start("alpha", "beta", "witness")
+	c := newClassedCluster(t)
 	cl := c.client()
 	dirs := addPools(t, c, cl, "slow")
 	createIn(t, cl, "archive", "hdd")
@@ -151,13 +165,7 @@ func TestPoolThatIsMissingAtAStartIsOutByItselfAndCanBeGivenUp(t *testing.T) {
 		c.lun(cl, name, func(l api.LUN) bool { return l.Health == api.HealthHealthy })
 	}
 	c.stop("beta")
-	away := dirs["beta"] + ".away"
-	if err := os.Rename(dirs["beta"], away); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(dirs["beta"], 0o700); err != nil { // the mount point of a file system that is not mounted
-		t.Fatal(err)
-	}
+	away := unmount(t, dirs["beta"])
 	c.start("beta")
 	cl = c.client()
 	c.lun(cl, "fast", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
@@ -232,4 +240,36 @@ func TestReplicaFileNamesThePool(t *testing.T) {
 	if _, err := readReplicaFile(path); err == nil {
 		t.Error("a newer file was read")
 	}
+}
+
+// A copy of the superblock that has rotted is no loss, and is told: by an alert of whichever node is asked.
+func TestWhatHasRottedOfAPoolIsAnAlert(t *testing.T) {
+	c := newClassedCluster(t)
+	createIn(t, c.client(), "vm1", "ssd")
+	c.stop("beta")
+	f, err := os.OpenFile(filepath.Join(c.cfgs["beta"].Pools.File.Dir, "data"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{32 << 10, 96 << 10} { // the first copy, of either generation (docs/FORMATS.md)
+		if _, err := f.WriteAt([]byte{0xff}, off+45); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.start("beta")
+	until(t, "the alert", func() bool {
+		s, err := c.clientOf("alpha").Status(t.Context())
+		if err != nil {
+			return false
+		}
+		for _, a := range s.Alerts {
+			if a.Severity == api.SeverityWarning && a.Subject == "node/beta" && strings.HasPrefix(a.What, "1 page(s) of the metadata of pool file") && a.Data != "" && a.Next != "" {
+				return true
+			}
+		}
+		return false
+	})
 }

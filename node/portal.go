@@ -30,6 +30,8 @@ func (n *Node) registration() *catalog.RegisterNode {
 func (n *Node) openPortal(ctx context.Context, self catalog.Node, serve func(string, func() error)) (stop func(), err error) {
 	portal, err := target.New(target.Config{
 		Directory: directory{n}, GroupOf: n.groupOf(self), Logger: n.log.With("component", "iscsi"),
+		MemoryBytes: int64(n.cfg.ISCSI.Memory), Window: n.cfg.ISCSI.Window,
+		MaxConnections: n.cfg.ISCSI.MaxConnections, MaxPerAddress: n.cfg.ISCSI.MaxPerAddress,
 	})
 	if err != nil {
 		return nil, err

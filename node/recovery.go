@@ -14,6 +14,7 @@ import (
 	"sanctuary/node/api"
 	"sanctuary/node/catalog"
 	"sanctuary/replication"
+	"sanctuary/replication/command"
 )
 
 // Forced recovery, as far as it is a question to the nodes: what is left of a LUN, could it still help itself, and what would be lost if it
@@ -96,8 +97,9 @@ func (s service) surveyLUN(ctx context.Context, l catalog.LUN) []surveyed {
 	return out
 }
 
-// usable returns why a replica is no copy to go on from; empty if it is one.
-func (r *surveyed) usable(history uint64) string {
+// usable returns why a replica is no copy to go on from; empty if it is one. One whose log is damaged is, if nobody is left to fetch from what it lacks: then its log
+// is cut off there.
+func (r *surveyed) usable(history uint64, found []surveyed) string {
 	switch s := r.Survey; {
 	case r.Witness:
 		return "a witness holds no data"
@@ -115,29 +117,50 @@ func (r *surveyed) usable(history uint64) string {
 		return "it is in the middle of being rebuilt: what it holds is of no one moment; what it held before is kept (sanctuary lun replica revert)"
 	case s.Inconsistent:
 		return "it is in the middle of being rebuilt: what it holds is of no one moment"
-	case s.Damaged > 0:
+	case s.Damaged > 0 && (len(s.DamagedAt) == 0 || r.mended(history, found)):
 		return fmt.Sprintf("%d entries of its log are damaged: it takes part in nothing before it has them from another copy", s.Damaged)
-	case s.Last.Index == 0:
+	case s.Holds().Index == 0:
 		return "it holds nothing yet"
 	}
 	return ""
 }
 
-// votes says whether a replica could vote for one that ends at last, now or when what is damaged of its log has been fetched.
+// votes says whether a replica could vote for one that ends at last, now or when what is damaged of its log has been fetched. What one that has given up its log
+// must have again first, only an owner could give it.
 func (r *surveyed) votes(history uint64, last replication.Position, found []surveyed) bool {
 	s := r.Survey
-	return s != nil && s.Epoch == history && s.Failed == "" && !s.Inconsistent && !last.Less(s.Last) && (s.Damaged == 0 || r.mended(history, found))
+	return s != nil && s.Epoch == history && s.Failed == "" && !s.Inconsistent && !s.Abstains() && !last.Less(s.Last) && (s.Damaged == 0 || r.mended(history, found))
 }
 
-// mended says whether a copy that can be reached has all that is damaged of a replica's log. A witness has no blocks.
+// mended says whether the copies that can be reached have all that is damaged of a replica's log, so that it will have it again by itself.
 func (r *surveyed) mended(history uint64, found []surveyed) bool {
-	return slices.ContainsFunc(found, func(o surveyed) bool {
-		return o.usable(history) == "" && !o.Survey.Last.Less(r.Survey.Last)
-	})
+	at := r.Survey.DamagedAt
+	if len(at) > 0 && r.Survey.Damaged > len(at) {
+		return false // of some it is not told which
+	}
+	if len(at) == 0 { // an older program does not say which
+		at = []uint64{r.Survey.Last.Index}
+	}
+	for _, index := range at {
+		has := func(o surveyed) bool { return o.ID != r.ID && o.gives(index, r.Survey, history) }
+		if !slices.ContainsFunc(found, has) {
+			return false
+		}
+	}
+	return true
 }
 
-// maxEntryBytes bounds what a log entry that is lost may have held.
-const maxEntryBytes = 256 << 10
+// gives says whether a replica has an entry of another's log, whole. A witness has no blocks.
+func (r *surveyed) gives(index uint64, to *replication.Survey, history uint64) bool {
+	s := r.Survey
+	switch {
+	case r.Witness, r.err != nil, s == nil || s.Epoch != history || s.Failed != "" || s.Inconsistent || s.Empty || len(s.Runs) == 0:
+		return false
+	case s.Damaged > 0 && (s.Damaged > len(s.DamagedAt) || slices.Contains(s.DamagedAt, index)):
+		return false
+	}
+	return index >= s.Runs[len(s.Runs)-1].Index && index <= to.Shared(s)
+}
 
 // assess says what a recovery of the LUN would mean: a pure function. node is the one whose copy is asked for; empty: the best.
 func assess(l catalog.LUN, found []surveyed, node string) api.Recovery {
@@ -146,7 +169,7 @@ func assess(l catalog.LUN, found []surveyed, node string) api.Recovery {
 	for i := range found {
 		r := &found[i]
 		out.Replicas = append(out.Replicas, describe(l, r, found))
-		if r.usable(l.Epoch) == "" && (best == nil || best.Survey.Last.Less(r.Survey.Last)) {
+		if r.usable(l.Epoch, found) == "" && (best == nil || r.better(best)) {
 			best = r
 		}
 	}
@@ -160,11 +183,17 @@ func assess(l catalog.LUN, found []surveyed, node string) api.Recovery {
 		}
 	}
 	out.Refused = refusal(l, found, best, chosen, node)
-	if chosen != nil && chosen.usable(l.Epoch) == "" {
+	if chosen != nil && chosen.usable(l.Epoch, found) == "" {
 		out.From, out.Node = chosen.ID, chosen.Node
 		out.Lost = loss(l, chosen, found)
 	}
 	return out
+}
+
+// better says whether a copy holds more than another, or as much and with a log that is whole.
+func (r *surveyed) better(than *surveyed) bool {
+	a, b := r.Survey, than.Survey
+	return b.HoldsLess(a) || !a.HoldsLess(b) && a.Damaged == 0 && b.Damaged > 0
 }
 
 // refusal returns why the LUN is not recovered from the chosen copy, empty if it may be.
@@ -192,9 +221,9 @@ func refusal(l catalog.LUN, found []surveyed, best, chosen *surveyed, node strin
 		return fmt.Sprintf("node %s has no replica of it", node)
 	case chosen == nil:
 		return "no copy that could go on can be reached"
-	case chosen.usable(l.Epoch) != "":
-		return fmt.Sprintf("the copy on node %s cannot be used: %s", chosen.Node, chosen.usable(l.Epoch))
-	case chosen.Survey.Last.Less(best.Survey.Last):
+	case chosen.usable(l.Epoch, found) != "":
+		return fmt.Sprintf("the copy on node %s cannot be used: %s", chosen.Node, chosen.usable(l.Epoch, found))
+	case chosen.Survey.HoldsLess(best.Survey):
 		return fmt.Sprintf("the copy on node %s holds more, and can be reached: recover from that one", best.Node)
 	}
 	return ""
@@ -202,7 +231,7 @@ func refusal(l catalog.LUN, found []surveyed, best, chosen *surveyed, node strin
 
 // elects says whether the voters that can be reached would elect a copy by themselves, and how many they are.
 func elects(l catalog.LUN, found []surveyed, r *surveyed) (votes int, ok bool) {
-	if r.usable(l.Epoch) != "" || !slices.Contains(r.Survey.Voters, r.ID) {
+	if r.usable(l.Epoch, found) != "" || r.Survey.Abstains() || r.Survey.Damaged > 0 || !slices.Contains(r.Survey.Voters, r.ID) {
 		return 0, false
 	}
 	for i := range found {
@@ -213,41 +242,62 @@ func elects(l catalog.LUN, found []surveyed, r *surveyed) (votes int, ok bool) {
 	return votes, votes > len(r.Survey.Voters)/2
 }
 
-// loss compares what a copy holds with what others prove to have existed.
+// loss compares what a copy holds with what others, and it itself, prove to have existed.
 func loss(l catalog.LUN, from *surveyed, found []surveyed) api.RecoveryLoss {
 	out := api.RecoveryLoss{Unknown: []string{}}
+	mine, holds := from.Survey, from.Survey.Holds()
 	var ahead *surveyed
 	for i := range found {
 		r := &found[i]
 		switch {
 		case r == from:
 		case r.Survey != nil && r.Survey.Epoch == l.Epoch:
-			if from.Survey.Last.Less(r.Survey.Last) && (ahead == nil || ahead.Survey.Last.Less(r.Survey.Last)) {
+			if mine.EndsBefore(r.Survey.Last) && (ahead == nil || ahead.Survey.Last.Less(r.Survey.Last)) {
 				ahead = r
 			}
 		case r.err != nil, r.Stored:
 			out.Unknown = append(out.Unknown, r.ID)
 		}
 	}
-	if ahead == nil {
-		return out
+	if ahead != nil {
+		theirs := ahead.Survey
+		shared := mine.Shared(theirs)
+		switch {
+		case shared == 0:
+			shared = min(holds.Index, theirs.Last.Index)
+		case holds.Index > mine.Last.Index: // what a volume has applied was committed, and a log that ends later has it
+			shared = max(shared, holds.Index)
+		default:
+			shared = min(shared, holds.Index)
+		}
+		out.ProvenBy, out.Entries = ahead.ID, theirs.Last.Index-min(shared, theirs.Last.Index)
+		if !mine.LastAt.IsZero() && theirs.LastAt.After(mine.LastAt) {
+			out.Seconds = theirs.LastAt.Sub(mine.LastAt).Seconds()
+		}
 	}
-	mine, theirs := from.Survey, ahead.Survey
-	shared := mine.Shared(theirs)
-	if shared == 0 {
-		shared = min(mine.Last.Index, theirs.Last.Index)
+	if had := max(mine.Last.Index, mine.Reach); had > holds.Index {
+		out.LostFrom, out.LostTo = holds.Index+1, had
 	}
-	out.ProvenBy, out.Entries = ahead.ID, theirs.Last.Index-min(shared, theirs.Last.Index)
-	out.BytesAtMost = int64(out.Entries) * maxEntryBytes
-	if !mine.LastAt.IsZero() && theirs.LastAt.After(mine.LastAt) {
-		out.Seconds = theirs.LastAt.Sub(mine.LastAt).Seconds()
+	for i := range found { // who has lost them, too, knows that there were entries
+		r := &found[i]
+		if r.Survey == nil || r.Survey.Epoch != l.Epoch {
+			continue
+		}
+		had := r.Survey.Reach
+		if r == from {
+			had = out.LostTo
+		}
+		if had > holds.Index+out.Entries {
+			out.ProvenBy, out.Entries = r.ID, had-holds.Index
+		}
 	}
+	out.BytesAtMost = int64(out.Entries) * command.MaxEntryBytes
 	return out
 }
 
 // describe is one replica for the operator.
 func describe(l catalog.LUN, r *surveyed, found []surveyed) api.RecoveryReplica {
-	out := api.RecoveryReplica{Replica: r.ID, Node: r.Node, Role: api.RoleData, Reached: r.err == nil, Unusable: r.usable(l.Epoch)}
+	out := api.RecoveryReplica{Replica: r.ID, Node: r.Node, Role: api.RoleData, Reached: r.err == nil, Unusable: r.usable(l.Epoch, found)}
 	if r.Witness {
 		out.Role, out.Unusable = api.RoleWitness, ""
 		if r.err != nil {

@@ -17,6 +17,7 @@ import (
 	"sanctuary/node/catalog"
 	"sanctuary/node/client"
 	"sanctuary/replication"
+	"sanctuary/replication/command"
 )
 
 // recovery waits until a LUN may be recovered by force, and returns what that would mean.
@@ -164,6 +165,16 @@ func TestAssessment(t *testing.T) {
 		return s
 	}
 	damaged := func(s *replication.Survey) { s.Damaged = 1 }
+	damagedAt := func(at ...uint64) func(*replication.Survey) {
+		return func(s *replication.Survey) {
+			s.Damaged, s.DamagedAt, s.Sound = len(at), at, replication.Position{Term: s.Last.Term, Index: at[0] - 1}
+		}
+	}
+	forgot := func(reach uint64) func(*replication.Survey) { return func(s *replication.Survey) { s.Reach = reach } }
+	volume := func(at uint64) func(*replication.Survey) {
+		return func(s *replication.Survey) { s.Sound = replication.Position{Term: s.Last.Term, Index: at} }
+	}
+	empty := func(s *replication.Survey) { s.Empty, s.Runs = true, []replication.Position{s.Last} }
 	of5 := func(s *replication.Survey) { s.Voters = append(slices.Clone(voters), "x/4", "y/5") }
 	gone := errors.New("unreachable")
 	for name, test := range map[string]struct {
@@ -185,11 +196,29 @@ func TestAssessment(t *testing.T) {
 		"a worse copy is named": {
 			a: copyAt(pos(2, 12), of5), b: copyAt(pos(2, 9), of5), w: copyAt(pos(2, 14), of5), node: "b", from: "b/2", entries: 5, refused: "on node a holds more",
 		},
-		"damaged, and nobody has what it lacks": {b: copyAt(pos(2, 9), damaged), w: copyAt(pos(2, 9)), refused: "no copy", unknown: 1},
-		"damaged, and named":                    {b: copyAt(pos(2, 9), damaged), node: "b", refused: "log are damaged", unknown: 2},
-		"damaged, beside a whole copy":          {a: copyAt(pos(2, 9), damaged), b: copyAt(pos(2, 9)), from: "b/2", refused: "help itself", unknown: 1},
-		"damaged, beside one that ends before":  {a: copyAt(pos(2, 12), damaged), b: copyAt(pos(2, 9)), from: "b/2", entries: 3, unknown: 1},
-		"being rebuilt":                         {b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), refused: "no copy", unknown: 2},
+		"damaged, and nobody has what it lacks":                {b: copyAt(pos(2, 9), damaged), w: copyAt(pos(2, 9)), refused: "no copy", unknown: 1},
+		"damaged, and named":                                   {b: copyAt(pos(2, 9), damaged), node: "b", refused: "log are damaged", unknown: 2},
+		"damaged, beside a whole copy":                         {a: copyAt(pos(2, 9), damaged), b: copyAt(pos(2, 9)), from: "b/2", refused: "help itself", unknown: 1},
+		"damaged, beside one that ends before":                 {a: copyAt(pos(2, 12), damaged), b: copyAt(pos(2, 9)), from: "b/2", entries: 3, unknown: 1},
+		"cut off, nobody has what it lacks":                    {b: copyAt(pos(2, 9), damagedAt(7)), w: copyAt(pos(2, 9)), from: "b/2", entries: 3, unknown: 1},
+		"cut off, the witness has seen more":                   {b: copyAt(pos(2, 9), damagedAt(7)), w: copyAt(pos(2, 12)), from: "b/2", entries: 6, unknown: 1},
+		"cut off, the volume has what is damaged":              {b: copyAt(pos(2, 9), damagedAt(7), volume(9)), from: "b/2", unknown: 2},
+		"cut off, beside a whole copy":                         {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 9)), from: "b/2", refused: "help itself", unknown: 1},
+		"cut off, beside one that has it":                      {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 8)), node: "a", refused: "log are damaged", unknown: 1},
+		"cut off, beside one whose log is empty behind it":     {a: copyAt(pos(2, 9), damagedAt(9)), b: copyAt(pos(2, 9), empty), from: "b/2", unknown: 1},
+		"cut off, beside one that ends before":                 {a: copyAt(pos(2, 9), damagedAt(9)), b: copyAt(pos(2, 7)), from: "a/1", entries: 1, unknown: 1},
+		"cut off, beside one that holds more":                  {a: copyAt(pos(2, 9), damagedAt(4, 8)), b: copyAt(pos(2, 7)), from: "b/2", entries: 2, unknown: 1},
+		"cut off, beside one that holds as much":               {a: copyAt(pos(2, 9), damagedAt(8)), b: copyAt(pos(2, 7)), from: "b/2", entries: 2, unknown: 1},
+		"both damaged, each has what the other is":             {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 9), damagedAt(4)), refused: "no copy", unknown: 1},
+		"both damaged in one place":                            {a: copyAt(pos(2, 9), damagedAt(4, 7)), b: copyAt(pos(2, 9), damagedAt(7)), from: "b/2", entries: 3, unknown: 1},
+		"its log given up, and alone":                          {b: copyAt(pos(2, 9), forgot(12)), from: "b/2", entries: 3, unknown: 2},
+		"its log given up, its volume has more":                {b: copyAt(pos(2, 9), forgot(12), volume(11)), from: "b/2", entries: 1, unknown: 2},
+		"its log given up, it elects nobody":                   {b: copyAt(pos(2, 9), forgot(12)), w: copyAt(pos(2, 9)), from: "b/2", entries: 3, unknown: 1},
+		"its log given up, it votes for nobody":                {a: copyAt(pos(2, 9)), b: copyAt(pos(2, 5), forgot(12)), from: "a/1", entries: 3, unknown: 1},
+		"its log given up, and another can do without it":      {a: copyAt(pos(2, 9)), b: copyAt(pos(2, 5), forgot(12)), w: copyAt(pos(2, 9)), from: "a/1", entries: 3, refused: "help itself"},
+		"its volume has what the witness has":                  {b: copyAt(pos(2, 9), forgot(11), volume(11)), w: copyAt(pos(2, 14)), from: "b/2", entries: 3, unknown: 1},
+		"its volume has more than the log of another copy has": {a: copyAt(pos(2, 10)), b: copyAt(pos(2, 5), forgot(12), volume(12)), node: "a", from: "a/1", entries: 2, refused: "on node b holds more", unknown: 1},
+		"being rebuilt":                                        {b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), refused: "no copy", unknown: 2},
 		"being rebuilt, and named": {
 			b: copyAt(pos(2, 9), func(s *replication.Survey) { s.Inconsistent = true }), node: "b", refused: "in the middle of being rebuilt", unknown: 2,
 		},
@@ -235,7 +264,10 @@ func TestAssessment(t *testing.T) {
 		if r.From != "" && (r.Lost.Entries != test.entries || len(r.Lost.Unknown) != test.unknown) {
 			t.Errorf("%s: %+v", name, r.Lost)
 		}
-		if test.entries == 5 && (r.Lost.Seconds != 5 || r.Lost.BytesAtMost != 5*maxEntryBytes) {
+		if name == "cut off, nobody has what it lacks" && (r.Lost.LostFrom != 7 || r.Lost.LostTo != 9 || r.Lost.ProvenBy != "w/3" || !strings.Contains(r.Lost.String(), "entries 7 to 9 are lost")) {
+			t.Errorf("%s: %+v, %s", name, r.Lost, r.Lost)
+		}
+		if test.entries == 5 && (r.Lost.Seconds != 5 || r.Lost.BytesAtMost != 5*command.MaxEntryBytes) {
 			t.Errorf("%s: %+v", name, r.Lost)
 		}
 	}

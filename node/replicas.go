@@ -193,7 +193,7 @@ func (s *replicas) Start(_ context.Context, l catalog.LUN, r catalog.Replica, bo
 
 // followHosts makes the hosts' own targets what the catalog and the replicas here say now.
 func (s *replicas) followHosts() {
-	err := s.n.hostTargets.follow(func() (*catalog.Model, map[string]*scsi.Unit) { return s.n.catalog.Model(), s.units() })
+	err := s.n.hostTargets.follow(s.n, func() (*catalog.Model, map[string]*scsi.Unit) { return s.n.catalog.Model(), s.units() })
 	if err != nil {
 		s.n.log.Error("a host's target does not hold what it should", "error", err)
 	}
@@ -248,30 +248,39 @@ func (s *replicas) timing() replication.Timing {
 
 // offer makes the LUN a target of this node.
 func (s *replicas) offer(run *running) error {
-	naa, err := parseNAA(run.lun.NAA)
+	cfg, err := s.n.describeUnit(run.lun)
 	if err != nil {
 		return err
 	}
 	s.refresh(run)
-	run.unit, err = scsi.NewUnit(scsi.UnitConfig{
-		Identity: scsi.Identity{
-			Vendor: "SANCTRY", Product: "Sanctuary LUN", Revision: "1", Serial: run.lun.Serial, NAA: naa, Name: run.lun.Name,
-		},
-		Backend: run.group, Access: func() scsi.Access { return *run.access.Load() }, AccessChanged: run.accessChanged,
-		AskOwner: s.n.askOwner(run), SetPreferred: s.n.setPreferred(run), Space: s.n.spaceOf(run),
-		WriteProtected: run.lun.ReadOnly, Log: s.n.log.With("lun-name", run.lun.Name),
-	})
-	if err != nil {
+	cfg.Backend, cfg.Access, cfg.AccessChanged = run.group, func() scsi.Access { return *run.access.Load() }, run.accessChanged
+	cfg.AskOwner, cfg.HolderLives, cfg.SetPreferred, cfg.Space = s.n.askOwner(run), s.n.holderLives(run), s.n.setPreferred(run), s.n.spaceOf(run)
+	if run.unit, err = scsi.NewUnit(cfg); err != nil {
 		return err
 	}
 	run.target = scsi.NewTarget(scsi.TargetConfig{Name: run.lun.IQN})
 	return run.target.Add(uint16(run.lun.Number), run.unit)
 }
 
+// describeUnit returns what the unit of a LUN tells of itself, on every node and whether its copy there runs or not.
+func (n *Node) describeUnit(l catalog.LUN) (scsi.UnitConfig, error) {
+	naa, err := parseNAA(l.NAA)
+	if err != nil {
+		return scsi.UnitConfig{}, err
+	}
+	return scsi.UnitConfig{
+		Identity: scsi.Identity{
+			Vendor: "SANCTRY", Product: "Sanctuary LUN", Revision: "1", Serial: l.Serial, NAA: naa, Name: l.Name,
+		},
+		WriteProtected: l.ReadOnly, Log: n.log.With("lun-name", l.Name),
+	}, nil
+}
+
 // prefer hands a LUN that has just been made, and holds nothing yet, to the node that was asked for. Later the ownership
 // stays where it is: moving it costs initiators a pause, so it is left to the operator.
 func (s *replicas) prefer(run *running) {
-	want, ok := run.lun.ReplicaOn(run.lun.Preferred)
+	l := run.current(s.n.catalog.Model())
+	want, ok := l.ReplicaOn(l.Preferred)
 	if !ok || want.Node == s.n.cfg.Node || run.preferred.Load() {
 		return
 	}

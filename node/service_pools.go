@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/node/api"
@@ -59,7 +60,7 @@ func (s service) pool(p *pools.Pool, in []pooled) api.Pool {
 	u := p.Usage()
 	out := api.Pool{
 		Node: s.n.cfg.Node, Name: p.Name, ID: p.ID, Media: string(p.Media), Path: p.Path, Class: string(p.Class), ClassBecause: p.ClassWhy,
-		CapacityBytes: u.CapacityBytes, AllocatedBytes: u.AllocatedBytes, FreeBytes: u.FreeBytes(), State: api.PoolOK, Configured: p.Configured,
+		CapacityBytes: u.CapacityBytes, AllocatedBytes: u.AllocatedBytes, FreeBytes: u.FreeBytes(), State: api.PoolOK, Configured: p.Configured, Sparse: p.Sparse(),
 		Replicas: []api.PoolReplica{},
 	}
 	if err := p.Err(); err != nil {
@@ -152,10 +153,21 @@ func poolProblem(err error) error {
 	return api.Invalid(refusal.Next, "%s", refusal.What)
 }
 
-// poolAlerts are the pools that cannot be used.
+// rottedFor is how long an alert tells of what had rotted when a pool was opened.
+const rottedFor = 24 * time.Hour
+
+// poolAlerts are the pools that cannot be used, and those whose disk has changed what was written.
 func (s service) poolAlerts() []api.Alert {
 	var out []api.Alert
 	for _, p := range s.n.pools.List() {
+		if n, since := p.Rotted(); n > 0 && time.Since(since) < rottedFor {
+			out = append(out, api.Alert{
+				Severity: api.SeverityWarning, Subject: "node/" + s.n.cfg.Node,
+				What: fmt.Sprintf("%d page(s) of the metadata of pool %s of node %s (%s) were damaged when it was opened", n, p.Name, s.n.cfg.Node, p.Where()),
+				Data: "Nothing is lost: there was another copy of each, and they are written anew.",
+				Next: "Look at the disk's health: it has changed what was written, and will do it again. The alert ends after a day.",
+			})
+		}
 		err := p.Err()
 		if err == nil {
 			continue

@@ -114,6 +114,9 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 	}
 	for _, l := range luns {
 		dirs, err := os.ReadDir(filepath.Join(s.dir, l.Name()))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // deleted meanwhile
+		}
 		if err != nil {
 			return err
 		}

@@ -227,7 +227,7 @@ func (g *Group) writeOp(ctx context.Context, t *tenure, r block.Range, src []byt
 
 // CompareAndWrite writes src if the range holds want; otherwise mismatch is the offset of the first difference, in bytes.
 // It is decided here, under the range lock and the fence, so that what is proposed is an absolute write in one entry. If
-// ownership is lost meanwhile it waits, as long as ctx allows, until the outcome is certain: a false answer would make an
+// ownership is lost meanwhile it waits until the outcome is certain (proposeSurely): a false answer would make an
 // initiator see its own write as somebody else's.
 func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Range, want, src []byte) (mismatch int, err error) {
 	t, err := g.accepted(f)
@@ -267,20 +267,6 @@ func (g *Group) CompareAndWrite(ctx context.Context, f block.Fence, r block.Rang
 	}
 	defer release()
 	return -1, g.proposeSurely(ctx, t, ops)
-}
-
-// proposeSurely proposes operations as one entry. Should the LUN be lost meanwhile it waits, as long as ctx and the group live,
-// until it is certain what became of them; block.ErrUnknown if that takes longer.
-func (g *Group) proposeSurely(ctx context.Context, t *tenure, ops []block.Op) error {
-	w, err := g.writes.propose(ctx, t.term, ops, true)
-	if errors.Is(err, block.ErrUnknown) {
-		select {
-		case err = <-w.late:
-		case <-ctx.Done():
-		case <-g.ctx.Done():
-		}
-	}
-	return err
 }
 
 // Modify has change turn what the range holds into what it is to hold. The range is cut where entries are; every piece is

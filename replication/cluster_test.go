@@ -237,7 +237,7 @@ func (c *cluster) tryStart(node string, first bool) error {
 		}
 	}
 	if c.recovers == node {
-		if err := Recover(cfg.Journal, cfg.Store, self, 0); err != nil {
+		if _, err := Recover(cfg.Journal, cfg.Store, Recovery{LUN: cfg.LUN, Epoch: cfg.Epoch, Self: self}); err != nil {
 			t.Fatal(err)
 		}
 		c.recovers = ""

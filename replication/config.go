@@ -37,6 +37,11 @@ type Store interface {
 	Needs(ops []block.Op) int64
 	Promise(bytes int64) error
 	FreeBytes() int64
+	// NeedsMetadata and PromiseMetadata are the same for pages of metadata, besides what comes with those bytes; MetadataRoom is what is not promised. A
+	// count that is not exact is quick, and may be far too high.
+	NeedsMetadata(ops []block.Op, exact bool) int64
+	PromiseMetadata(pages int64) error
+	MetadataRoom() int64
 	// Snapshots are those after the newest applied entry, oldest first; View is one to read from, and Diff what two states may
 	// differ in. Space may take seconds.
 	Snapshots() []block.Snapshot

@@ -74,7 +74,8 @@ type Group struct {
 	timeNoted int64     // see noteTime
 	shortened time.Time // tick's: when the log was last to be made short for want of room
 	// offered is the last term whose owner wanted to hand the LUN to this node.
-	offered atomic.Uint64
+	offered    atomic.Uint64
+	offeredEnd atomic.Uint64 // and where its log ended then
 
 	// mu guards what follows; never held across disk or network.
 	mu          sync.Mutex
@@ -341,6 +342,7 @@ func (g *Group) halt() {
 	}
 	g.endTenure()
 	g.end(inst)
+	g.host.elections.over(g)
 	g.writes.abandon()
 }
 
@@ -368,12 +370,27 @@ func (g *Group) end(inst *instance) {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(shutdownWait): // its disk hangs; what it may still write there nobody will read as acknowledged
-		g.log.Error("Raft did not stop in time: its disk may hang")
+	case <-time.After(g.shutdownWait()): // what it may still write nobody will read as acknowledged
+		g.log.Error("Raft did not stop in time: its disk may hang, or be full")
 	}
 }
 
+// shutdownWait is how long Raft is given to stop.
 const shutdownWait = 15 * time.Second
+
+// shutdownWait is less while the journal has no room: Raft then waits for some that nobody may make, and a node that is stopped does not.
+func (g *Group) shutdownWait() time.Duration {
+	if g.isClosing() && !g.cfg.Journal.Takes() {
+		return time.Second
+	}
+	return shutdownWait
+}
+
+func (g *Group) isClosing() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closing
+}
 
 // Close ends the group: I/O in flight is answered with block.ErrUnknown or block.ErrClosed. The Store stays open.
 func (g *Group) Close() error {

@@ -14,12 +14,13 @@ import (
 
 // Host is all groups of one node: it gives them the peer transport and passes on what other nodes ask.
 type Host struct {
-	mux      *transport.Mux
-	scrubs   pacer                    // of all groups
-	rebuilds rebuildPacers            // of all groups
-	use      use                      // by all groups
-	protocol func(node string) uint32 // mux.Protocol; tests have older nodes
-	handlers map[string]transport.Handler
+	mux       *transport.Mux
+	scrubs    pacer                    // of all groups
+	rebuilds  rebuildPacers            // of all groups
+	use       use                      // by all groups
+	elections *elections               // of all groups
+	protocol  func(node string) uint32 // mux.Protocol; tests have older nodes
+	handlers  map[string]transport.Handler
 
 	born time.Time // for vouches; monotonic
 
@@ -66,7 +67,7 @@ func NewHost(mux *transport.Mux) (*Host, error) { return newHost(mux, nil) }
 func newHost(mux *transport.Mux, without []string) (*Host, error) {
 	h := &Host{
 		mux: mux, protocol: mux.Protocol, groups: map[string]*Group{},
-		born: time.Now(), vouchers: map[string]*voucher{}, vouchees: map[string]*vouchee{},
+		elections: newElections(), born: time.Now(), vouchers: map[string]*voucher{}, vouchees: map[string]*vouchee{},
 	}
 	h.use.activity = h.activity
 	h.handlers = map[string]transport.Handler{

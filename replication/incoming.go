@@ -3,6 +3,7 @@ package replication
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -62,6 +63,7 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if g.forbids(from, time.Now()) {
 			return &raft.RequestPreVoteResponse{RPCHeader: header, Term: inst.raft.CurrentTerm()}, nil, true
 		}
+		g.awaitSilence(inst, from)
 		c.ID = candidate(inst.raft, from)
 	case *raft.TimeoutNowRequest:
 		if g.cfg.Self.Witness || fromWitness {
@@ -70,6 +72,11 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 		if want := transferTerm(inst.raft.CurrentTerm()); string(c.Addr) != string(want) || !g.promise.madeTo(from) {
 			return nil, fmt.Errorf("a transfer of %q is not of this term", c.Addr), true
 		}
+		end := endOfTransfer(c.ID)
+		if inst.raft.LastIndex() > end {
+			return nil, errTransferOver, true
+		}
+		g.offeredEnd.Store(end)
 		g.offered.Store(inst.raft.CurrentTerm())
 	case *raft.InstallSnapshotRequest:
 		if !g.cfg.Self.Witness {
@@ -81,6 +88,30 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 	}
 	return nil, nil, false
 }
+
+// awaitSilence keeps a pre-vote from a witness's Raft while that still believes in an owner whom nothing is promised any more, for he has not been
+// heard for so long: the candidate has noticed his silence first, by up to the interval of a ping. Refused, it would ask again a random time later, as long as an
+// election timeout or two, and so long the LUN would have no owner. Data replicas do not wait: they stand themselves as soon as they notice.
+func (g *Group) awaitSilence(inst *instance, from raft.ServerID) {
+	if !g.cfg.Self.Witness {
+		return
+	}
+	heard := inst.raft.LastContact()
+	for end := time.Now().Add(g.cfg.Timing.Heartbeat / 2); time.Now().Before(end); {
+		_, leader := inst.raft.LeaderWithID()
+		if leader == "" || leader == from || inst.raft.LastContact() != heard || time.Since(heard) < g.cfg.Timing.Kick {
+			return
+		}
+		select {
+		case <-time.After(silencePoll):
+		case <-inst.ctx.Done():
+			return
+		}
+	}
+}
+
+// silencePoll is how often awaitSilence looks: Raft tells nobody when it forgets an owner.
+const silencePoll = 10 * time.Millisecond
 
 // header is what Raft puts into its own answers.
 func (g *Group) header() raft.RPCHeader {
@@ -139,3 +170,15 @@ func (g *Group) standIn(from raft.ServerID, req *raft.AppendEntriesRequest) *raf
 }
 
 func transferTerm(term uint64) []byte { return fmt.Appendf(nil, "term:%d", term) }
+
+// transferEnd is where the log of an owner ends that asks another node to stand; it is told in the place of the sender's ID, at which Raft does not look.
+func transferEnd(index uint64) []byte { return fmt.Appendf(nil, "end:%d", index) }
+
+// endOfTransfer is the opposite. An owner of an older program does not say, and relies on nothing.
+func endOfTransfer(id []byte) uint64 {
+	var index uint64
+	if n, err := fmt.Sscanf(string(id), "end:%d", &index); n != 1 || err != nil {
+		return math.MaxUint64
+	}
+	return index
+}

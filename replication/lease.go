@@ -25,7 +25,8 @@ type lease struct {
 
 	mu      sync.Mutex
 	term    uint64 // 0: none
-	revoked bool   // the term's lease was given up for a transfer and does not come back
+	revoked bool   // the lease was given up for a transfer; see restore
+	handed  uint64 // how often that has been, in any term
 	self    raft.ServerID
 	sent    map[raft.ServerID]time.Time // voter -> when the newest heartbeat it answered was sent
 }
@@ -67,11 +68,35 @@ func (l *lease) renew(voter raft.ServerID, term uint64, sent time.Time) {
 	}
 }
 
-// revoke ends the lease for the rest of the term: called before another node is asked to stand for election.
+// revoke ends the lease: called before another node is asked to stand for election.
 func (l *lease) revoke() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.revoked = true
+	l.handed++
+}
+
+// revocations counts calls of revoke, for restore.
+func (l *lease) revocations() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.handed
+}
+
+// restore takes revoke back, unless it was called again since there were so many, or the term has ended. Transfer says when that is safe.
+func (l *lease) restore(term, revocations uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.term == term && l.handed == revocations {
+		l.revoked = false
+	}
+}
+
+// given says whether the lease was given up for a transfer.
+func (l *lease) given() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.revoked
 }
 
 // end ends the lease with the term.

@@ -91,6 +91,17 @@ func TestLeaseIsForOneTermAndEndsWithATransfer(t *testing.T) {
 	if l.valid(3, now.Add(2*time.Millisecond)) {
 		t.Fatal("came back after it was given up for a transfer")
 	}
+	once := l.revocations()
+	l.restore(4, once)
+	l.revoke()
+	l.restore(3, once)
+	if l.valid(3, now.Add(2*time.Millisecond)) {
+		t.Fatal("came back in another term, or after another transfer")
+	}
+	l.restore(3, l.revocations())
+	if !l.valid(3, now.Add(2*time.Millisecond)) {
+		t.Fatal("did not come back")
+	}
 }
 
 func TestRestartedVoterWaitsOutWhatItMayHavePromised(t *testing.T) {

@@ -157,8 +157,10 @@ func MarkedIndex(body []byte) (uint64, error) {
 	return k.Applied, err
 }
 
-func (g *Group) encodeMark(applied uint64) []byte {
-	body, err := json.Marshal(mark{Version: markVersion, LUN: g.cfg.LUN, Epoch: g.cfg.Epoch, Applied: applied})
+func (g *Group) encodeMark(applied uint64) []byte { return encodeMark(g.cfg.LUN, g.cfg.Epoch, applied) }
+
+func encodeMark(lun string, epoch, applied uint64) []byte {
+	body, err := json.Marshal(mark{Version: markVersion, LUN: lun, Epoch: epoch, Applied: applied})
 	if err != nil {
 		panic(err) // plain numbers and a string
 	}

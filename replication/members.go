@@ -183,6 +183,7 @@ func (g *Group) settle(ctx context.Context) error {
 	}
 	g.mu.Lock()
 	members, view := maps.Clone(g.members), g.view
+	g.rebuild.keepOrders(members)
 	g.mu.Unlock()
 	if err := g.knowMembers(servers); err != nil {
 		return err
@@ -255,6 +256,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		}
 		return fmt.Errorf("%s has yet to catch up", m.ID)
 	case s.Suffrage == raft.Voter:
+		if ordered { // its vote was given up on and has come about after all
+			g.endRebuild(m.ID)
+		}
 		return nil
 	}
 	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
@@ -271,12 +275,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		return fmt.Errorf("promote %s: %w", m.ID, err)
 	}
 	g.refreshVoters(inst)
-	g.mu.Lock()
-	delete(g.rebuild.orders, m.ID)
-	delete(g.rebuild.progress, m.ID)
-	delete(g.rebuild.pinUntil, m.ID)
-	g.mu.Unlock()
-	g.cfg.OnChange()
+	g.endRebuild(m.ID)
 	return nil
 }
 

@@ -27,6 +27,8 @@ import (
 //   - The owner's log no longer reaches back to it, or has another entry in its place. Then this replica gives up its log behind the volume's checkpoint, and is
 //     a replica that fell behind: it is served from the owner's log, or rebuilt. It does not vote before it has again as much as it once had
 //     (mustReach), because until then it has forgotten entries that it acknowledged.
+//
+// Where nobody is left who could give it anything, an operator can have it go on without (Recover).
 
 // keyMustReach is the last index this replica had when it gave up its log, in the log's stable store; 0: it has reached it since.
 const keyMustReach = "must-reach"

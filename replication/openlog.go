@@ -129,7 +129,13 @@ func (l *raftLog) Set(key, value []byte) error {
 }
 
 // SetUint64 implements raft.StableStore. Where a term cannot be stored the library would panic: this replica is out, and the goroutine ends, not the process.
+// When the library starts it stores the term that it has read: without room in the journal that would keep the whole node from starting.
 func (l *raftLog) SetUint64(key []byte, v uint64) error {
+	if !l.running.Load() && string(key) == keyCurrentTerm && !l.Takes() {
+		if have, err := l.GetUint64(key); err == nil && have == v {
+			return nil
+		}
+	}
 	err := l.Set(key, binary.BigEndian.AppendUint64(nil, v))
 	if err != nil && string(key) == keyCurrentTerm && l.running.Load() {
 		l.g.fail(err)

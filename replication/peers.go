@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/replication/mutant"
 	"sanctuary/replication/witness"
 )
@@ -44,6 +45,7 @@ var (
 	errWitnessSilent = errors.New("a witness never stands for election nor leads")
 	errPromised      = errors.New("this replica has promised its vote to the owner it last heard")
 	errRebuild       = errors.New("the log no longer reaches back to this replica: it must be rebuilt")
+	errTransferOver  = errors.New("this replica's log goes on behind the transfer it was asked to stand for: that has failed")
 	errNotForWitness = errors.New("a witness was named where a data replica is needed")
 )
 
@@ -166,6 +168,9 @@ func (p *peers) RequestVote(id raft.ServerID, target raft.ServerAddress, req *ra
 	if err := p.mayStand(req.LeadershipTransfer); err != nil {
 		return err
 	}
+	if req.LeadershipTransfer && req.LastLogIndex > p.g.offeredEnd.Load() {
+		return errTransferOver
+	}
 	err := p.inner.RequestVote(id, target, req, resp)
 	p.g.noteRefused(err)
 	return err
@@ -176,7 +181,17 @@ func (p *peers) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req 
 	if err := p.mayStand(false); err != nil {
 		return err
 	}
-	err := p.inner.RequestPreVote(id, target, req, resp)
+	if !p.g.host.mux.Up(string(target)) { // fails at once, and costs nothing
+		return p.inner.RequestPreVote(id, target, req, resp)
+	}
+	el, err := p.g.host.elections.admit(p.g, 3*p.g.cfg.Timing.Heartbeat, p.closed)
+	if err != nil {
+		return err
+	}
+	if err = p.mayStand(false); err == nil { // there may be an owner by now
+		err = p.inner.RequestPreVote(id, target, req, resp)
+	}
+	p.g.host.elections.answered(el, err == nil && resp.Granted)
 	p.g.noteRefused(err)
 	return err
 }
@@ -211,8 +226,13 @@ func (p *peers) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raf
 	if p.g.member(id).Witness {
 		return errNotForWitness
 	}
+	inst := p.g.running()
+	if inst == nil {
+		return block.ErrClosed
+	}
 	p.g.lease.revoke()
 	out := *req
+	out.ID = transferEnd(inst.raft.LastIndex()) // nothing is stored while Raft transfers
 	// The request has no term of its own, and a late one must not depose a later term's owner, whose lease is not revoked.
 	// Raft does not look at the sender's address.
 	out.Addr = transferTerm(p.g.termLed())

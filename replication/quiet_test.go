@@ -280,6 +280,26 @@ func TestFirstWriteWakesAQuietLUN(t *testing.T) {
 	f.quiet() // again
 }
 
+// A rebuild that was ordered of a replica which has been replaced, or which votes all the same, keeps nobody awake.
+func TestOrdersThatAreOverKeepNoLUNAwake(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	g.mu.Lock()
+	g.rebuild.orders = map[raft.ServerID]string{"z/99": "replaced"}
+	for id, m := range g.members {
+		if id != g.cfg.Self.ID && !m.Witness {
+			g.rebuild.orders[id] = "votes"
+		}
+	}
+	orders := len(g.rebuild.orders)
+	g.mu.Unlock()
+	if orders != 2 {
+		t.Fatalf("%d orders, want 2", orders)
+	}
+	f.write(0)
+	f.quiet()
+}
+
 // move hands a LUN to its other copy.
 func (f *fleet) move(lun int) {
 	f.t.Helper()

@@ -64,6 +64,23 @@ type rebuildState struct {
 	pinUntil map[raft.ServerID]time.Time       // owner: the log stays for these
 }
 
+// keepOrders forgets, at the owner, what was ordered of those who are no members any more: replaced before they carried it out. The caller
+// holds Group.mu.
+func (r *rebuildState) keepOrders(members map[raft.ServerID]Member) {
+	for id := range r.orders {
+		if _, member := members[id]; !member {
+			r.voidOrder(id)
+		}
+	}
+}
+
+// voidOrder forgets, at the owner, what was ordered of a receiver. The caller holds Group.mu.
+func (r *rebuildState) voidOrder(id raft.ServerID) {
+	delete(r.orders, id)
+	delete(r.progress, id)
+	delete(r.pinUntil, id)
+}
+
 const (
 	pinTime           = time.Minute // renewed by every request of the receiver
 	rebuildChunks     = 4096        // chunks whose checksums travel in one answer: 1.1 MiB

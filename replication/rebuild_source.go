@@ -54,6 +54,14 @@ func (g *Group) orderRebuild(ctx context.Context, m Member) error {
 	return nil
 }
 
+// endRebuild notes that a receiver votes.
+func (g *Group) endRebuild(id raft.ServerID) {
+	g.mu.Lock()
+	g.rebuild.voidOrder(id)
+	g.mu.Unlock()
+	g.cfg.OnChange()
+}
+
 func (g *Group) pin(id raft.ServerID) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

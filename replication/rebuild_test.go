@@ -192,6 +192,9 @@ func TestRebuildSendsLittleBesidesWhatHasChanged(t *testing.T) {
 			to.mu.Lock()
 			to.conns = nil
 			to.mu.Unlock()
+			first, _ := c.group(owner).cfg.Journal.FirstIndex()
+			last, _ := c.group(owner).cfg.Journal.LastIndex()
+			inLog := first > 0 && first <= last
 			c.start(away, false)
 			eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
 			compareCopies(t, c, "a", "b")
@@ -199,8 +202,9 @@ func TestRebuildSendsLittleBesidesWhatHasChanged(t *testing.T) {
 			sent, all := to.bulk()
 			copied := c.group(away).Status().Copied
 			t.Logf("%d bytes sent for %d that have changed: %+.2f %%", sent, bytes, 100*float64(sent-bytes)/float64(bytes))
-			// On a busy machine the rebuild may have been interrupted: what was copied before that has only been counted on its way.
-			if copied > bytes || copied < bytes && all < bytes {
+			// On a busy machine the rebuild may have been interrupted, and what was copied before that has only been counted on its way; or the
+			// log was cut in the middle of what is written again until it is, and the rest comes from the log.
+			if copied > bytes || copied == 0 || copied < bytes && all < bytes && !inLog {
 				t.Errorf("%d bytes of blocks were copied, %d have changed", copied, bytes)
 			}
 			const handshake = 16 << 10 // of the connection, and the pins

@@ -5,12 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 
+	"sanctuary/blockstore/block"
 	"sanctuary/replication/journal"
 	"sanctuary/replication/transport"
 )
@@ -18,7 +18,7 @@ import (
 // Forced recovery: a LUN goes on from one copy although no majority of its voters can be had any more. Who may decide that, and from
 // which copy, is not known here (the catalog decides, package node asks the operator); how the log goes on is.
 //
-// The copy keeps its log, all of it. An entry at its end that it does not know to be committed may have been acknowledged all the same, by an
+// The copy keeps its log, all of it, up to what is damaged. An entry at its end that it does not know to be committed may have been acknowledged all the same, by an
 // owner that had the answers of others; so none is dropped, and applying one that was never acknowledged is a write of unknown outcome that
 // took effect after all (rule F drops those whose term is not that of their fence, as ever). Behind the log comes a configuration with this
 // copy as the only voter. It wins the election among one, and its first entry commits what came before. The library's RecoverCluster is
@@ -43,231 +43,139 @@ var ErrSuperseded = errors.New("the LUN was recovered by force without this repl
 // that somebody still holds from before must not meet an equal one; voters that nobody reaches may have held elections meanwhile.
 const termGap = 1000
 
-// Recover makes a copy that does not run the beginning of a new history, with itself as the only voter. known is the newest term of the old
-// history that anybody has told of. It must be done before the replica is first opened with the new epoch, and may be repeated as often as
-// it is interrupted until then; never later, since it would undo every change of members since. What it writes is durable when it returns.
-func Recover(j journal.Log, s Store, self Member, known uint64) error {
-	if s == nil || self.Witness {
-		return errors.New("a witness holds no data to go on from")
+// Recovery is how a LUN goes on from one copy.
+type Recovery struct {
+	LUN   string
+	Epoch uint64 // of the history that begins
+	Self  Member // the copy
+	Known uint64 // the newest term of the old history that anybody has told of
+}
+
+// Recover makes a copy that does not run the beginning of a new history, with itself as the only voter. It must be done before the replica is first opened with the
+// new epoch, and may be repeated as often as it is interrupted until then; never later, since it would undo every change of members since. What it writes is durable
+// when it returns. The volume has just been opened: what it has applied is durable.
+//
+// Nobody is left from whom anything could be fetched, and whoever decided has accepted the loss:
+//   - An entry that is damaged, and that the volume does not have, ends the log: it and what follows are cut off, for entries take effect in order or not at
+//     all. cut is the first of them, 0 if there is none.
+//   - A copy that has given up its log to damage must not vote before it has again what it once had (mustReach). That ends, last of all: while it may still be the
+//     old history that this copy is opened in, it holds.
+func Recover(j journal.Log, s Store, r Recovery) (cut uint64, err error) {
+	if s == nil || r.Self.Witness {
+		return 0, errors.New("a witness holds no data to go on from")
 	}
 	if s.Inconsistent() {
-		return fmt.Errorf("replica %s is in the middle of being rebuilt: what it holds is of no one moment", self.ID)
+		return 0, fmt.Errorf("replica %s is in the middle of being rebuilt: what it holds is of no one moment", r.Self.ID)
 	}
-	if damaged := j.Damaged(); len(damaged) > 0 {
-		return fmt.Errorf("replica %s: %d entries of its log are damaged, the first is %d: nobody is left to fetch them from", self.ID, len(damaged), damaged[0].Index)
+	have := s.Durable()
+	meta, body, ok := j.Snapshots().Newest()
+	if ok {
+		at, err := MarkedIndex(body)
+		if err != nil {
+			return 0, err
+		}
+		if have < at {
+			return 0, fmt.Errorf("replica %s: the volume is durable to index %d, but the log before %d is gone: entries between the two are missing", r.Self.ID, have, at)
+		}
 	}
 	last, err := lastOf(j)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if last.Index == 0 {
-		return fmt.Errorf("replica %s: %w", self.ID, ErrNoLog)
+	if err := look(j, meta.Index+1, last.Index); err != nil { // of what only the volume needs, too: it is read again at the start
+		return 0, err
 	}
-	if _, body, ok := j.Snapshots().Newest(); ok {
-		at, err := MarkedIndex(body)
-		if err != nil {
-			return err
+	obsolete, cut := damageOf(j, max(have, meta.Index))
+	reach, err := j.GetUint64([]byte(keyMustReach))
+	if err != nil {
+		return 0, err
+	}
+	if cut == 1 || last.Index == 0 && reach == 0 { // a log that was given up has been: the volume is what is left
+		return 0, fmt.Errorf("replica %s: %w", r.Self.ID, ErrNoLog)
+	}
+	known := max(last.Term, r.Known)
+	if cut > 0 {
+		if err := j.DeleteRange(cut, last.Index); err != nil {
+			return 0, err
 		}
-		if have := s.Durable(); have < at {
-			return fmt.Errorf("replica %s: the volume is durable to index %d, but the log before %d is gone: entries between the two are missing", self.ID, have, at)
+		if last, err = lastOf(j); err != nil {
+			return cut, err
 		}
+	}
+	switch {
+	case have > last.Index, obsolete > meta.Index: // the volume would take what comes next for what it has already; or the log begins behind what only the volume has
+		err = r.cover(j, have, last)
+	case obsolete > 0:
+		err = j.DeleteRange(0, obsolete)
+	}
+	if err != nil {
+		return cut, err
+	}
+	if last, err = lastOf(j); err != nil {
+		return cut, err
 	}
 	term, err := j.GetUint64([]byte("CurrentTerm"))
 	if err != nil {
-		return err
+		return cut, err
 	}
-	term = max(term, last.Term, known) + termGap
+	term = max(term, known) + termGap
 	if err := j.SetUint64([]byte("CurrentTerm"), term); err != nil {
+		return cut, err
+	}
+	if err := j.StoreLog(&raft.Log{Index: last.Index + 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(r.members())}); err != nil {
+		return cut, err
+	}
+	return cut, j.SetUint64([]byte(keyMustReach), 0)
+}
+
+// look reads entries, no more than a start would: a journal that has been opened again knows of damage only where it has been met.
+func look(j journal.Log, from, to uint64) error {
+	var l raft.Log
+	var corrupt *block.CorruptError
+	for i := from; i <= to; i++ {
+		if err := j.GetLog(i, &l); err != nil && !errors.As(err, &corrupt) {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// damageOf returns the last damaged entry up to covered, and the first behind; 0 where there is none.
+func damageOf(j journal.Log, covered uint64) (obsolete, cut uint64) {
+	for _, d := range j.Damaged() { // the lowest index first
+		if d.Index > covered {
+			return obsolete, d.Index
+		}
+		obsolete = d.Index
+	}
+	return obsolete, 0
+}
+
+func (r *Recovery) members() raft.Configuration {
+	return raft.Configuration{Servers: []raft.Server{{ID: r.Self.ID, Address: raft.ServerAddress(r.Self.Node)}}}
+}
+
+// cover notes that the volume has everything up to index, and lets the log before that go: what is stored next comes behind it. last is where the log ends.
+func (r *Recovery) cover(j journal.Log, index uint64, last Position) error {
+	term := max(last.Term, 1)
+	if index < last.Index {
+		var l raft.Log
+		if err := j.Head(index, &l); err != nil {
+			return err
+		}
+		term = l.Term
+	}
+	sink, err := j.Snapshots().Create(1, index, term, r.members(), index, nil)
+	if err != nil {
 		return err
 	}
-	conf := raft.Configuration{Servers: []raft.Server{{ID: self.ID, Address: raft.ServerAddress(self.Node)}}}
-	return j.StoreLog(&raft.Log{Index: last.Index + 1, Term: term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(conf)})
-}
-
-// Position is a place in a log. Of two logs of one history the one that ends at the later position holds more of what was committed.
-type Position struct {
-	Term  uint64 `json:"term"`
-	Index uint64 `json:"index"`
-}
-
-// Less compares as Raft's voters do.
-func (p Position) Less(q Position) bool {
-	return p.Term < q.Term || p.Term == q.Term && p.Index < q.Index
-}
-
-// lastOf returns the end of a log: zero if there is none.
-func lastOf(j journal.Log) (Position, error) {
-	meta, _, _ := j.Snapshots().Newest()
-	p := Position{meta.Term, meta.Index}
-	last, err := j.LastIndex()
-	if err != nil || last <= p.Index {
-		return p, err
+	if _, err := sink.Write(encodeMark(r.LUN, r.Epoch, index)); err != nil {
+		return errors.Join(err, sink.Cancel())
 	}
-	var l raft.Log
-	if err := j.Head(last, &l); err != nil {
-		return p, fmt.Errorf("entry %d: %w", last, err)
+	if err := sink.Close(); err != nil {
+		return err
 	}
-	return Position{l.Term, last}, nil
-}
-
-// Survey is what a replica knows of itself and of the others, for whoever has to decide about a LUN that nobody can own.
-type Survey struct {
-	Replica      raft.ServerID `json:"replica"`
-	Epoch        uint64        `json:"epoch"`
-	Witness      bool          `json:"witness,omitempty"`
-	Serving      bool          `json:"serving,omitempty"`
-	Inconsistent bool          `json:"inconsistent,omitempty"` // in the middle of being rebuilt
-	Kept         bool          `json:"kept,omitempty"`         // and what it held before is kept: see FallBack
-	Failed       string        `json:"failed,omitempty"`       // why it is out for good
-	Damaged      int           `json:"damaged,omitempty"`      // entries of its log that are to be fetched from another copy
-	Term         uint64        `json:"term"`                   // its current one
-	Last         Position      `json:"last"`                   // the end of its log
-	LastAt       time.Time     `json:"last_at,omitzero"`       // about when it was stored here, up to timeKept too early after a restart; zero: not known
-	Runs         []Position    `json:"runs,omitempty"`         // where each term of its log begins, the newest first; at most maxRuns
-	Voters       []string      `json:"voters,omitempty"`       // of the newest configuration in its log
-	// Heard is when another replica was last heard, by ID. One that is missing has not been since Since, when this replica was started.
-	Heard map[raft.ServerID]time.Time `json:"heard,omitempty"`
-	Since time.Time                   `json:"since"`
-}
-
-// maxRuns bounds Survey.Runs. A log rarely has more terms; what is left out makes two logs seem to part earlier than they do.
-const maxRuns = 64
-
-// Survey asks this replica alone. An error means that its log could not be read.
-func (g *Group) Survey() (Survey, error) {
-	s := Survey{Replica: g.cfg.Self.ID, Epoch: g.cfg.Epoch, Witness: g.cfg.Self.Witness, Serving: g.tenure.Load() != nil, Since: g.opened}
-	if g.cfg.Store != nil {
-		s.Inconsistent = g.cfg.Store.Inconsistent()
-		_, s.Kept = g.Before()
-	}
-	if err := g.Err(); err != nil {
-		s.Failed = err.Error()
-	}
-	s.Damaged = len(g.cfg.Journal.Damaged())
-	g.mu.Lock()
-	s.Heard = make(map[raft.ServerID]time.Time, len(g.contacts))
-	for id, at := range g.contacts {
-		s.Heard[id] = at
-	}
-	g.mu.Unlock()
-	var err error
-	if s.Term, err = g.cfg.Journal.GetUint64([]byte("CurrentTerm")); err != nil {
-		return s, err
-	}
-	if s.Last, err = lastOf(g.cfg.Journal); err != nil {
-		return s, err
-	}
-	if s.Runs, err = runsOf(g.cfg.Journal, s.Last); err != nil {
-		return s, err
-	}
-	at := uint64(g.storedAt.Load())
-	if at == 0 {
-		if at, err = g.cfg.Journal.GetUint64([]byte(keyStored)); err != nil {
-			return s, err
-		}
-	}
-	if at != 0 {
-		s.LastAt = time.UnixMilli(int64(at))
-	}
-	if inst := g.running(); inst != nil {
-		f := inst.raft.GetConfiguration()
-		if err := f.Error(); err != nil {
-			return s, err
-		}
-		for _, v := range f.Configuration().Servers {
-			if v.Suffrage == raft.Voter {
-				s.Voters = append(s.Voters, string(v.ID))
-			}
-		}
-	}
-	return s, nil
-}
-
-// keyStored is where a replica keeps about when it stored entries last, for a Survey after a restart: nothing else in a log tells times.
-const (
-	keyStored = "LastStored"
-	timeKept  = 10 * time.Second
-)
-
-// noteTime keeps the time at which entries were stored last, if it is later than what was kept last by timeKept. Only maintain and
-// Close call it, one after the other.
-func (g *Group) noteTime(closing bool) {
-	at := g.storedAt.Load()
-	if at == g.timeNoted || !closing && at-g.timeNoted < timeKept.Milliseconds() {
-		return
-	}
-	if g.Err() == nil && g.cfg.Journal.SetUint64([]byte(keyStored), uint64(at)) == nil { // else it is not known: nothing rests on it
-		g.timeNoted = at
-	}
-}
-
-// runsOf finds where the terms of a log begin, by bisection: terms only rise.
-func runsOf(j journal.Log, last Position) (runs []Position, err error) {
-	first, err := j.FirstIndex()
-	if err != nil || first == 0 || last.Index < first {
-		if last.Index > 0 {
-			runs = []Position{last}
-		}
-		return runs, err
-	}
-	at := func(i uint64) (raft.Log, error) {
-		var l raft.Log
-		err := j.Head(i, &l)
-		return l, err
-	}
-	for end := last; len(runs) < maxRuns; {
-		lo, hi := first, end.Index // the run begins in [lo, hi]
-		for lo < hi {
-			mid := lo + (hi-lo)/2
-			l, err := at(mid)
-			if err != nil {
-				return nil, err
-			}
-			if l.Term >= end.Term {
-				hi = mid
-			} else {
-				lo = mid + 1
-			}
-		}
-		runs = append(runs, Position{end.Term, lo})
-		if lo == first {
-			break
-		}
-		before, err := at(lo - 1)
-		if err != nil {
-			return nil, err
-		}
-		end = Position{before.Term, lo - 1}
-	}
-	return runs, nil
-}
-
-// Shared returns up to where the logs of two surveys are the same, as far as their runs show: never more than they share.
-func (s *Survey) Shared(other *Survey) uint64 {
-	for _, mine := range s.Runs {
-		i := slices.IndexFunc(other.Runs, func(p Position) bool { return p.Term == mine.Term })
-		if i < 0 {
-			continue
-		}
-		// Both have entries of this term, and so the same up to the last of them that both have.
-		end := min(s.endOf(mine.Term), other.endOf(mine.Term))
-		if end >= max(mine.Index, other.Runs[i].Index) {
-			return end
-		}
-	}
-	return 0
-}
-
-// endOf returns the last index of a term's run.
-func (s *Survey) endOf(term uint64) uint64 {
-	end := s.Last.Index
-	for _, r := range s.Runs {
-		if r.Term == term {
-			return end
-		}
-		end = r.Index - 1
-	}
-	return 0
+	return j.DeleteRange(0, index)
 }
 
 // hearing notes that a server has been heard, and returns what is known about it.

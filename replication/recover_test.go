@@ -152,17 +152,10 @@ func TestRecoveryMayBeRepeated(t *testing.T) {
 	c.stop("b")
 	for range 3 { // interrupted behind the last step, before anybody notes that it is done
 		c.newHistory("b")
-		j, err := journal.Open(c.journalFolder("b"), journal.Options{SegmentBytes: 1 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := j.Log("replica")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(Recover(l, stillStore{}, c.member("b"), 0), l.Close(), j.Close()); err != nil {
-			t.Fatal(err)
-		}
+		c.atJournal("b", func(j journal.Log) error {
+			_, err := Recover(j, stillStore{durable: 9}, Recovery{LUN: testLUN, Epoch: 2, Self: c.member("b")})
+			return err
+		})
 	}
 	c.start("b", false)
 	eventually(t, "it serves", func() bool { return c.group("b").Status().Serving })
@@ -174,25 +167,18 @@ func TestRecoveryMayBeRepeated(t *testing.T) {
 	}
 }
 
-// stillStore is a volume that is whole, for Recover, which asks for no more.
-type stillStore struct{ Store }
-
-func (stillStore) Inconsistent() bool { return false }
-func (stillStore) Durable() uint64    { return 1 << 60 }
-
-// halfStore is one in the middle of a rebuild, and oldStore one from a backup.
+// stillStore is a volume that is whole up to some entry, for Recover, which asks for no more; halfStore is one in the middle of a rebuild.
 type (
+	stillStore struct {
+		Store
+		durable uint64
+	}
 	halfStore struct{ stillStore }
-	oldStore  struct{ stillStore }
 )
 
-func (halfStore) Inconsistent() bool { return true }
-func (oldStore) Durable() uint64     { return 0 }
-
-// tornLog is a log of which an entry is damaged.
-type tornLog struct{ journal.Log }
-
-func (tornLog) Damaged() []journal.Damage { return []journal.Damage{{Index: 9, Term: 2}} }
+func (stillStore) Inconsistent() bool { return false }
+func (s stillStore) Durable() uint64  { return s.durable }
+func (halfStore) Inconsistent() bool  { return true }
 
 func TestRecoveryRefusesWhatIsNoWholeCopy(t *testing.T) {
 	self := Member{ID: "b/1", Node: "b"}
@@ -214,14 +200,13 @@ func TestRecoveryRefusesWhatIsNoWholeCopy(t *testing.T) {
 		self Member
 		ok   bool
 	}{
-		"whole":      {marked, stillStore{}, self, true},
-		"damaged":    {tornLog{marked}, stillStore{}, self, false},
-		"no log":     {journal.NewMemory(), stillStore{}, self, false},
-		"rebuilding": {marked, halfStore{}, self, false},
-		"too old":    {marked, oldStore{}, self, false},
+		"whole":      {marked, stillStore{durable: 9}, self, true},
+		"no log":     {journal.NewMemory(), stillStore{durable: 9}, self, false},
+		"rebuilding": {marked, halfStore{stillStore{durable: 9}}, self, false},
+		"too old":    {marked, stillStore{durable: 8}, self, false},
 		"witness":    {marked, nil, Member{ID: "w/1", Node: "w", Witness: true}, false},
 	} {
-		if err := Recover(test.j, test.s, test.self, 0); (err == nil) != test.ok {
+		if _, err := Recover(test.j, test.s, Recovery{LUN: testLUN, Epoch: 2, Self: test.self}); (err == nil) != test.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -248,6 +233,46 @@ func TestLogsAreComparedByTheirRuns(t *testing.T) {
 		}
 		if got := test.b.Shared(test.a); got != test.want {
 			t.Errorf("%s, the other way: %d, want %d", name, got, test.want)
+		}
+	}
+}
+
+// A log that is empty behind a snapshot, or ends before it, is not said to have the snapshot's entry, and can be surveyed at all.
+func TestSurveyTellsALogThatIsEmptyFromOneThatHasItsEnd(t *testing.T) {
+	at := func(first, last, mark uint64) journal.Log {
+		j := journal.NewMemory()
+		for i := first; i <= last && i > 0; i++ {
+			if err := j.StoreLog(&raft.Log{Index: i, Term: 1 + i/5, Type: raft.LogCommand}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if mark > 0 {
+			if err := j.Snapshots().Put(raft.SnapshotMeta{ID: "m", Index: mark, Term: 1 + mark/5}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return j
+	}
+	for name, test := range map[string]struct {
+		j     journal.Log
+		last  Position
+		runs  []Position
+		empty bool
+	}{
+		"nothing":               {at(0, 0, 0), Position{}, nil, true},
+		"whole":                 {at(1, 7, 0), Position{2, 7}, []Position{{2, 5}, {1, 1}}, false},
+		"behind a snapshot":     {at(8, 12, 7), Position{3, 12}, []Position{{3, 10}, {2, 8}}, false},
+		"over a snapshot":       {at(4, 7, 7), Position{2, 7}, []Position{{2, 5}, {1, 4}}, false},
+		"empty":                 {at(0, 0, 7), Position{2, 7}, []Position{{2, 7}}, true},
+		"older than a snapshot": {at(1, 6, 12), Position{3, 12}, []Position{{3, 12}}, true},
+	} {
+		last, err := lastOf(test.j)
+		if err != nil || last != test.last {
+			t.Errorf("%s: it ends at %+v, %v", name, last, err)
+		}
+		runs, empty, err := runsOf(test.j, last)
+		if err != nil || !slices.Equal(runs, test.runs) || empty != test.empty {
+			t.Errorf("%s: %+v, empty %v, %v", name, runs, empty, err)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -44,6 +45,16 @@ type roomRequest struct {
 type roomAnswer struct {
 	Granted int64 `json:"granted"` // set aside, with what is in flight
 	Free    int64 `json:"free"`    // what this LUN could have in all
+	// Metadata is how many pages of metadata the pool has besides; absent from a copy of an older program.
+	Metadata *int64 `json:"metadata,omitempty"`
+}
+
+// pages returns how many pages of metadata a copy has. One that does not say has had to do without the question so far.
+func (a roomAnswer) pages() int64 {
+	if a.Metadata == nil {
+		return math.MaxInt64 / 2
+	}
+	return *a.Metadata
 }
 
 // reserveAt asks a copy. One of an older program only says what is free.
@@ -83,7 +94,7 @@ func (h *Host) serveReserve(ctx context.Context, _ string, raw []byte) ([]byte, 
 	}
 	if g.full.Load() { // none while it waits for some
 		g.dueCheckpoint()
-		return json.Marshal(roomAnswer{})
+		return json.Marshal(roomAnswer{Metadata: new(int64)})
 	}
 	if err := g.awaitApplied(ctx, q.AtLeast); err != nil {
 		return nil, err // what it has yet to apply, it may have no room for
@@ -107,10 +118,15 @@ func (r *room) grant(g *Group, q roomRequest) roomAnswer {
 	if free > base {
 		want += min(q.Extra, (free-base)/2/block.ChunkSize*block.ChunkSize) // the other half is for others
 	}
-	if g.cfg.Store.Promise(want-r.granted) == nil {
-		r.granted = want
-	} // else another LUN was quicker
-	return roomAnswer{Granted: r.granted, Free: free}
+	// Where that is too much for the metadata, nothing in advance; but what was granted stays, of which the owner may have given some to writes meanwhile.
+	for _, granted := range []int64{want, max(min(free, base), r.granted)} {
+		if g.cfg.Store.Promise(granted-r.granted) == nil {
+			r.granted = granted
+			break
+		} // else another LUN was quicker
+	}
+	pages := max(0, min(math.MaxInt64/2, g.cfg.Store.MetadataRoom())) // memory has no end
+	return roomAnswer{Granted: r.granted, Free: free, Metadata: &pages}
 }
 
 // use gives back what an entry has used of it.

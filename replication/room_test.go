@@ -11,6 +11,42 @@ import (
 	"sanctuary/blockstore/block"
 )
 
+// tightStore has room for chunks, and for the metadata of few.
+type tightStore struct {
+	Store
+	promised, most int64
+}
+
+func (s *tightStore) FreeBytes() int64 { return 1<<30 - s.promised }
+
+func (s *tightStore) Promise(n int64) error {
+	if n > 0 && s.promised+n > s.most {
+		return block.ErrNoSpace
+	}
+	s.promised += n
+	return nil
+}
+
+func (s *tightStore) MetadataRoom() int64 { return 0 }
+
+// A question that asks for more than there is room for takes nothing back of what was granted: the owner may have given it to writes meanwhile.
+func TestRoomIsNotTakenBackByAskingForMore(t *testing.T) {
+	const c = block.ChunkSize
+	g := &Group{cfg: Config{Store: &tightStore{most: 20 * c}}}
+	for i, step := range []struct{ inFlight, need, more, granted int64 }{
+		{0, 0, 16, 16},
+		{2, 0, 30, 16}, // not 2
+		{2, 1, 30, 16},
+		{10, 8, 30, 18}, // what waits, without more in advance
+		{10, 12, 0, 18}, // no room for all of it
+		{4, 0, 8, 12},   // less was asked for
+	} {
+		if got := g.room.grant(g, roomRequest{InFlight: step.inFlight * c, Need: step.need * c, Extra: step.more * c}); got.Granted != step.granted*c {
+			t.Errorf("step %d: granted %d chunks, want %d", i, got.Granted/c, step.granted)
+		}
+	}
+}
+
 // Room in a pool is given away once, whoever asks for it; what is not used goes back, down to the last chunk.
 func TestRoomOfAPoolIsGivenOnce(t *testing.T) {
 	const chunks = 64

@@ -130,10 +130,10 @@ func TestReplicaThatFallsBehindAgainIsRebuiltAgain(t *testing.T) {
 	receiver.mu.Lock()
 	receiver.rebuild.order = before
 	receiver.mu.Unlock()
+	g.changing.Lock()
 	g.mu.Lock()
 	g.rebuild.orders = map[raft.ServerID]string{id: before}
 	g.mu.Unlock()
-	g.changing.Lock()
 	for removed := false; !removed; { // a success that is still on its way takes the need back: again
 		if ctx.Err() != nil {
 			t.Fatal("the replica is not removed to be rebuilt")

@@ -141,6 +141,11 @@ func (g *Group) changeSnapshots(ctx context.Context, op block.Op, look func([]bl
 		}
 		return err
 	}
+	release, err := g.takeRoom(ctx, []block.Op{op})
+	if err != nil {
+		return err
+	}
+	defer release()
 	return g.proposeSurely(ctx, t, []block.Op{op})
 }
 

@@ -19,6 +19,11 @@ import (
 // proposed (block.ErrNoSpace, which pauses a guest) and not met by a replica that cannot apply it. Overwrites, UNMAP and
 // everything else that allocates nothing pass whatever the pools say.
 //
+// An entry may also make the map larger, without taking a chunk: zeros over what a snapshot or a clone's origin holds, a snapshot, a block that
+// goes to a free place beside older versions. That takes pages of metadata now and then, which have bounds of their own: an entry that would go beyond
+// them is refused in the same way. The other copies say with every answer what they have; nothing is set aside there for that, but they hold back
+// some of it for what is on its way.
+//
 // The owner's own pool is looked at for every allocating write. In the pools of the other copies, which other LUNs fill as well, room is set
 // aside for this LUN (room.go): in advance, every maintainEvery, as much as is used, so that a write need not wait; and if that does
 // not do, it is asked for the write, a round trip, and that answer counts.
@@ -27,17 +32,31 @@ type space struct {
 	ends   atomic.Uint64 // writes that were promised room and have ended; changed under mu
 
 	mu     sync.Mutex
-	taken  int64         // promised to writes of this LUN that have not ended, in bytes
-	given  int64         // promised to all writes ever
+	taken  want          // promised to writes of this LUN that have not ended
+	given  want          // promised to all writes ever
 	ended  chan struct{} // closed when the next of them has ended; nil unless a write waits for that
-	before int64         // given, when last asked in time
+	before int64         // given.bytes, when last asked in time
 	peers  map[raft.ServerID]peerRoom
+}
+
+// want is what an entry may take of a pool.
+type want struct {
+	bytes int64
+	pages int64 // of metadata, besides one for each chunk of bytes
+}
+
+func (w want) plus(o want) want  { return want{w.bytes + o.bytes, w.pages + o.pages} }
+func (w want) minus(o want) want { return want{w.bytes - o.bytes, w.pages - o.pages} }
+
+// within says whether there is that much left.
+func (w want) within(left want) bool {
+	return (w.bytes == 0 || w.bytes <= left.bytes) && (w.pages == 0 || w.pages <= left.pages)
 }
 
 // peerRoom is what a copy has said.
 type peerRoom struct {
-	left int64 // set aside there for this LUN, and not promised to a write
-	free int64 // what the LUN could have there, in all
+	left want  // bytes set aside there for this LUN, pages it has, that are not promised to a write
+	free int64 // bytes the LUN could have there, in all
 }
 
 // errPeerRoom: a peer has to be asked for more.
@@ -48,8 +67,8 @@ var errPeerRoom = fmt.Errorf("%w of another copy", block.ErrNoSpace)
 // promised all of it.
 func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), err error) {
 	for {
-		seen, need := g.space.ends.Load(), g.cfg.Store.Needs(ops)
-		if need == 0 {
+		seen, need := g.space.ends.Load(), g.wants(ops)
+		if need == (want{}) {
 			return func() {}, nil
 		}
 		if release, err = g.findRoom(ctx, need); !errors.Is(err, block.ErrNoSpace) || !g.space.awaitEnd(ctx, seen) {
@@ -58,10 +77,29 @@ func (g *Group) takeRoom(ctx context.Context, ops []block.Op) (release func(), e
 	}
 }
 
+// wants counts pages with care only where a rough count does not fit.
+func (g *Group) wants(ops []block.Op) want {
+	need := want{g.cfg.Store.Needs(ops), g.cfg.Store.NeedsMetadata(ops, false)}
+	if need.pages > 0 && !g.space.havePages(need.pages, g.cfg.Store.MetadataRoom()) {
+		need.pages = g.cfg.Store.NeedsMetadata(ops, true)
+	}
+	return need
+}
+
+// havePages says whether every copy has so many pages left, of which own are in this one's pool.
+func (s *space) havePages(n, own int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		own = min(own, p.left.pages)
+	}
+	return s.peers != nil && n <= own
+}
+
 // awaitEnd waits until more than seen of the writes that were promised room have ended. It returns false if none is left that could, or when ctx ends.
 func (s *space) awaitEnd(ctx context.Context, seen uint64) bool {
 	s.mu.Lock()
-	if more := s.ends.Load() > seen; more || s.taken == 0 {
+	if more := s.ends.Load() > seen; more || s.taken == (want{}) {
 		s.mu.Unlock()
 		return more
 	}
@@ -78,7 +116,7 @@ func (s *space) awaitEnd(ctx context.Context, seen uint64) bool {
 	}
 }
 
-func (g *Group) findRoom(ctx context.Context, need int64) (release func(), err error) {
+func (g *Group) findRoom(ctx context.Context, need want) (release func(), err error) {
 	if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) {
 		return release, err
 	}
@@ -89,7 +127,7 @@ func (g *Group) findRoom(ctx context.Context, need int64) (release func(), err e
 		return release, err
 	}
 	for {
-		silent := g.askRoomLocked(ctx, need)
+		silent := g.askRoomLocked(ctx, need.bytes)
 		if release, err = g.promiseRoom(need); !errors.Is(err, errPeerRoom) || silent == nil {
 			return release, err
 		}
@@ -108,7 +146,7 @@ func (g *Group) findRoom(ctx context.Context, need int64) (release func(), err e
 // askAgain is the pause before a copy that has not answered is asked again for a write that waits.
 const askAgain = 20 * time.Millisecond
 
-func (g *Group) promiseRoom(need int64) (release func(), err error) {
+func (g *Group) promiseRoom(need want) (release func(), err error) {
 	s := &g.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -116,31 +154,44 @@ func (g *Group) promiseRoom(need int64) (release func(), err error) {
 		return nil, errPeerRoom // nobody has been asked yet
 	}
 	for id, p := range s.peers {
-		if need > p.left {
+		if !need.within(p.left) {
 			return nil, fmt.Errorf("replica %s: %w", id, errPeerRoom)
 		}
 	}
-	if err := g.cfg.Store.Promise(need); err != nil {
+	if err := g.promiseOwn(need); err != nil {
 		g.dueCheckpoint() // it gives back what has been freed
 		return nil, err
 	}
 	for id, p := range s.peers {
-		p.left -= need
+		p.left = p.left.minus(need)
 		s.peers[id] = p
 	}
-	s.taken += need
-	s.given += need
+	s.taken = s.taken.plus(need)
+	s.given = s.given.plus(need)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.taken -= need
+		s.taken = s.taken.minus(need)
 		s.ends.Add(1)
-		_ = g.cfg.Store.Promise(-need) // giving back is not refused
+		_ = g.promiseOwn(want{}.minus(need)) // giving back is not refused
 		if s.ended != nil {
 			close(s.ended)
 			s.ended = nil
 		}
 	}, nil
+}
+
+// promiseOwn promises what this copy's own pool has.
+func (g *Group) promiseOwn(need want) error {
+	err := g.cfg.Store.Promise(need.bytes)
+	if err != nil || need.pages == 0 {
+		return err
+	}
+	if err := g.cfg.Store.PromiseMetadata(need.pages); err != nil {
+		_ = g.cfg.Store.Promise(-need.bytes) // giving back is not refused
+		return err
+	}
+	return nil
 }
 
 // forget is called when a tenure begins: what peers have said was in another one.
@@ -183,11 +234,11 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
 			continue
 		}
 		s.mu.Lock()
-		q := roomRequest{Version: 1, LUN: g.cfg.LUN, InFlight: s.taken, Need: need}
-		if used := s.given - s.before; used > 0 || need > 0 {
+		q := roomRequest{Version: 1, LUN: g.cfg.LUN, InFlight: s.taken.bytes, Need: need}
+		if used := s.given.bytes - s.before; used > 0 || need > 0 {
 			q.Extra = max(leastRoom, 2*used)
 		}
-		promised, was, known := s.given, peerRoom{}, false
+		promised, taken, was, known := s.given, s.taken, peerRoom{}, false
 		was, known = s.peers[p.ID]
 		s.mu.Unlock()
 		q.AtLeast = g.cfg.Store.Applied() // after taken: what has ended by then has been applied
@@ -199,7 +250,8 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
 		switch {
 		case err == nil:
 			// What was in flight may have ended meanwhile without having been applied there: it still counts.
-			rooms[p.ID] = peerRoom{left: answer.Granted - q.InFlight - (s.given - promised), free: answer.Free - q.InFlight}
+			left := want{answer.Granted, answer.pages()}.minus(taken).minus(s.given.minus(promised))
+			rooms[p.ID] = peerRoom{left: left, free: answer.Free - q.InFlight}
 		case known:
 			was.left = s.peers[p.ID].left
 			rooms[p.ID] = was
@@ -210,7 +262,7 @@ func (g *Group) askRoomLocked(ctx context.Context, need int64) (silent error) {
 	defer s.mu.Unlock()
 	s.peers = rooms
 	if need == 0 {
-		s.before = s.given
+		s.before = s.given.bytes
 	}
 	return silent
 }

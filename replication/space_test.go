@@ -184,7 +184,7 @@ func TestFullPoolOfAPeerIsHarmless(t *testing.T) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		p, ok := s.peers[c.member(other).ID]
-		return ok && p.left < block.ChunkSize && p.free < block.ChunkSize
+		return ok && p.left.bytes < block.ChunkSize && p.free < block.ChunkSize
 	})
 	if err := c.group(owner).Write(ctx, c.group(owner).Fence(), blockRange(next*chunkBlocks), tagged(next*chunkBlocks, 1)); !errors.Is(err, block.ErrNoSpace) {
 		t.Fatalf("a write the peer has no room for: %v", err)

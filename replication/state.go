@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -22,8 +23,8 @@ var stateLock = block.Range{Start: block.MaxVolumeBytes / block.SectorSize, Coun
 // State returns the blob replicated beside the data, as this replica has applied it.
 func (g *Group) State() block.State { return g.cfg.Store.State() }
 
-// SwapState replaces the blob if its version is still old; block.ErrStale otherwise. Like CompareAndWrite it waits, as long as
-// ctx allows, until the outcome is certain. Then it waits for the other copies to have it, see spread.
+// SwapState replaces the blob if its version is still old; block.ErrStale otherwise. Like CompareAndWrite it waits until
+// the outcome is certain (proposeSurely). Then it waits for the other copies to have it, see spread.
 func (g *Group) SwapState(ctx context.Context, f block.Fence, old uint64, next []byte) (block.State, error) {
 	if len(next) > block.MaxStateBytes {
 		return block.State{}, fmt.Errorf("state of %d bytes, at most %d", len(next), block.MaxStateBytes)
@@ -100,4 +101,30 @@ func (h *Host) serveState(ctx context.Context, _ string, req []byte) ([]byte, er
 		}
 	}
 	return nil, nil
+}
+
+// sureFor is how long proposeSurely goes on when nobody waits for the command any more but whoever has aborted it, and is to be told whether it was
+// done: the next owner is elected by then, or has another reason not to be there soon.
+const sureFor = 3 * time.Second
+
+// proposeSurely proposes operations as one entry. Should the LUN be lost meanwhile it waits, as long as ctx and the group live, and for sureFor
+// beyond ctx, until it is certain what became of them; block.ErrUnknown if that takes longer.
+func (g *Group) proposeSurely(ctx context.Context, t *tenure, ops []block.Op) error {
+	w, err := g.writes.propose(ctx, t.term, ops, true)
+	if !errors.Is(err, block.ErrUnknown) {
+		return err
+	}
+	aborted, over := ctx.Done(), (<-chan time.Time)(nil)
+	for {
+		select {
+		case err := <-w.late:
+			return err
+		case <-aborted:
+			aborted, over = nil, time.After(sureFor)
+		case <-over:
+			return err
+		case <-g.ctx.Done():
+			return err
+		}
+	}
 }

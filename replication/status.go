@@ -44,6 +44,7 @@ type Status struct {
 	Serving    bool
 	Since      time.Time // when it began to serve; zero unless Serving
 	Handed     bool      // the owner before has handed it over
+	Quiet      bool      // at the owner: nobody writes, so no heartbeats of this LUN are sent (see quiet.go)
 	Term       uint64
 	Applied    uint64 // this replica's volume
 	Commit     uint64
@@ -113,7 +114,7 @@ func (g *Group) Status() Status {
 	}
 	s.IsOwner, s.Serving = leader == g.cfg.Self.ID && inst.raft.State() == raft.Leader, t != nil
 	if t != nil {
-		s.Since, s.Handed = t.since, t.handed
+		s.Since, s.Handed, s.Quiet = t.since, t.handed, g.quiet.Load() != nil
 	}
 	if !s.IsOwner {
 		return s

@@ -31,6 +31,12 @@ func (g *Group) followLeadership(ctx context.Context, inst *instance) {
 		case <-ctx.Done():
 			return
 		case leads := <-inst.notify:
+			if !leads {
+				if !g.lease.given() {
+					g.host.elections.lost()
+				}
+				g.host.elections.over(g)
+			}
 			g.endTenure()
 			if leads {
 				g.beginTerm(ctx, inst)

@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore/block"
+	"sanctuary/replication/transport"
 	"sanctuary/replication/witness"
 )
 
@@ -26,12 +27,17 @@ func (g *Group) waitFor(ctx context.Context, f raft.Future) error {
 	}
 }
 
-// Transfer hands the LUN to another data replica: the lease ends, then that one is asked to stand.
+// Transfer hands the LUN to another data replica: the lease ends, then that one is asked to stand, which voters allow it although they have
+// promised their votes. If it comes to nothing this node goes on, and without a lease every read would have to ask a majority for the rest of the term: a round trip
+// each. But the request may still be on its way, for however long, or have arrived and wait. It says where the log ended when it was sent (transferEnd), at i, and
+// nobody stands by it whose log goes on behind i (incoming, peers.RequestVote). Behind a transfer that has failed comes a barrier, at i+1 or later: once that is committed
+// whoever has it does not stand by the request any more, and whoever has not is elected by nobody, since a majority has it. So the lease may
+// come back then, whatever became of the request, and of the node it was sent to. A node of an older program does not look at i: with one of those the lease stays away.
 func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
-	inst := g.running()
+	inst, t := g.running(), g.tenure.Load()
 	m := g.member(to)
 	switch {
-	case inst == nil || g.tenure.Load() == nil:
+	case inst == nil || t == nil:
 		return block.ErrNotOwner
 	case m.ID == "":
 		return fmt.Errorf("%s is not a replica of this LUN", to)
@@ -61,8 +67,11 @@ func (g *Group) Transfer(ctx context.Context, to raft.ServerID) error {
 	// The library says that it has given up before it has: until the other node has answered, or cannot any more, proposals are dropped.
 	g.goFunc(func() {
 		defer g.writes.resume()
+		revocations := g.lease.revocations() // before the barrier: with another transfer behind that it is not this one's
 		if err := g.barrier(g.ctx, inst); err != nil {
 			g.log.Info("lost the LUN after a transfer that failed", "error", err)
+		} else if g.host.protocol(m.Node) >= transport.ProtocolTransfers {
+			g.lease.restore(t.term, revocations)
 		}
 	})
 	return err

@@ -2,10 +2,14 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"sanctuary/blockstore"
+	"sanctuary/replication/transport"
 )
 
 // TestWritesGoOnAfterATransferThatFailed: the library answers that a transfer has failed a second before it takes proposals again, and drops
@@ -34,5 +38,65 @@ func TestWritesGoOnAfterATransferThatFailed(t *testing.T) {
 	case <-ctx.Done():
 		silent.Unlock()
 		t.Errorf("transfer to a copy that does not answer: %v; a write behind it has no answer", err)
+	}
+}
+
+// A transfer to a copy that does not answer comes to nothing, and the lease is back as soon as an entry behind it is committed. What was asked of the copy
+// may arrive at any time, and wait there for as long: then it is refused, and so is what the copy would have been elected by.
+func TestLeaseComesBackAfterATransferThatFailed(t *testing.T) {
+	for name, protocol := range map[string]uint32{"copy of this program": transport.ProtocolTransfers, "copy of an older one": transport.ProtocolTransfers - 1} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, blockstore.MediaRAM, "a", "b", "w")
+			owner := c.owner()
+			other := map[string]string{"a": "b", "b": "a"}[owner]
+			g, target := c.group(owner), c.group(other)
+			g.host.protocol = func(string) uint32 { return protocol }
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if err := c.write(ctx, 1, 1); err != nil {
+				t.Fatal(err)
+			}
+			leased := func() bool { return g.lease.valid(g.tenure.Load().term, time.Now()) }
+			eventually(t, "the lease", leased)
+			reads := func() time.Duration {
+				began := time.Now()
+				for range 200 {
+					if v, err := c.read(1); err != nil || v != 1 {
+						t.Fatalf("version %d, %v", v, err)
+					}
+				}
+				return time.Since(began) / 200
+			}
+			with, term, end := reads(), g.tenure.Load().term, g.running().raft.LastIndex()
+			target.promise.mu.Lock() // without it that replica answers nothing
+			err := g.Transfer(ctx, c.member(other).ID)
+			if err == nil || leased() {
+				t.Errorf("a transfer to a copy that does not answer: %v; leased: %v", err, leased())
+			}
+			without := reads()
+			eventually(t, "an entry behind it", func() bool { return g.running().raft.CommitIndex() > end })
+			if protocol < transport.ProtocolTransfers {
+				time.Sleep(200 * time.Millisecond)
+				if leased() {
+					t.Error("leased, though the copy may still stand")
+				}
+			} else {
+				eventually(t, "the lease is back", leased)
+			}
+			target.promise.mu.Unlock()
+			t.Logf("a read takes %v with the lease, %v without", with, without)
+			eventually(t, "the copy has the entry behind it", func() bool { return target.running().raft.LastIndex() > end })
+			if now := g.tenure.Load(); now == nil || now.term != term {
+				t.Fatalf("in term %d it was, now it is %+v", term, now)
+			}
+			late := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: transferTerm(term), ID: transferEnd(end)}}
+			if err := g.running().peers.inner.TimeoutNow(c.member(other).ID, raft.ServerAddress(other), late, &raft.TimeoutNowResponse{}); err == nil {
+				t.Error("it stands for a transfer that has failed")
+			}
+			ask := &raft.RequestVoteRequest{Term: term + 1, LastLogIndex: target.running().raft.LastIndex(), LastLogTerm: term, LeadershipTransfer: true}
+			if err := target.running().peers.RequestVote(c.member("w").ID, "w", ask, &raft.RequestVoteResponse{}); !errors.Is(err, errTransferOver) {
+				t.Errorf("it asks for a vote for that: %v", err)
+			}
+		})
 	}
 }

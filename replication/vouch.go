@@ -127,8 +127,8 @@ func (v *voucher) run(ctx context.Context) {
 func (v *voucher) once(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, vouchWithin)
 	defer cancel()
+	sent := time.Since(v.host.born) // before next: what falls quiet meanwhile does not count this vouch (quiet.since)
 	q := v.next()
-	sent := time.Since(v.host.born)
 	raw, err := v.host.mux.Call(ctx, v.node, methodVouch, q.encode())
 	var a vouchAnswer
 	if err == nil {

@@ -263,7 +263,8 @@ func TestConnectionsThatDoNotLogInMakeRoom(t *testing.T) {
 	time.Sleep(patience)
 	var in []*rawInitiator
 	for n, i := range silent {
-		in = append(in, x.loggedIn("iqn.test:i", "iqn.test:a", byte(n))) // takes the place of the oldest, and gives it up
+		in = append(in, x.loggedIn("iqn.test:i", "iqn.test:a", byte(n))) // takes the place of the oldest
+		in[n].alive()                                                    // and has given it up
 		_ = i.conn.SetReadDeadline(time.Now().Add(time.Second))
 		if _, err := i.conn.Read(make([]byte, 1)); n == 0 && !errors.Is(err, io.EOF) {
 			t.Errorf("the oldest was not closed: %v", err)
@@ -556,6 +557,28 @@ func TestRecheckCutsOffWhomTheDirectoryNoLongerOpens(t *testing.T) {
 	discovering.sendTargets("All")
 }
 
+// A session that is being dropped, and takes its time, is cut off and waited for like any other.
+func TestRecheckWaitsForTheTasksOfADroppedSession(t *testing.T) {
+	x, r, _ := guarded(t, nil)
+	i := x.loggedIn("iqn.test:i", "iqn.test:a", 1)
+	eventually(t, "it has begun", func() bool { return len(x.p.Sessions()) == 1 })
+	i.command(0x01)
+	<-x.a.waiting
+	if !x.p.CloseSession(x.p.Sessions()[0].TSIH) {
+		t.Fatal("no session")
+	}
+	r.set(func(Opening) (scsi.Executor, error) { return nil, ErrNotAllowed })
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := x.p.Recheck(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v while its task was running", err)
+	}
+	close(x.a.release)
+	if err := x.p.Recheck(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // What changes while a login is being answered is not missed.
 func TestRecheckDoesNotMissALoginUnderWay(t *testing.T) {
 	x, r, _ := guarded(t, nil)
@@ -588,6 +611,10 @@ func TestAskForLogoutPicksSessions(t *testing.T) {
 	other.alive()
 	if !x.p.CloseSession(x.p.Sessions()[1].TSIH) || x.p.CloseSession(0) {
 		t.Error("CloseSession")
+	}
+	h, _, err = other.read()
+	if event, p := h.AsyncEvent(); err != nil || h.Opcode() != pdu.OpAsync || event != pdu.AsyncDropSession || p != [3]uint16{} {
+		t.Errorf("%v, event %d, parameters %v, %v", h.Opcode(), event, p, err)
 	}
 	other.expectEnd()
 }

@@ -52,19 +52,36 @@ func (e *entry) begin(s *session.Session, params login.Params) bool {
 	return e.ended == nil
 }
 
-// close ends the session, from outside. It does not wait.
-func (e *entry) close(cause error) {
+// close ends the session, from outside, at once even if it has been dropped. It does not wait.
+func (e *entry) close(cause error) { e.endWith(cause, (*session.Session).Close) }
+
+// drop is close for an initiator that may come straight back, which is told so first and has a second to hear it.
+func (e *entry) drop(cause error) {
+	e.endWith(cause, func(s *session.Session, cause error) {
+		if e.ended == nil {
+			s.Drop(cause, 0)
+		}
+	})
+}
+
+func (e *entry) endWith(cause error, end func(*session.Session, error)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.ended != nil {
-		return
-	}
-	e.ended = cause
 	if e.session != nil {
-		e.session.Close(cause)
+		end(e.session, cause)
 	} else {
 		_ = e.conn.Close()
 	}
+	if e.ended == nil {
+		e.ended = cause
+	}
+}
+
+// begun says whether the session has reached full feature phase. It may have been ended since: its tasks may still run.
+func (e *entry) begun() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.session != nil
 }
 
 func (e *entry) running() *session.Session {
@@ -216,7 +233,7 @@ func (p *Portal) AskForLogout(filter func(Session) bool, within time.Duration) i
 func (p *Portal) endOthers(e *entry) {
 	for _, o := range p.snapshot() {
 		if o != e && o.name.target == e.name.target {
-			o.close(session.ErrColdReset)
+			o.drop(session.ErrColdReset)
 		}
 	}
 }
@@ -236,17 +253,17 @@ func (p *Portal) CloseSession(tsih uint16) bool {
 	if e == nil || e.running() == nil {
 		return false
 	}
-	e.close(errEnded)
+	e.drop(errEnded)
 	return true
 }
 
 // Recheck asks the Directory about every session again, after what it says may have changed. Sessions that it no longer
 // opens are cut off; those that it sends elsewhere are asked to log out, and cut off if they do not. It waits until the tasks
-// of the former have ended, or ctx has. What has been proved stays proved: a new secret counts from the next login on.
+// of the former have ended, also if they were ended for another reason before, or ctx has. What has been proved stays proved: a new secret counts from the next login on.
 func (p *Portal) Recheck(ctx context.Context) error {
 	var ended []*entry
 	for _, e := range p.snapshot() {
-		if e.running() != nil && p.recheck(e) {
+		if e.begun() && p.recheck(e) {
 			ended = append(ended, e)
 		}
 	}

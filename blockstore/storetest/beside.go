@@ -116,10 +116,11 @@ func testConcurrentSnapshots(t *testing.T, m Medium) {
 			return errors.Join(c.Apply(1, []block.Op{write}), c.Close(), w.Pool.Delete("clone"))
 		},
 		func() error {
-			if len(v.Snapshots()) > block.MaxSnapshots || v.Needs([]block.Op{{Kind: block.OpZero, Range: blocks(0, 9)}}) < 0 {
+			ops := []block.Op{{Kind: block.OpZero, Range: blocks(0, 9)}, {Kind: block.OpFill, Range: blocks(3, 70), Data: make([]byte, block.Size)}}
+			if len(v.Snapshots()) > block.MaxSnapshots || v.Needs(ops) < 0 || v.NeedsMetadata(ops, false) < 0 || v.NeedsMetadata(ops, true) < 0 {
 				t.Error("snapshots or needs beyond all bounds")
 			}
-			return nil
+			return errors.Join(v.PromiseMetadata(1), v.PromiseMetadata(-1))
 		},
 	} {
 		beside.Go(func() {

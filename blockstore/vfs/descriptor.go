@@ -15,6 +15,9 @@ type descriptor struct {
 	f      *os.File
 	size   int64
 	failed atomic.Pointer[error] // the first error of Sync; it is returned for ever
+	syncs  sync.Mutex            // held by Sync: the system tells an error once, and whoever syncs next must know that it did
+	begun  atomic.Uint64         // syncs; changed with syncs held
+	synced uint64                // of them, the newest that is done; guarded by syncs
 	reads  reads
 
 	using  sync.RWMutex // held for reading while a read is under way, which Close waits for
@@ -47,20 +50,24 @@ func (d *descriptor) WriteAt(p []byte, off int64) error {
 	return noSpace(err)
 }
 
-// Sync implements Dev with fdatasync. After an error it never succeeds again.
+// Sync implements Dev with fdatasync. After an error it never succeeds again. Those who wait for one that is under way share the next.
 func (d *descriptor) Sync() error {
+	wanted := d.begun.Load() + 1 // the first that begins from here on
+	d.syncs.Lock()
+	defer d.syncs.Unlock()
 	if failed := d.failed.Load(); failed != nil {
 		return *failed
 	}
+	if d.synced >= wanted {
+		return nil
+	}
+	begun := d.begun.Add(1)
 	if err := d.fdatasync(); err != nil {
 		err = fmt.Errorf("sync %s: %w", d.f.Name(), err)
-		d.failed.CompareAndSwap(nil, &err)
+		d.failed.Store(&err)
 		return err
 	}
-	// A Sync that ran beside one that failed may have been told "done" for pages the other was told are lost.
-	if failed := d.failed.Load(); failed != nil {
-		return *failed
-	}
+	d.synced = begun
 	return nil
 }
 
@@ -72,6 +79,18 @@ func (d *descriptor) fdatasync() error {
 		}
 	}
 }
+
+// Forget implements Cached.
+func (d *descriptor) Forget(off, n int64) error {
+	if err := CheckRange(off, n, d.size); err != nil {
+		return err
+	}
+	from, to := max(0, off-largestFolio), min(d.size, off+n+largestFolio)
+	return dropCache(d.f, from, to-from)
+}
+
+// largestFolio is how much the system caches as one piece, of which it drops all or nothing: 2 MiB with pages of 4 KiB, and room to spare.
+const largestFolio = 4 << 20
 
 // Size implements Dev.
 func (d *descriptor) Size() int64 { return d.size }

@@ -16,6 +16,10 @@ type FileConfig struct {
 	SizeBytes int64
 	// Preallocate reserves all blocks of the file at once, so that it can never run out of space. Discard then keeps them.
 	Preallocate bool
+	// Insist, with Preallocate, has a file system that cannot reserve blocks be an error (errors.ErrUnsupported), and asks for room before anything
+	// is taken: some file systems give all they have before they say that it is not enough, and others write there, too. It is for a file that is
+	// new: one that was made without is opened as it was made.
+	Insist bool
 }
 
 // File is a regular file as a medium, written through the page cache. It holds an exclusive advisory lock (flock) on the
@@ -59,13 +63,22 @@ func prepareFile(f *os.File, cfg FileConfig) (*File, error) {
 		return nil, fmt.Errorf("not a regular file (%v)", info.Mode().Type())
 	}
 	size := max(info.Size(), cfg.SizeBytes)
+	if cfg.Preallocate && cfg.Insist {
+		if err := fits(f, info, size); err != nil {
+			return nil, err
+		}
+	}
 	if size > info.Size() {
 		if err := f.Truncate(size); err != nil {
 			return nil, fmt.Errorf("extend to %d bytes: %w", size, err)
 		}
 	}
 	if cfg.Preallocate && size > 0 {
-		if err := fallocate(f, 0, size); err != nil {
+		take := fallocate
+		if cfg.Insist {
+			take = reserve
+		}
+		if err := take(f, 0, size); err != nil {
 			return nil, fmt.Errorf("preallocate %d bytes: %w", size, err)
 		}
 	}

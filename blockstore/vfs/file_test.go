@@ -54,6 +54,24 @@ func TestFileIsThinUntilAllocatedAndAgainAfterDiscard(t *testing.T) {
 	}
 }
 
+// What does not fit is refused before anything is taken of the file system, which others use, too.
+func TestPreallocationThatDoesNotFitTakesNothing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data")
+	if _, err := OpenFile(FileConfig{Path: path, SizeBytes: 1 << 50, Preallocate: true, Insist: true}); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("a petabyte: %v", err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != 0 || allocatedBytes(t, path) != 0 {
+		t.Errorf("%v, %v", info, err)
+	}
+	d, err := OpenFile(FileConfig{Path: path, SizeBytes: 1 << 20, Preallocate: true, Insist: true})
+	if err != nil || allocatedBytes(t, path) < 1<<20 {
+		t.Fatalf("a mebibyte: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestFileIsExclusive(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	d, err := OpenFile(FileConfig{Path: path, SizeBytes: 4096})

@@ -42,6 +42,22 @@ type Allocator interface {
 	Allocate(off, n int64) error
 }
 
+// Cached is a Dev of which the system may show what is not on the medium: what a sync that failed should have written there stays in its cache, and
+// counts as written. Whoever takes a medium over from another process, which may have ended for that very reason, forgets what it is going to
+// believe, after a Sync of its own: what is still to be written is not forgotten.
+type Cached interface {
+	// Forget has n bytes from off on read from the medium the next time.
+	Forget(off, n int64) error
+}
+
+// Forget does what Cached says, with a medium that has no cache as with one that has.
+func Forget(d Dev, off, n int64) error {
+	if c, ok := d.(Cached); ok {
+		return c.Forget(off, n)
+	}
+	return nil
+}
+
 // Volatile is a Dev that says whether its contents end with the process. One that does not implement it lasts.
 type Volatile interface {
 	Volatile() bool

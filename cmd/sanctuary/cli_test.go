@@ -307,6 +307,7 @@ func poolAnswers() map[string]any {
 	other, hdd := ssd, ssd
 	other.Node, other.Replicas = "beta", nil
 	hdd.Node, hdd.Name, hdd.Class, hdd.Media, hdd.Path, hdd.State, hdd.Reason = "beta", "hdd1", "hdd", "file", "/srv/p", api.PoolFailed, "its file system is not mounted"
+	hdd.Sparse = true
 	ram := api.Pool{Node: "alpha", Name: "ram", Media: "ram", Class: "ram", CapacityBytes: 1 << 30, FreeBytes: 1 << 30, State: api.PoolOK, Configured: true}
 	return map[string]any{
 		"GET /v1/pools": api.PoolList{Pools: []api.Pool{ram, ssd, hdd, other}}, "GET /v1/nodes/alpha/pools/ssd1": ssd, "POST /v1/nodes/alpha/pools": other,

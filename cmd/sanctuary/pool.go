@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -75,8 +76,8 @@ func (c *cli) poolAdd() *cobra.Command {
 use is always refused. What holds anything (a file system, partitions, a RAID or LVM member, another pool) is refused unless --force
 is given, and then it is lost; the message says what was found, and where.
 
---file makes files in a directory that is empty or not there yet, and reserves the capacity on its file system at once, or
-with --sparse as it is needed. A pool that was removed from this node without --wipe is taken back as it is.
+--file makes files in a directory that is empty or not there yet, and reserves the capacity on its file system at once: it is
+refused where there is no room, and keeps what is unmapped. With --sparse it takes space as it is needed and gives it back. A pool that was removed from this node without --wipe is taken back as it is.
 
 --ram is memory: what is in it is gone when the node ends, and is rebuilt from the LUN's other copies.`,
 		Example: `  sanctuary pool add --node alpha --device /dev/disk/by-id/nvme-SAMSUNG_MZQL2_S64HNE0
@@ -265,7 +266,21 @@ func poolPlace(p api.Pool) string {
 	if p.Path == "" {
 		return "memory"
 	}
+	if p.Sparse {
+		return p.Path + " (sparse)"
+	}
 	return p.Path
+}
+
+// poolSpace says whether what is free in a pool is there.
+func poolSpace(p api.Pool) string {
+	switch {
+	case p.Sparse:
+		return "taken from its file system as it is needed (sparse): that must not run full"
+	case p.Media == "file":
+		return "reserved on its file system"
+	}
+	return "all its own"
 }
 
 func printPool(w io.Writer, p api.Pool) {
@@ -279,11 +294,12 @@ func printPool(w io.Writer, p api.Pool) {
 		[]string{"State:", p.State},
 		[]string{"Reason:", dash(p.Reason)},
 		[]string{"Media:", p.Media},
-		[]string{"On:", poolPlace(p)},
+		[]string{"On:", cmp.Or(p.Path, "memory")},
 		[]string{"Class:", fmt.Sprintf("%s (%s)", p.Class, dash(p.ClassBecause))},
 		[]string{"Capacity:", fmt.Sprintf("%s (%d bytes)", formatSize(p.CapacityBytes), p.CapacityBytes)},
 		[]string{"Allocated:", fmt.Sprintf("%s (%d bytes)", formatSize(p.AllocatedBytes), p.AllocatedBytes)},
 		[]string{"Free:", fmt.Sprintf("%s (%d bytes)", formatSize(p.FreeBytes), p.FreeBytes)},
+		[]string{"Space:", poolSpace(p)},
 		[]string{"From:", from},
 		[]string{"ID:", dash(p.ID)},
 	)

@@ -183,6 +183,20 @@ func TestAnOldOwnersWordDoesNotCountAgainstANewerTerm(t *testing.T) {
 	}
 }
 
+// A LUN is served when its owner says so: one that has been elected, and has yet to apply what came before, is known as the owner elsewhere already.
+func TestWhoIsElectedDoesNotServeYet(t *testing.T) {
+	c := cluster(t, "alpha", "beta")
+	c["alpha"].set(func() { c["alpha"].luns = []api.LUN{lun("beta", api.HealthHealthy, 5)} })
+	c["beta"].set(func() { c["beta"].luns = []api.LUN{lun("", api.HealthUnavailable, 5)} })
+	if l := decode[api.LUN](t, call(t, http.MethodGet, c["alpha"].url+"/v1/luns/vm1", "")); l.Served() || l.View.Node != "beta" {
+		t.Errorf("served %v, by the word of %s", l.Served(), l.View.Node)
+	}
+	c["beta"].set(func() { c["beta"].luns[0].Term = 4 }) // it has not heard that it has won, or alpha of the next term: nobody denies anything
+	if l := decode[api.LUN](t, call(t, http.MethodGet, c["alpha"].url+"/v1/luns/vm1", "")); l.Term != 5 {
+		t.Errorf("an older term counts: %+v", l)
+	}
+}
+
 func TestASilentOwnerIsNamedAndSoon(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts in the kernel, never answers
 	if err != nil {

@@ -28,6 +28,7 @@ type Pool struct {
 	CapacityBytes  int64         `json:"capacity_bytes" doc:"What LUNs may allocate"`
 	AllocatedBytes int64         `json:"allocated_bytes"`
 	FreeBytes      int64         `json:"free_bytes"`
+	Sparse         bool          `json:"sparse,omitempty" doc:"Files that take space on their file system when it is needed, which may have less than what is free here. Otherwise all of it is reserved there"`
 	State          string        `json:"state" enum:"ok,failed" doc:"failed: it cannot be used, and its replicas are out of service"`
 	Reason         string        `json:"reason,omitempty" doc:"Why it failed"`
 	Configured     bool          `json:"configured" doc:"It is of the node's configuration file, and cannot be removed here"`

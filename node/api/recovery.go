@@ -22,12 +22,14 @@ type Recovery struct {
 	Done     bool              `json:"done" doc:"It has been decided: the LUN goes on from that copy"`
 }
 
-// RecoveryLoss is what others prove to have existed and the copy does not hold.
+// RecoveryLoss is what others, or the copy itself, prove to have existed and the copy does not hold.
 type RecoveryLoss struct {
-	ProvenBy    string   `json:"proven_by,omitempty" doc:"Replica whose log is longer; absent: nobody who can be reached knows of more than the copy holds"`
+	ProvenBy    string   `json:"proven_by,omitempty" doc:"Replica whose log is longer, or the copy itself of what it once held; absent: nobody who can be reached knows of more than the copy holds"`
 	Entries     uint64   `json:"entries" doc:"Log entries the copy lacks: each holds one or several writes"`
 	BytesAtMost int64    `json:"bytes_at_most" doc:"What they can have held"`
 	Seconds     float64  `json:"seconds" doc:"About the time from the copy's newest entry to the newest that is proven, by the clocks of their nodes"`
+	LostFrom    uint64   `json:"lost_from,omitempty" doc:"First log entry that the copy itself once held and that is lost, since its log is damaged from there on, and cut off; absent: none"`
+	LostTo      uint64   `json:"lost_to,omitempty" doc:"Last of them"`
 	Unknown     []string `json:"unknown" nullable:"false" doc:"Replicas that could not be asked: what they alone hold is not known"`
 }
 
@@ -39,6 +41,9 @@ func (l RecoveryLoss) String() string {
 		if l.Seconds > 0 {
 			s += fmt.Sprintf("; the copy is about %.0f s behind", max(1, l.Seconds))
 		}
+	}
+	if l.LostFrom > 0 {
+		s += fmt.Sprintf("; of the copy's own log entries %d to %d are lost, since it is damaged", l.LostFrom, l.LostTo)
 	}
 	if len(l.Unknown) > 0 {
 		s += fmt.Sprintf("; not asked: %v", l.Unknown)

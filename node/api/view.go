@@ -90,12 +90,19 @@ func (s *Server) informants(l LUN) []string {
 	return nodes
 }
 
-// better returns the answer that knows more: of a newer history, an owner's before anybody else's, then the newer term.
+// better returns the answer that knows more: of a newer history, an owner's before anybody else's, that of a node which is taken for the owner and
+// denies it, then the newer term.
 func better(a, b LUN) LUN {
 	if a.History != b.History { // an owner of a history that has been given up is none
 		if b.History > a.History {
 			return b
 		}
+		return a
+	}
+	switch {
+	case b.denies(a):
+		return b
+	case a.denies(b):
 		return a
 	}
 	if byOwner := cmp.Compare(boolInt(b.View.Source == SourceOwner), boolInt(a.View.Source == SourceOwner)); byOwner != 0 {
@@ -108,6 +115,12 @@ func better(a, b LUN) LUN {
 		return b
 	}
 	return a
+}
+
+// denies says whether this is what the node knows that another answer of the same term takes for the owner, and it is not: it has been elected and does not
+// serve yet, or has just ceased to.
+func (l LUN) denies(other LUN) bool {
+	return l.View.Node == other.Owner && l.Owner != l.View.Node && l.Term == other.Term
 }
 
 func boolInt(b bool) int {

@@ -51,6 +51,7 @@ type Config struct {
 	Timing  Timing  `toml:"timing" json:"timing"`
 	Journal Journal `toml:"journal" json:"journal"`
 	Rebuild Rebuild `toml:"rebuild" json:"rebuild"`
+	ISCSI   ISCSI   `toml:"iscsi" json:"iscsi"`
 	Links   Links   `toml:"links" json:"links"`
 	Log     Log     `toml:"log" json:"log"`
 
@@ -153,6 +154,19 @@ type Rebuild struct {
 	MaxRate Size `toml:"max_rate" json:"max_rate"`
 }
 
+// ISCSI bounds what initiators can take of a data node. Who comes beyond waits, or is turned away; the others go on.
+type ISCSI struct {
+	// Memory is for the data of commands, of all sessions together; each session has room for one command of each kind beyond
+	// it. 16MiB to 1TiB. Default 256MiB.
+	Memory Size `toml:"memory" json:"memory"`
+	// Window is how many commands a session may have outstanding. 1 to 1024. Default 128.
+	Window int `toml:"window" json:"window"`
+	// MaxConnections is how many connections there may be at once, and MaxPerAddress how many from one address. 1 to 65535.
+	// Defaults 1024 and 256.
+	MaxConnections int `toml:"max_connections" json:"max_connections"`
+	MaxPerAddress  int `toml:"max_per_address" json:"max_per_address"`
+}
+
 // What Links may pack with.
 const (
 	CompressionOff  = "off"
@@ -207,6 +221,7 @@ func Default() Config {
 		},
 		Journal: Journal{KeepBytes: 1 << 30, SegmentBytes: 128 << 20},
 		Rebuild: Rebuild{BusyPercent: 20},
+		ISCSI:   ISCSI{Memory: 256 << 20, Window: 128, MaxConnections: 1024, MaxPerAddress: 256},
 		Links:   Links{Compression: CompressionOff},
 		Log:     Log{Level: "info", Format: "text"},
 	}

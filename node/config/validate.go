@@ -16,15 +16,17 @@ import (
 var name = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 const (
-	minPool     = 64 << 20
-	minJournal  = 16 << 20
-	maxJournal  = 1 << 40
-	minSegment  = 1 << 20
-	maxSegment  = 2 << 30
-	minRebuild  = 1 << 20
-	maxMembers  = 7
-	nameRule    = "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end"
-	addressRule = "write host:port, such as 10.0.0.1:7440 or [fd00::1]:7440"
+	minPool        = 64 << 20
+	minJournal     = 16 << 20
+	maxJournal     = 1 << 40
+	minSegment     = 1 << 20
+	maxSegment     = 2 << 30
+	minRebuild     = 1 << 20
+	minISCSIMemory = 16 << 20
+	maxISCSIMemory = 1 << 40
+	maxMembers     = 7
+	nameRule       = "use 1 to 63 of a-z, 0-9 and '-', with no '-' at either end"
+	addressRule    = "write host:port, such as 10.0.0.1:7440 or [fd00::1]:7440"
 )
 
 // problems collects what is wrong, so that an operator sees all of it at once.
@@ -60,6 +62,7 @@ func (c Config) Validate() error {
 	if r := c.Rebuild.MaxRate; r != 0 && r < minRebuild {
 		p.add("rebuild.max_rate", "%s: use 1MiB or more, or 0 for no bound", r)
 	}
+	c.ISCSI.check(&p)
 	c.Links.check(&p, c.Node)
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
 		p.add("log.level", "%q: use debug, info, warn or error", c.Log.Level)
@@ -104,6 +107,21 @@ func (c Config) checkAddresses(p *problems) {
 	}
 	if len(c.Listen.ISCSI) > 16 {
 		p.add("listen.iscsi", "%d portals, at most 16", len(c.Listen.ISCSI))
+	}
+}
+
+func (c ISCSI) check(p *problems) {
+	if c.Memory < minISCSIMemory || c.Memory > maxISCSIMemory {
+		p.add("iscsi.memory", "%s: use 16MiB to 1TiB", c.Memory)
+	}
+	if c.Window < 1 || c.Window > 1024 {
+		p.add("iscsi.window", "%d: use 1 to 1024", c.Window)
+	}
+	if n := c.MaxConnections; n < 1 || n > 65535 {
+		p.add("iscsi.max_connections", "%d: use 1 to 65535", n)
+	}
+	if n := c.MaxPerAddress; n < 1 || n > 65535 {
+		p.add("iscsi.max_per_address", "%d: use 1 to 65535", n)
 	}
 }
 

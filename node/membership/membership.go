@@ -75,6 +75,8 @@ type Membership struct {
 	cfg  Config
 	list *memberlist.Memberlist
 	log  *slog.Logger
+	// address does not change, but memberlist writes it again with every update, and has no lock for its readers.
+	address string
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -124,6 +126,7 @@ func Start(cfg Config) (*Membership, error) {
 	if m.list, err = memberlist.Create(conf); err != nil {
 		return nil, fmt.Errorf("gossip on %s: %w", cfg.Listen, err)
 	}
+	m.address = m.list.LocalNode().Address()
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
 	m.wg.Go(func() { m.deliver(ctx) })
@@ -189,7 +192,7 @@ func split(address string) (string, int, error) {
 }
 
 // Address returns the host:port under which this node's gossip is advertised, with the real port if Listen asked for any.
-func (m *Membership) Address() string { return m.list.LocalNode().Address() }
+func (m *Membership) Address() string { return m.address }
 
 // Members returns the other nodes that are believed to be up, by name.
 func (m *Membership) Members() []Member {

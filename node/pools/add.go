@@ -62,10 +62,10 @@ func (s *Set) Add(spec Spec) (*Pool, error) {
 	if err := writeList(s.cfg.Dir, append(s.List(), p)); err != nil {
 		return nil, errors.Join(err, p.store.Close())
 	}
+	s.note(p, "pool added")
 	s.mu.Lock()
 	s.list[p.Name] = p
 	s.mu.Unlock()
-	s.cfg.Logger.Info("pool added", "pool", p.Name, "on", p.Where(), "class", p.Class, "because", p.ClassWhy)
 	return p, nil
 }
 
@@ -301,11 +301,15 @@ func (s *Set) makeFiles(p *Pool) error {
 	}
 	// The marker first: a directory that holds a pool says whose it is.
 	if err = errors.Join(vfs.SyncDir(filepath.Dir(p.Path)), s.writeMarker(p)); err == nil {
-		p.store, err = blockstore.OpenPool(p.config())
+		cfg := p.config()
+		cfg.Insist = cfg.Preallocate
+		p.store, err = blockstore.OpenPool(cfg)
 	}
 	switch {
 	case err == nil:
 		return nil
+	case had && (errors.Is(err, vfs.ErrNoSpace) || errors.Is(err, errors.ErrUnsupported)): // it is as it was
+		return explain(p, err)
 	case had:
 		return conflict("Correct that, or remove that pool's files.", "the pool in %s cannot be taken back: %v", p.Path, err)
 	}
@@ -325,6 +329,9 @@ func explain(p *Pool, err error) error {
 		return conflict("Ask for less, make room, or take space only as it is needed (--sparse).", "the file system of %s has no room for %d bytes: %v", p.Path, p.capacity, err)
 	case errors.Is(err, vfs.ErrLocked):
 		return conflict("Stop the process that has it.", "%s is open in another process: %v", p.Path, err)
+	case errors.Is(err, errors.ErrUnsupported) && p.Media == blockstore.MediaFile:
+		return conflict("Take space only as it is needed (--sparse), or use a file system that can reserve it, such as XFS or ext4.",
+			"the file system of %s cannot reserve space: %v", p.Path, err)
 	case errors.Is(err, errors.ErrUnsupported):
 		return invalid("Use a pool of files.", "%v", err)
 	}

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/vfs"
@@ -68,6 +69,7 @@ type Pool struct {
 	medium     string // of a device: the UUID in its header
 
 	store *blockstore.Pool // nil: it could not be opened
+	since time.Time        // when it was opened
 	err   error            // why
 
 	users    int  // replicas being made in it; guarded by Set.mu
@@ -90,8 +92,28 @@ func (p *Pool) Err() error {
 	return p.store.Failed()
 }
 
+// Rotted returns how many pages of metadata the disk had changed when the pool was opened, without a loss (blockstore.Pool.Rotted), and when that was.
+func (p *Pool) Rotted() (pages int, since time.Time) {
+	if p.store == nil {
+		return 0, time.Time{}
+	}
+	return p.store.Rotted(), p.since
+}
+
+// note logs how a pool was opened.
+func (s *Set) note(p *Pool, how string) {
+	p.since = time.Now()
+	s.cfg.Logger.Info(how, "pool", p.Name, "on", p.Where(), "class", p.Class, "because", p.ClassWhy)
+	if n := p.store.Rotted(); n > 0 {
+		s.cfg.Logger.Warn("pages of a pool's metadata were damaged when it was opened; there was another copy of each, and they are written anew. Look at the disk", "pool", p.Name, "on", p.Where(), "pages", n)
+	}
+}
+
 // Opened says whether the pool could be opened when the node started.
 func (p *Pool) Opened() bool { return p.store != nil }
+
+// Sparse says of a pool of files that it takes space on its file system as it is needed, so that what is free in it may be more than there is.
+func (p *Pool) Sparse() bool { return p.Media == blockstore.MediaFile && p.sparse }
 
 // Where says what the pool is on, for people.
 func (p *Pool) Where() string {
@@ -144,7 +166,7 @@ func Open(cfg Config) (*Set, error) {
 			cfg.Logger.Error("a pool cannot be opened; its replicas stay out of service", "pool", p.Name, "on", p.Where(), "error", p.err)
 			continue
 		}
-		cfg.Logger.Info("pool opened", "pool", p.Name, "on", p.Where(), "class", p.Class, "because", p.ClassWhy)
+		s.note(p, "pool opened")
 	}
 	return s, nil
 }

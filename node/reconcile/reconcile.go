@@ -1,13 +1,11 @@
 package reconcile
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -112,6 +110,7 @@ type work struct {
 const (
 	parallel     = 8                      // LUNs worked on at once
 	tick         = 2 * time.Second        // look even if nobody says that something has changed
+	restMost     = time.Second            // between two looks, if each takes long
 	firstRetry   = 250 * time.Millisecond // doubled with each failure
 	lastRetry    = 30 * time.Second       //
 	replaceRest  = 10 * time.Second       // between two incarnations of a replica that keeps losing its storage
@@ -148,8 +147,15 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	slots := make(chan struct{}, parallel)
 	for {
 		model, newer := r.cfg.Catalog.Watch()
-		next := r.round(ctx, model, slots, &wg)
-		timer := time.NewTimer(next)
+		began := time.Now()
+		next, short := r.round(ctx, model, slots, &wg)
+		// A round looks at every LUN. When many of them change owners, each change wakes this, and there would be no end of rounds: they take
+		// a fifth of one processor at most, unless steps wait for those before them.
+		rest := min(5*time.Since(began), restMost)
+		if short {
+			rest = 0
+		}
+		timer := time.NewTimer(max(next, rest))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -159,11 +165,29 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		timer.Stop()
+		if !pause(ctx, time.Until(began.Add(rest))) {
+			return nil
+		}
 	}
 }
 
-// round starts what can be started now and returns when to look again at the latest.
-func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan struct{}, wg *sync.WaitGroup) time.Duration {
+// pause waits, and says whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// round starts what can be started now and returns when to look again at the latest, and whether slots were short for what there is to do.
+func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan struct{}, wg *sync.WaitGroup) (next time.Duration, short bool) {
 	// Steps that end while Storage looks have made what it saw of their LUN untrue: storage created meanwhile would seem
 	// lost. Only this goroutine begins steps, so a LUN that is not busy now is as Storage sees it.
 	r.mu.Lock()
@@ -180,7 +204,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 			r.log.Error("this node cannot tell which replicas it has, and does nothing until it can", "reason", err)
 		}
 		r.blind = err
-		return tick
+		return tick, false
 	}
 	r.blind = nil
 	a := Actual{Claim: r.claim, Storage: storage, Running: r.cfg.Runner.Running(), Owned: map[string]bool{}, History: map[string]uint64{}, Created: r.created, Useless: r.useless}
@@ -190,7 +214,8 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 	r.orphans = Orphans(model, r.cfg.Node, a)
 	plans := Plan(model, r.cfg.Node, a)
 	r.noteTried(plans, busy)
-	now, next := time.Now(), tick
+	now := time.Now()
+	next = tick
 	maps.DeleteFunc(r.replaced, func(_ string, at time.Time) bool { return now.Sub(at) >= replaceRest })
 	for id := range r.luns {
 		if plans[id] == nil && !busy[id] {
@@ -219,6 +244,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 		select {
 		case slots <- struct{}{}:
 		default:
+			short = true
 			continue // who has one wakes us when it ends
 		}
 		if plan != w.plan {
@@ -234,7 +260,7 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 			r.ended(ctx, w, steps, err)
 		})
 	}
-	return next
+	return next, short
 }
 
 func describe(steps []Action) string {
@@ -406,33 +432,4 @@ func (r *Reconciler) propose(ctx context.Context, c catalog.Change) (catalog.Res
 			return result, nil // made all the same; the plan made with the older catalog is refused or harmless
 		}
 	}
-}
-
-// Status is what is under way or in the way for one LUN on this node.
-type Status struct {
-	LUN      string    `json:"lun"` // ID
-	Name     string    `json:"name"`
-	Doing    string    `json:"doing,omitempty"`
-	Failures int       `json:"failures,omitempty"`
-	Reason   string    `json:"reason,omitempty"`
-	Retry    time.Time `json:"retry,omitzero"`
-}
-
-// Status returns the LUNs for which something is under way or has failed, by name, and storage that is left alone. The error says why
-// the node cannot tell what it has.
-func (r *Reconciler) Status() ([]Status, []Orphan, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var out []Status
-	for id, w := range r.luns {
-		s := Status{LUN: id, Name: w.name, Doing: w.doing}
-		if w.reason != nil {
-			s.Failures, s.Reason, s.Retry = w.failures, w.reason.Error(), w.retry
-		}
-		if w.busy || w.reason != nil {
-			out = append(out, s)
-		}
-	}
-	slices.SortFunc(out, func(a, b Status) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.LUN, b.LUN)) })
-	return out, slices.Clone(r.orphans), r.blind
 }

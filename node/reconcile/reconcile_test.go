@@ -72,6 +72,7 @@ type fakeRunner struct {
 	fail    map[string]error
 	busy    map[string]bool
 	made    map[string]int // times storage was created, by replica ID
+	looks   int            // for storage
 	useless string         // the replica that cannot be started on its storage
 	log     []string
 	most    int // LUNs worked on at once
@@ -84,6 +85,7 @@ func newFakeRunner(t *testing.T) *fakeRunner {
 // Storage answers with what was so a while ago, as a look at a real disk does.
 func (f *fakeRunner) Storage(context.Context) (map[string][]string, error) {
 	f.mu.Lock()
+	f.looks++
 	out := map[string][]string{}
 	for k, v := range f.storage {
 		out[k] = slices.Clone(v)
@@ -490,6 +492,28 @@ func TestStorageThatKeepsVanishingTakesFewIncarnations(t *testing.T) {
 		if n := c.model.NextInc - 4; n < 2 || n > 8 {
 			t.Fatalf("%d incarnations in a minute", n)
 		}
+	})
+}
+
+// Whatever wakes it, and however often, the Reconciler leaves the processor to others: with hundreds of LUNs a look takes long, and when all of
+// them change owners it would do nothing else.
+func TestRoundsLeaveRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, run := newFakeCatalog(history(t, "running")), newFakeRunner(t)
+		run.storage[lunID], run.running[lunID] = []string{"a/1"}, "a/1"
+		during(t, c, run, func(r *Reconciler) {
+			settle()
+			run.set(func() { run.looks = 0 })
+			for range 10_000 {
+				time.Sleep(time.Millisecond)
+				r.Wake()
+			}
+			run.set(func() {
+				if run.looks < 70 || run.looks > 81 { // of 25 ms, in 10 s, one in 125 ms
+					t.Errorf("looked %d times in 10 s, want about 80", run.looks)
+				}
+			})
+		})
 	})
 }
 

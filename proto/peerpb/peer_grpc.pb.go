@@ -7,6 +7,7 @@
 // upgrade is: every node learns the new version, then the lowest one is dropped in a later release.
 //
 // Version 2: log entries about snapshots (docs/FORMATS.md, kinds 6 to 8), and rebuilds that carry snapshots.
+// Version 3: a TimeoutNowRequest's header says as its id where the sender's log ends ("end:" and the index); whoever has more does not stand for it.
 //
 // Compression needs no version: each end says what it can read (Hello.reads, CallRequest.reads), which an older node never says, and so is never sent anything packed.
 //

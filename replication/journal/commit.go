@@ -228,7 +228,7 @@ queue:
 			more := recordBytes + rec.payloadBytes()
 			frameNow := frameHeaderBytes + int64(len(records)+len(h.previous))*recordBytes + size
 			grown := int64(len(h.buf)) + roundUp(frameNow+more) + footerRoom(h.records+len(records)+1)
-			if grown > room && room < all {
+			if grown > room && reserve > 0 { // something smaller behind it may be what makes room
 				kept, n = append(kept, r), n+1
 				continue queue
 			}
@@ -277,7 +277,8 @@ queue:
 }
 
 // skip says that a record need not be written any more: an entry to be moved that has gone, or anything of a group that has. before is what
-// is in the frame already, and not yet in the index.
+// is in the frame already, and not yet in the index: an entry that was moved behind its own end would count again for whoever reads the journal
+// when its first place is gone.
 func (j *Journal) skip(rec *record, before []record) bool {
 	g := j.index.groups[rec.group]
 	switch {
@@ -287,7 +288,9 @@ func (j *Journal) skip(rec *record, before []record) bool {
 		return !slices.ContainsFunc(before, func(r record) bool { return r.kind == kindGroup && r.group == rec.group })
 	case rec.kind == kindMoved || rec.kind == kindLost:
 		e := g.at(rec.index)
-		return e == nil || e.term != rec.term || e.place() != rec.from
+		return e == nil || e.term != rec.term || e.place() != rec.from || slices.ContainsFunc(before, func(o record) bool {
+			return o.group == rec.group && o.ends(rec.index)
+		})
 	}
 	return false
 }
@@ -312,8 +315,10 @@ func bare(records []record) []record {
 
 // turn closes the segment and begins the next one.
 func (j *Journal) turn(cur *segment) error {
-	if err := j.seal(cur); err != nil {
-		return err
+	if !cur.sealed { // it is only if there was no room at the start; nobody but whoever leads changes that
+		if err := j.seal(cur); err != nil {
+			return err
+		}
 	}
 	return j.advance(cur)
 }
@@ -398,24 +403,33 @@ func (x *index) tableBytes() int64 {
 // it waits: a log is cut off, or somebody frees room. Called with making held.
 func (j *Journal) nextSegment(sequence uint64) (*segment, error) {
 	for {
-		j.mu.Lock()
-		s := j.spare
-		if s != nil && s.sequence == sequence {
-			j.spare = nil
-			j.mu.Unlock()
-			j.poke()
-			return s, nil
-		}
-		j.mu.Unlock()
-		s, err := j.obtain(sequence)
+		s, err := j.pick(sequence)
 		if err == nil {
-			j.poke()
 			return s, nil
 		}
 		if err := j.noRoom(err); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// pick is nextSegment without the waiting.
+func (j *Journal) pick(sequence uint64) (*segment, error) {
+	j.mu.Lock()
+	s := j.spare
+	ready := s != nil && s.sequence == sequence
+	if ready {
+		j.spare = nil
+	}
+	j.mu.Unlock()
+	if !ready {
+		var err error
+		if s, err = j.obtain(sequence); err != nil {
+			return nil, err
+		}
+	}
+	j.poke()
+	return s, nil
 }
 
 // poke wakes the janitor.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -222,18 +223,22 @@ func powerCuts(t *testing.T, seed uint64) {
 func live(t *testing.T, folder *crashdev.Folder, power *crashdev.Power, users []*user, inOrder, full bool) error {
 	opts := small
 	opts.noRoomPause = 100 * time.Microsecond
-	j, err := Open(folder, opts)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = j.Close() }()
 	var made atomic.Uint64
+	var opened atomic.Bool
+	// Where nothing was ever stored there is perhaps no segment yet: then there has to be room for one.
+	begun := slices.ContainsFunc(users, func(u *user) bool { return u.acknowledged.last > 0 || len(u.acknowledged.stable) > 0 })
 	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
-		if k == crashdev.Allocate && full && made.Add(1)%5 != 0 {
+		if k == crashdev.Allocate && full && (begun || opened.Load()) && made.Add(1)%5 != 0 {
 			return vfs.ErrNoSpace
 		}
 		return nil
 	})
+	j, err := Open(folder, opts)
+	if err != nil {
+		return err
+	}
+	opened.Store(true)
+	defer func() { _ = j.Close() }()
 	for _, u := range users {
 		if u.log, err = j.Log(u.name); err != nil {
 			return err

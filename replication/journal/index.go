@@ -151,7 +151,7 @@ func (x *index) apply(s *segment, r *record, damaged bool) error {
 	}
 	switch r.kind {
 	case kindEntry:
-		x.forgetEarly(g, func(i uint64) bool { return i >= r.index })
+		x.forgetEarly(g, r)
 		switch {
 		case len(g.entries) == 0:
 			g.first, g.front = r.index, min(g.front, r.index)
@@ -183,10 +183,10 @@ func (x *index) apply(s *segment, r *record, damaged bool) error {
 		*was = e
 		x.hold(g, was, 1)
 	case kindFront:
-		x.forgetEarly(g, func(i uint64) bool { return i < r.index })
+		x.forgetEarly(g, r)
 		x.cutFront(g, r.index)
 	case kindBack:
-		x.forgetEarly(g, func(i uint64) bool { return i >= r.index })
+		x.forgetEarly(g, r)
 		x.cutBack(g, r.index)
 	case kindForget:
 		delete(x.early, g)
@@ -203,8 +203,21 @@ func (x *index) apply(s *segment, r *record, damaged bool) error {
 	return nil
 }
 
-func (x *index) forgetEarly(g *groupIndex, gone func(uint64) bool) {
-	maps.DeleteFunc(x.early[g], func(i uint64, _ entryAt) bool { return gone(i) })
+func (x *index) forgetEarly(g *groupIndex, r *record) {
+	maps.DeleteFunc(x.early[g], func(i uint64, _ entryAt) bool { return r.ends(i) })
+}
+
+// ends says whether the record ends entry i of its group.
+func (r *record) ends(i uint64) bool {
+	switch r.kind {
+	case kindEntry, kindBack:
+		return i >= r.index
+	case kindFront, kindGroup:
+		return i < r.index
+	case kindForget:
+		return true
+	}
+	return false
 }
 
 // done ends the reading of a journal: what was moved and goes before what is there is put there.
@@ -262,7 +275,7 @@ func (x *index) begin(r *record) error {
 		if g.name != name {
 			return fmt.Errorf("%w: group %d is %s and %s", errRecord, r.group, g.name, name)
 		}
-		x.forgetEarly(g, func(i uint64) bool { return i < r.index })
+		x.forgetEarly(g, r)
 		x.cutFront(g, r.index)
 		return nil
 	}

@@ -250,8 +250,11 @@ func (j *Journal) Close() error {
 	}
 	j.closed = true
 	var err error
-	if j.Failed() == nil {
+	if j.Failed() == nil && (j.leading || !j.index.last().sealed) { // behind one that is sealed there was no room, and nothing has come
 		err = j.submit(&request{marker: true, done: make(chan error, 1)})
+		if errors.Is(err, vfs.ErrNoSpace) { // what waited for room is not there, and nobody was told that it is
+			err = nil
+		}
 	} else {
 		j.mu.Unlock()
 	}

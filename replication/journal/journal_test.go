@@ -468,3 +468,33 @@ func TestJanitorWaitsForABatchThatEmptiesASegment(t *testing.T) {
 	}
 	wait(t, "the empty segments are let go of", func() bool { return j.Stats().Segments <= movableNumber+2 })
 }
+
+// An entry that is to be moved is not, if what is in the frame before it has ended it: read alone, that frame would bring it back.
+func TestNothingIsMovedThatHasJustBeenCutOff(t *testing.T) {
+	j := mustOpen(t, crashdev.NewFolder(crashdev.NewPower(-1)), small)
+	l := mustLog(t, j, "a")
+	mustStore(t, l, entries(1, 9, 1))
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	g := j.index.names["a"]
+	e := g.at(5)
+	m := record{group: g.number, kind: kindMoved, index: 5, term: e.term, from: e.place()}
+	for _, test := range []struct {
+		before record
+		gone   bool
+	}{
+		{record{group: g.number, kind: kindBack, index: 5}, true},
+		{record{group: g.number, kind: kindBack, index: 6}, false},
+		{record{group: g.number, kind: kindFront, index: 6}, true},
+		{record{group: g.number, kind: kindFront, index: 5}, false},
+		{record{group: g.number, kind: kindEntry, index: 5}, true},
+		{record{group: g.number, kind: kindEntry, index: 10}, false},
+		{record{group: g.number, kind: kindForget}, true},
+		{record{group: g.number, kind: kindStable}, false},
+		{record{group: g.number + 1, kind: kindBack, index: 5}, false},
+	} {
+		if got := j.skip(&m, []record{{group: g.number, kind: kindStable}, test.before}); got != test.gone {
+			t.Errorf("behind %+v: left out: %v", test.before, got)
+		}
+	}
+}

@@ -123,7 +123,7 @@ func (j *Journal) resume(r *recovery) error {
 		if err := last.dev.Sync(); err != nil { // its end may be all that is not: without it the frames are read
 			return err
 		}
-		if err := j.advance(last); err != nil {
+		if err := j.goOn(last); err != nil {
 			return err
 		}
 	case r.anew:
@@ -131,7 +131,10 @@ func (j *Journal) resume(r *recovery) error {
 		if err := j.settle(last); err != nil {
 			return err
 		}
-		if err := j.turn(last); err != nil {
+		if err := j.seal(last); err != nil {
+			return err
+		}
+		if err := j.goOn(last); err != nil {
 			return err
 		}
 	default:
@@ -284,6 +287,9 @@ func (r *recovery) files() (files []labels, err error) {
 		}
 		f := labels{segment: &segment{sequence: sequence, name: name, dev: dev, bytes: dev.Size()}}
 		r.opened = append(r.opened, f.segment)
+		if err := vfs.Forget(dev, 0, f.bytes); err != nil { // what the process before could not make durable
+			return nil, fmt.Errorf("journal: %s: %w", name, err)
+		}
 		if err := r.label(&f); err != nil {
 			return nil, err
 		}

@@ -46,6 +46,27 @@ func (j *Journal) makesRoom(r *request) bool {
 	})
 }
 
+// goOn begins the segment behind one that is sealed, at a start. Without room for it the journal starts all the same: what is in it can be read, and whatever is to be
+// stored waits for the next segment. There is no reserve in one that is sealed, so that is true of votes and of what cuts logs off, too: only room that somebody
+// else makes helps.
+func (j *Journal) goOn(last *segment) error {
+	j.making.Lock()
+	defer j.making.Unlock()
+	next, err := j.pick(last.sequence + 1)
+	if errors.Is(err, vfs.ErrNoSpace) {
+		j.strain(err)
+		j.mu.Lock()
+		j.head.at = last.bytes // nothing fits
+		j.leave(last)
+		j.mu.Unlock()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return j.begin(next)
+}
+
 // awaitRoom makes the next segment, or waits for a moment if that cannot be.
 func (j *Journal) awaitRoom() error {
 	j.ahead.Store(true)

@@ -14,37 +14,68 @@ import (
 
 // Faults that are aimed at one rule each: what chance would bring about once in thousands of runs. Each begins with a cluster that is whole, which
 // makes what it may demand simple, and keeps to the atlas (world.fault). scripts/simmutants takes the rules out and expects to be told.
-var aims = []struct {
-	name string
-	fits func(w *world) bool
-	do   func(w *world, owner *process)
-}{
-	{"an acknowledgement that is not on disk", func(w *world) bool { return !w.shape.ram }, (*world).cutUnsynced},
-	{"a vote that is not on disk", func(w *world) bool { return !w.shape.ram && w.witness() != nil }, (*world).forgottenVote},
-	{"the owner is lost while all copies are in sync", func(w *world) bool { return len(w.data()) > 1 }, (*world).failover},
-	{"the owner is cut off from the other copy, then from the witness", func(w *world) bool { return w.witness() != nil }, (*world).promiseTested},
-	{"answers come late, then none", func(w *world) bool { return len(w.nodes) == 3 }, (*world).lateAnswers},
-	{"the LUN goes away and comes back", func(w *world) bool { return len(w.data()) > 1 }, (*world).thereAndBack},
-	{"a copy comes back empty while another is behind", func(w *world) bool { return len(w.data()) > 2 }, (*world).emptied},
-	{"a copy that came back empty is in sync, its owner comes back empty, and the catalog was told of neither", func(w *world) bool { return len(w.data()) > 1 }, (*world).untold},
+// fits says of which shapes a fault makes sense; of the others there is nobody to play some part in it.
+var aims = []aimed{
+	{"an acknowledgement that is not on disk", onDisk, (*world).cutUnsynced},
+	{"a vote that is not on disk", func(s shape) bool { return onDisk(s) && twoAndWitness(s) }, (*world).forgottenVote},
+	{"the owner is lost while all copies are in sync", severalCopies, (*world).failover},
+	{"the owner is cut off from the other copies, then from the witness", shape.hasWitness, (*world).promiseTested},
+	{"answers come late, then none", severalVoters, (*world).lateAnswers},
+	{"the LUN goes away and comes back", severalCopies, (*world).thereAndBack},
+	{"a copy comes back empty while another is behind", func(s shape) bool { return s.copies() > 2 }, (*world).emptied},
+	{"a quiet LUN loses its owner", severalVoters, (*world).quietened},
+	{"a copy that came back empty is in sync, its owner comes back empty, and the catalog was told of neither", severalCopies, (*world).untold},
 }
+
+type aimed struct {
+	name string
+	fits func(s shape) bool
+	do   func(w *world, owner *process)
+}
+
+// lateAims come behind everything else, in one of lateOneIn seeds, drawn from a stream of their own: so one more of them leaves what seeds do before as it was.
+var lateAims = []aimed{
+	{"a transfer that has failed arrives late", func(s shape) bool { return severalVoters(s) && severalCopies(s) }, (*world).transferredLate},
+}
+
+const lateOneIn = 4
+
+func onDisk(s shape) bool        { return !s.ram }
+func severalCopies(s shape) bool { return s.copies() > 1 }
+func severalVoters(s shape) bool { return s.voters() > 2 }
+
+// twoAndWitness: the witness decides between two.
+func twoAndWitness(s shape) bool { return s.copies() == 2 && s.hasWitness() }
 
 // aim brings about one of them.
 func (w *world) aim() {
 	n := w.rng.IntN(len(aims))
-	for !aims[n].fits(w) {
+	for !aims[n].fits(w.shape) {
 		n = w.rng.IntN(len(aims))
 	}
+	w.take(aims[n])
+}
+
+// aimLate brings about one that comes behind everything else.
+func (w *world) aimLate() {
+	rng := rand.New(rand.NewPCG(w.seed, 4))
+	if a := lateAims[rng.IntN(len(lateAims))]; rng.IntN(lateOneIn) == 0 && a.fits(w.shape) {
+		w.take(a)
+	}
+}
+
+// take brings about what is aimed at a cluster that is whole, and puts an end to it.
+func (w *world) take(a aimed) {
 	for len(w.actions) > 0 {
 		w.pass(step)
 	}
 	w.net.heal()
 	if !w.await(leaderWithin, w.redundant) || len(w.alive()) < len(w.nodes) {
-		w.note("not whole, so not aimed: %s", aims[n].name)
+		w.note("not whole, so not aimed: %s", a.name)
 		return
 	}
-	w.note("aimed: %s", aims[n].name)
-	aims[n].do(w, w.owner())
+	w.note("aimed: %s", a.name)
+	a.do(w, w.owner())
 	w.net.heal()
 	for _, m := range w.nodes {
 		m.syncs.Store(int64(m.usual))
@@ -67,6 +98,16 @@ func (w *world) others(m *machine) (out []*machine) {
 		}
 	}
 	return out
+}
+
+// firstCopy returns the first of them that holds data.
+func firstCopy(machines []*machine) *machine {
+	for _, m := range machines {
+		if !m.witness {
+			return m
+		}
+	}
+	return nil
 }
 
 // hush has the load pause for a moment, so that what comes next is not held up by what is under way.
@@ -117,17 +158,7 @@ func (w *world) forgottenVote(owner *process) {
 	voter.syncs.Store(int64(w.between(20*time.Millisecond, 80*time.Millisecond)))
 	before := owner.term()
 	w.kill(owner.m, false, step)
-	var elected *process
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end) && elected == nil; time.Sleep(time.Millisecond) {
-		if len(w.actions) > 0 {
-			w.pass(time.Millisecond)
-		}
-		for _, p := range w.alive() {
-			if p.leads() > before {
-				elected = p
-			}
-		}
-	}
+	elected := w.elected(before)
 	if elected == nil || w.process(voter) == nil {
 		return
 	}
@@ -166,12 +197,7 @@ func (w *world) failover(owner *process) {
 
 // untold: whoever got back what it had lost holds the LUN alone, before the catalog hears that it does. The LUN must not count as lost.
 func (w *world) untold(owner *process) {
-	var m *machine
-	for _, m = range w.others(owner.m) {
-		if !m.witness {
-			break
-		}
-	}
+	m := firstCopy(w.others(owner.m))
 	w.note("%s: loses its disk", m.name)
 	m.lose(w.rng.Uint64())
 	w.untells.Store(true)
@@ -228,6 +254,92 @@ func (w *world) lateAnswers(owner *process) {
 	w.pass(w.between(time.Second, 3*time.Second))
 }
 
+// quietWithin is how long after the last write a LUN that is whole falls quiet at the latest.
+const quietWithin = 15 * time.Second
+
+// quietened (rules L and F): the LUN has fallen quiet, so that its heartbeats are vouches for the node, and then its owner is cut off, or lost, or
+// heard again by who has voted for another, or one of those who vouch forgets that it is quiet. A quiet LUN is taken over as any other.
+func (w *world) quietened(owner *process) {
+	w.hushed.Store(true)
+	defer w.hushed.Store(false)
+	if !w.await(quietWithin, func() bool { return owner.group.Status().Quiet }) {
+		if w.owner() == owner && w.redundant() {
+			w.h.violation("nobody has written for %v, and the LUN is not quiet: %s", quietWithin, w.standing())
+		}
+		return
+	}
+	w.pass(w.between(step, time.Second))
+	others := w.others(owner.m)
+	lost := false
+	switch w.rng.IntN(5) {
+	case 0:
+		w.note("quiet: nobody hears %s any more, nor does it", owner.m.name)
+		w.isolate(owner.m, others...)
+		lost = true
+	case 1:
+		if !w.mayDie(owner.m) {
+			return
+		}
+		w.note("quiet: %s is lost", owner.m.name)
+		owner.m.die(w.rng.IntN(2) == 0, w.rng.Uint64())
+		lost = true
+	case 2:
+		w.votedAndVouching(owner, others)
+	case 3:
+		m := others[0]
+		if !w.mayDie(m) {
+			return
+		}
+		w.note("quiet: %s forgets it, and does not hear %s from then on", m.name, owner.m.name)
+		m.die(w.rng.IntN(2) == 0, w.rng.Uint64())
+		w.isolate(owner.m, m)
+		w.restart(m)
+		w.pass(w.between(step, 2*time.Second))
+		w.isolate(owner.m, others[1:]...)
+	default:
+		w.note("quiet: %s is handed over", owner.m.name)
+		w.handOver(owner, firstCopy(others))
+	}
+	w.pass(w.between(0, time.Second))
+	w.hushed.Store(false)
+	if lost && !w.await(leaderWithin, func() bool { p := w.owner(); return p != nil && p != owner }) {
+		w.h.violation("nobody serves %v after the owner of a quiet LUN was lost", leaderWithin)
+	}
+	w.pass(w.between(step, 2*time.Second))
+}
+
+// votedAndVouching: who has voted for another, but has not yet been sent anything by it, is asked again by the node of the old owner.
+func (w *world) votedAndVouching(owner *process, others []*machine) {
+	voter, candidate := others[0], others[1]
+	if candidate.witness {
+		voter, candidate = candidate, voter
+	}
+	before := owner.term()
+	w.isolate(owner.m, others...)
+	w.net.setSlowFrom(candidate.name, voter.name, delay{least: w.between(200*time.Millisecond, 800*time.Millisecond)})
+	if p := w.elected(before); p == nil || p.m != candidate { // of three copies, the other may have been
+		return
+	}
+	w.note("quiet: %s has voted for %s, and hears %s again", voter.name, candidate.name, owner.m.name)
+	w.net.mend(owner.m.name, voter.name)
+	w.pass(w.between(300*time.Millisecond, 1200*time.Millisecond))
+}
+
+// elected waits until somebody is elected in a later term than that, and returns it; nil if nobody is for long.
+func (w *world) elected(before uint64) *process {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if len(w.actions) > 0 {
+			w.pass(time.Millisecond)
+		}
+		for _, p := range w.alive() {
+			if p.leads() > before {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
 // thereAndBack (rule F): the LUN is handed over and back, and then commands arrive that were sent to the owner before.
 func (w *world) thereAndBack(owner *process) {
 	var to *machine
@@ -266,6 +378,48 @@ func (w *world) handOver(p *process, to *machine) {
 	defer cancel()
 	err := p.group.Transfer(ctx, to.member().ID)
 	w.note("%s handed over to %s: %v", p.m.name, to.name, err)
+}
+
+// transferredLate (rule L): what asks a copy to stand for the owner is on its way for so long that the owner has given it up, and has a lease again; then it arrives,
+// and the owner does not hear of it. What the copy is sent over other connections overtakes it.
+func (w *world) transferredLate(owner *process) {
+	others := w.others(owner.m)
+	to := firstCopy(others)
+	late := w.between(1500*time.Millisecond, 3*time.Second)
+	w.net.setSlowFrom(owner.m.name, to.name, delay{least: late})
+	asked := time.Now()
+	w.attempts.Go(func() { w.handOver(owner, to) })
+	w.pass(w.between(20*time.Millisecond, 200*time.Millisecond))
+	w.net.quicken(owner.m.name, to.name)
+	time.Sleep(time.Until(asked.Add(late - w.between(10*time.Millisecond, 100*time.Millisecond))))
+	if w.owner() != owner {
+		return
+	}
+	w.note("%s hears nobody any more, and only %s hears it", owner.m.name, to.name)
+	for _, m := range others {
+		w.net.sever([2]string{m.name, owner.m.name})
+		if m != to {
+			w.net.sever([2]string{owner.m.name, m.name})
+		}
+	}
+	var next *process
+	for end := time.Now().Add(time.Second); time.Now().Before(end) && (next == nil || next == owner); w.pass(2 * time.Millisecond) {
+		next = w.owner()
+	}
+	if next == nil || next == owner {
+		return
+	}
+	for _, n := range w.hot { // it acknowledges nothing before it has given the old owner up; but what it has committed it shows
+		w.probes.Go(func() { w.each(func(c *client, n uint64) { c.attempt(next, c.access(lincheck.Write, n)) }, n) })
+		w.pass(5 * time.Millisecond)
+		w.probes.Go(func() {
+			w.each(func(c *client, n uint64) {
+				c.attempt(next, c.access(lincheck.Read, n))
+				c.attempt(owner, c.access(lincheck.Read, n))
+			}, n)
+		})
+	}
+	w.pass(w.between(500*time.Millisecond, 2*time.Second))
 }
 
 // emptied: one copy is behind, another comes back with an empty disk, and the owner, which has everything, is not heard. The two must not elect one

@@ -6,8 +6,11 @@
 // nobody serves ten seconds after everything was healed, if redundancy does not come back by itself, if the copies differ in one byte at an equal
 // index, if nobody serves ten seconds after the owner of a healthy LUN was lost, or if a goroutine is left behind. Time is virtual (testing/synctest): a minute of waiting costs nothing.
 //
+// Clusters: two copies and a witness, three copies, one; in one of eight seeds four copies and a witness, or five copies (shapeOf). SIM_LARGE=1 has those only,
+// SIM_LARGE=0 none: all other seeds are the same either way.
+//
 // Faults: processes killed; power cut, so that any sector that was not synced is lost, kept, torn or reordered; all power at once; disks that fail to
-// sync, write or read, and stay so; syncs, which always take time, that are slow; bits that flip and blocks that land in a wrong place; disks that are lost; the network cut whole, in part, or in one
+// sync, write or read, and stay so; a journal's file system that is full; syncs, which always take time, that are slow; bits that flip and blocks that land in a wrong place; disks that are lost; the network cut whole, in part, or in one
 // direction; delay, loss (as TCP shows it: a stall), connections that break; ownership handed over; commands that arrive seconds after they were sent. Bytes in a
 // connection are never repeated or reordered, since TCP does not let a network do that; requests are, by those who ask again.
 //

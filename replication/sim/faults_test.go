@@ -14,28 +14,6 @@ import (
 	"sanctuary/replication"
 )
 
-// shape is what a cluster looks like.
-type shape struct {
-	nodes string // w is a witness
-	ram   bool   // data and logs of the data replicas are in memory
-}
-
-// shapes, as often as they occur here.
-var shapes = []shape{
-	{nodes: "a b w"},
-	{nodes: "a b w"},
-	{nodes: "a b w"},
-	{nodes: "a b w"},
-	{nodes: "a b w"},
-	{nodes: "a b w"},
-	{nodes: "a b w", ram: true},
-	{nodes: "a b w", ram: true},
-	{nodes: "a b c"},
-	{nodes: "a b c"},
-	{nodes: "a b c", ram: true},
-	{nodes: "a"},
-}
-
 // action is something that is due later: a machine starts again, a cable is plugged in.
 type action struct {
 	at time.Time
@@ -154,6 +132,10 @@ func (w *world) fault() {
 		w.rot()
 	case dice < 95:
 		w.diskError(m, pause)
+	case dice < 97:
+		d := w.between(2*time.Second, 15*time.Second)
+		w.note("%s: the journal's file system is full for %v", m.name, d)
+		m.full.Store(time.Now().Add(d).UnixNano())
 	default:
 		pause := w.between(time.Millisecond, 40*time.Millisecond)
 		w.note("%s: each sync takes %v, for %v", m.name, pause, long)

@@ -13,6 +13,7 @@ import (
 
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
+	"sanctuary/blockstore/vfs"
 	"sanctuary/blockstore/vfs/crashdev"
 	"sanctuary/replication"
 	"sanctuary/replication/journal"
@@ -45,6 +46,7 @@ type machine struct {
 	failing bool             // its disk has failed, whoever has noticed
 	syncs   atomic.Int64     // nanoseconds that a sync of its disks takes
 	usual   time.Duration    // as it is without a fault
+	full    atomic.Int64     // until when there is no room for another file of the journal, in nanoseconds since 1970
 	errors  atomic.Pointer[diskErrors]
 }
 
@@ -73,6 +75,7 @@ func (m *machine) member() replication.Member {
 // blank gives the machine empty storage and its replica a new identity.
 func (m *machine) blank() {
 	m.power, m.failing = crashdev.NewPower(-1), false
+	m.full.Store(0)
 	m.folder, m.disk = crashdev.NewFolder(m.power), nil
 	if !m.witness && !m.ram {
 		m.disk = crashdev.New(blockstore.MediumBytes(poolBytes), m.power)
@@ -107,6 +110,9 @@ func (m *machine) connect() {
 		return nil
 	}
 	m.folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		if k == crashdev.Allocate && time.Now().UnixNano() < m.full.Load() && !power.Lost() {
+			return vfs.ErrNoSpace
+		}
 		return ask(k, func(e *diskErrors) []crashdev.Kind { return e.journal })
 	})
 	if m.disk != nil {

@@ -44,6 +44,7 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 // with what the product says. It ends at the first seed that fails, unless SIM_KEEP=1.
 func TestSimulation(t *testing.T) {
 	first, seeds, stride := number(t, "SIM_FIRST", 1), number(t, "SIM_SEEDS", 20), number(t, "SIM_STRIDE", 1)
+	large := number(t, "SIM_LARGE", largeOneIn)
 	for n := range seeds {
 		seed := first + n*stride
 		fmt.Println("sim: begin", seed)
@@ -56,7 +57,7 @@ func TestSimulation(t *testing.T) {
 		start := time.Now()
 		var virtual time.Duration
 		left := bubble(t, func() {
-			w = newWorld(seed)
+			w = newWorld(seed, large)
 			w.run()
 			virtual = time.Since(w.began)
 		})
@@ -149,6 +150,7 @@ func (w *world) run() {
 			w.aim()
 		}
 	}
+	w.aimLate()
 	w.recover()
 	close(stopClients)
 	load.Wait()
@@ -173,6 +175,7 @@ func (w *world) recover() {
 	w.net.heal()
 	for _, m := range w.nodes {
 		m.syncs.Store(int64(m.usual))
+		m.full.Store(0)
 		m.errors.Store(&diskErrors{})
 		if p := w.process(m); p != nil && (m.failing || p.group.Err() != nil) {
 			w.note("%s: its disk is connected again", m.name)

@@ -48,12 +48,12 @@ type world struct {
 	procs map[*machine]*process // those that run
 }
 
-func newWorld(seed uint64) *world {
+func newWorld(seed, large uint64) *world {
 	w := &world{
 		seed: seed, began: time.Now(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))),
 		h: &history{}, procs: map[*machine]*process{}, changed: make(chan struct{}, 1),
 	}
-	w.shape = shapes[w.rng.IntN(len(shapes))]
+	w.shape = shapeOf(seed, w.rng, large)
 	for _, name := range strings.Fields(w.shape.nodes) {
 		m := &machine{w: w, name: name, witness: name == "w", ram: w.shape.ram && name != "w", usual: w.between(100*time.Microsecond, 2*time.Millisecond)}
 		w.nodes = append(w.nodes, m)

@@ -19,11 +19,14 @@ import (
 // Protocol versions this code speaks; see peer.proto.
 const (
 	protocolMin = 1
-	protocolMax = 2
+	protocolMax = 3
 )
 
 // ProtocolSnapshots is the version from which on a node knows log entries about snapshots, and rebuilds that carry them.
 const ProtocolSnapshots = 2
+
+// ProtocolTransfers is the version from which on a node does not stand for a transfer of a log that has gone on since.
+const ProtocolTransfers = 3
 
 // link is one connection to a peer as its dialler sees it: three TCP connections and the control stream on the first. It
 // is used from dial to the first failure and then thrown away as a whole: connections a dead peer has left half open must

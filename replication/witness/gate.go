@@ -54,12 +54,13 @@ type Timing struct {
 type Gate struct {
 	timing  Timing
 	peers   map[string]*peer
+	begun   uint64 // last index of the owner's log when the term began
 	offered uint64 // the highest index the witness may have
 }
 
 type peer struct {
 	level   Level
-	acked   uint64
+	acked   uint64    // in this term; 0: nothing yet
 	entered time.Time // when level began
 	since   time.Time // when it last had nothing outstanding or made progress
 	down    time.Time // when its connection broke; zero while it is up
@@ -70,7 +71,7 @@ type peer struct {
 
 // New returns the gate of a new term. tail is the last index of the owner's log: the witness may have all of it.
 func New(timing Timing, tail uint64, now time.Time, replicas ...string) *Gate {
-	g := &Gate{timing: timing, peers: map[string]*peer{}, offered: tail}
+	g := &Gate{timing: timing, peers: map[string]*peer{}, begun: tail, offered: tail}
 	for _, r := range replicas {
 		g.peers[r] = &peer{entered: now, since: now}
 	}
@@ -85,6 +86,11 @@ func (g *Gate) Acked(replica string, index, tail uint64, now time.Time) {
 	}
 	if index > p.acked || index >= tail {
 		p.since = now
+	}
+	if p.acked == 0 && p.level == InSync && index+g.timing.Window < g.begun {
+		// It was out before this term, and may be for long: were it waited for, nobody could write meanwhile. What was on its way to a replica
+		// in sync is far less. It has not fallen now.
+		p.set(Out, now)
 	}
 	p.acked = index
 	if p.level == Out && g.keepsUp(p, tail, now) {

@@ -183,3 +183,37 @@ func TestStripLeavesWhatVotesRestOn(t *testing.T) {
 		t.Error("the original lost its payload")
 	}
 }
+
+// A copy that turns out to be far behind when a term begins was out before it. It is not waited for until it has taken all of the log, which may
+// be gigabytes; and that is no fall of this term. One that is behind by what is on its way, or hears of it late, is in sync.
+func TestCopyThatWasOutBeforeTheTermIsNotWaitedFor(t *testing.T) {
+	timing := settling
+	timing.Window = 256
+	for name, test := range map[string]struct {
+		acks []uint64
+		want Level
+	}{
+		"far behind":      {[]uint64{20_064}, Out},
+		"at the window":   {[]uint64{100_000 - 256}, InSync},
+		"beyond":          {[]uint64{100_000 - 257}, Out},
+		"there":           {[]uint64{100_000, 100_020}, InSync},
+		"takes it all":    {[]uint64{20_064, 99_000, 99_999, 100_500}, InSync},
+		"not heard of it": {nil, InSync},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := New(timing, 100_000, at(0), "b")
+			for i, acked := range test.acks {
+				g.Acked("b", acked, 100_500, at(10*(i+1)))
+			}
+			if got := g.Level("b"); got != test.want {
+				t.Errorf("%v, want %v", got, test.want)
+			}
+			if g.Level("b") == Out && g.Limit() != math.MaxUint64 {
+				t.Errorf("the witness is held back at %d", g.Limit())
+			}
+			if wait := g.Settle("b"); wait != 0 {
+				t.Errorf("must keep up for %v", wait)
+			}
+		})
+	}
+}

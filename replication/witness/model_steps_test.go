@@ -16,6 +16,7 @@ type rules struct {
 	witnessStands    bool
 	answersNotHeld   bool // an answer counts before the owner's own log is durable so far
 	witnessAhead     bool // the witness is sent what is not yet durable on the owner
+	behindInSync     bool // a copy that was far behind when the term began is not waited for, and counts as in sync all the same
 }
 
 // model is the rules with the bounds of what is explored.
@@ -24,7 +25,7 @@ type model struct {
 	terms  uint8 // highest term
 	wire   uint8 // messages under way
 	writes uint8 // in the longest log
-	// pieces: requests to the witness hold one entry each.
+	// pieces: requests hold one entry each, so that a copy may be far behind when it is first heard.
 	pieces bool
 	// strict also asks for what no rule can give; see TestExploreWhatNoRuleCanGive.
 	strict bool
@@ -159,7 +160,11 @@ func (m *model) ownerSteps(s *state, id uint8, do func(step, func(*state) bool))
 		})
 	}
 	if n.next[other] <= n.log.n || Level(n.gate.level) != InSync { // to a copy that is out, nothing is sent as well: it answers
-		do(step{what: sendsCopy, node: id}, func(t *state) bool { return t.send(m.wire, request(&t.nodes[id], id, other, n.log.n)) })
+		last := n.log.n
+		if m.pieces {
+			last = min(last, n.next[other])
+		}
+		do(step{what: sendsCopy, node: id}, func(t *state) bool { return t.send(m.wire, request(&t.nodes[id], id, other, last)) })
 	}
 	if n.next[theWitness] <= n.log.n {
 		do(step{what: sendsWitness, node: id}, func(t *state) bool { return m.sendToWitness(t, id) })
@@ -351,7 +356,12 @@ func (m *model) heard(t *state, id, index uint8) {
 	n := &t.nodes[id]
 	g := m.gate(n.gate)
 	g.Link(theCopy, true, modelNow)
+	before := g.Level(theCopy)
 	g.Acked(theCopy, uint64(index), uint64(n.log.n), modelNow)
+	if m.behindInSync && before == InSync && g.Level(theCopy) == Out {
+		g.peers[theCopy].set(InSync, modelNow)
+		g.peers[theCopy].acked = uint64(n.log.n)
+	}
 	if m.earlySync && g.Level(theCopy) == CatchingUp {
 		g.peers[theCopy].set(InSync, modelNow)
 	}

@@ -78,9 +78,11 @@ const (
 // gateState is a Gate with one replica as a value. Of its times it is enough to know whether the connection is taken for broken:
 // a unit in which nothing happens ends every state that time can end, so what is not over has just begun. The times a lost copy
 // must keep up, which only keep it out for longer, are left out with Settle.
+//
+// begun, where the log ended when the term began, matters until the copy has acknowledged something or is out: 0 from then on.
 type gateState struct {
-	level, acked, offered uint8
-	down                  bool
+	level, acked, offered, begun uint8
+	down                         bool
 }
 
 var modelNow = time.Unix(1000, 0)
@@ -93,7 +95,7 @@ func (m *model) gate(s gateState) *Gate {
 		m.reused = New(modelTiming, 0, modelNow, theCopy)
 	}
 	g := m.reused
-	g.offered = uint64(s.offered)
+	g.offered, g.begun = uint64(s.offered), uint64(s.begun)
 	*g.peers[theCopy] = peer{level: Level(s.level), acked: uint64(s.acked), entered: modelNow, since: modelNow}
 	if s.down {
 		g.peers[theCopy].down = modelNow
@@ -105,6 +107,9 @@ func (s *gateState) keep(g *Gate) {
 	p := g.peers[theCopy]
 	// An answer, which alone brings a lost copy back, says that the connection is whole, too.
 	*s = gateState{level: uint8(p.level), acked: uint8(p.acked), offered: uint8(g.offered), down: p.level != Out && !p.down.IsZero()}
+	if p.acked == 0 && p.level == InSync {
+		s.begun = uint8(g.begun)
+	}
 }
 
 type modelNode struct {

@@ -98,7 +98,7 @@ const wallClockFree = "replication"
 
 var wallClock = map[string]string{
 	"replication/openlog.go":           "when entries were stored, for whoever recovers a LUN by force",
-	"replication/recover.go":           "the same, as it is shown",
+	"replication/survey.go":            "the same, as it is shown",
 	"replication/rebuild_before.go":    "when a rebuild began, as it is shown",
 	"replication/transport/entries.go": "the library's stamp of an entry, on the wire",
 	"replication/journal/log.go":       "the same, in the journal",

@@ -240,7 +240,8 @@ func (d *disk) isActiveOn(t *testing.T, who string, now func() string) {
 			return fmt.Errorf("not two groups of one path each:\n%s", m.text)
 		}
 		first := slices.IndexFunc(m.groups, func(g group) bool { return g.status == "active" })
-		if first < 0 {
+		if first < 0 { // device mapper chooses one at the next I/O
+			d.l.vm.sh(t, "dd if=%s of=/dev/null bs=4k count=1 iflag=direct status=none", d.dev)
 			return fmt.Errorf("no active group:\n%s", m.text)
 		}
 		used, waits := m.groups[first], m.groups[1-first]

@@ -85,7 +85,7 @@ func TestHelperCommands(t *testing.T) {
 		t.Errorf("capacity %+v, %v", size, err)
 	}
 	groups, err := s.ReportTargetPortGroups(ctx)
-	if got := fmt.Sprint(groups); err != nil || got != "[{1 0 [1] false} {2 2 [2] false}]" {
+	if got := fmt.Sprint(groups); err != nil || got != "[{1 0 [1]} {2 2 [2]}]" {
 		t.Errorf("port groups %s, %v", got, err)
 	}
 	data, zero := pattern(512, 3), make([]byte, 512)

@@ -51,10 +51,12 @@ type ticket struct {
 
 // Limits of what is asked at once, in bytes.
 const (
-	// maxAskData is the most Data-Out or Data-In; longer transfers are asked for in pieces.
+	// maxAskData is the most Data-Out or Data-In of commands that are asked for in pieces.
 	maxAskData = 1 << 20
+	// maxAskOut is the most Data-Out of any: that of COMPARE AND WRITE, which cannot be done in pieces.
+	maxAskOut = 2 * maxCompareBlocks * block.Size
 	// maxAskBytes bounds an encoded ask, and an encoded reply.
-	maxAskBytes = maxAskData + 1024
+	maxAskBytes = maxAskOut + 1024
 )
 
 // Encoded ask, big endian:
@@ -140,7 +142,7 @@ func decodeAsk(b []byte) (*ask, error) {
 		return nil, fmt.Errorf("%w: a command of nobody", errAskDamaged)
 	case a.limit > maxAskData || a.expectedIn > a.limit || a.elapsed < 0 || len(a.nexus.Initiator) > reserve.MaxNameBytes:
 		return nil, fmt.Errorf("%w: %d of %d bytes after %v", errAskDamaged, a.expectedIn, a.limit, a.elapsed)
-	case len(a.dataOut) > maxAskData || int64(len(a.dataOut)) > int64(a.expectedOut):
+	case len(a.dataOut) > maxAskOut || int64(len(a.dataOut)) > int64(a.expectedOut):
 		return nil, fmt.Errorf("%w: %d bytes of data where %d were announced", errAskDamaged, len(a.dataOut), a.expectedOut)
 	}
 	return a, nil
@@ -165,6 +167,10 @@ const (
 	endedEarly  verdict = 3 // the task was aborted here; it has ended
 	unresolved  verdict = 4 // ownership was lost meanwhile: it took effect entirely, or never will
 )
+
+// functionOutcome answers askCancel: the command has ended as the rest of the reply says. Nodes that do not know it take it for
+// TaskDoesNotExist.
+const functionOutcome FunctionResponse = 0x80
 
 // reply is the owner's answer.
 type reply struct {

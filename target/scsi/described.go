@@ -28,9 +28,13 @@ func describe(cfg *UnitConfig) described {
 	return d
 }
 
-// next returns a copy of the set for the next change, in which u, nil for none, stands under a number.
+// next returns a copy of the set for the next change, in which u, nil for none, stands under a number. One that takes the place of another that
+// tells the same changes nothing that is reported.
 func (s *unitSet) next(lun uint16, u *Unit) *unitSet {
-	n := &unitSet{byLUN: maps.Clone(s.byLUN), version: s.version + 1, was: s.was, renewed: s.renewed}
+	n := &unitSet{byLUN: maps.Clone(s.byLUN), version: s.version, was: s.was, renewed: s.renewed}
+	if old := s.byLUN[lun]; old == nil || u == nil || old.described != u.described {
+		n.version++
+	}
 	if n.byLUN == nil {
 		n.byLUN = map[uint16]*Unit{}
 	}

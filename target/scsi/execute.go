@@ -30,8 +30,12 @@ type request struct {
 	operation uint64    // stands for what the command changes, wherever it is carried out (Unit.change); 0 until needed
 	remote    bool      // another node asked for it: it has told the unit attentions, and does the waiting
 	began     *ticket   // of a piece of a copy that another node is asked for, see copyUnit.begin
-	// unsure: the owner may still be at it, for all that is known here. Set before done is closed.
+	// unsure: the owner may still be at it, for all that is known here; or what it has decided may yet take effect. Set before done is closed.
 	unsure bool
+	// doubt: it was asked for, and may have been done; it is asked for again, under the same operation, to find out.
+	doubt bool
+	// kept: it has been done, and its initiator hears so also if it was aborted meanwhile. Set before done is closed.
+	kept bool
 
 	// Guarded by Nexus.units.mu.
 	next, prev *request
@@ -77,8 +81,11 @@ func (t *Target) Execute(ctx context.Context, task *Task) {
 	} else {
 		err = r.run()
 	}
-	aborted := r.end()
+	aborted := r.finish(err)
 	begun = false
+	if r.open(err) {
+		err = senseUnknown
+	}
 	outcome := outcomeOf(err, aborted || ctx.Err() != nil && err != nil, r.blockSectors())
 	if task.Nexus.SinglePath() && r.servedElsewhere(outcome) {
 		outcome = statusError(StatusBusy)
@@ -254,6 +261,9 @@ func (r *request) runHeld() error {
 			changed = r.unit.cfg.AccessChanged()
 		}
 		err := r.attempt()
+		if errors.Is(err, block.ErrUnknown) && r.cmd.access == throughOwner && r.operation != 0 && r.ctx.Err() == nil {
+			err = errAskAgain // the log of whoever owns the LUN knows whether it has that operation
+		}
 		if !r.worthWaiting(err) {
 			if r.cmd.access.needsOwner() {
 				r.unit.ready() // or another node is known to be
@@ -266,11 +276,14 @@ func (r *request) runHeld() error {
 			deadline = now.Add(r.unit.cfg.HoldFor)
 			r.unit.unready(now)
 		}
-		if errors.Is(err, errAskAgain) {
+		if r.doubt = r.doubt || errors.Is(err, errAskAgain); r.doubt {
 			// It may have been done. To find out is worth more patience than to do it.
 			deadline = now.Add(max(0, min(unsureFor-now.Sub(r.accepted), r.unit.cfg.HoldFor)))
 		}
 		if !now.Before(deadline) {
+			if r.doubt && r.cmd.once {
+				return block.ErrUnknown
+			}
 			// Not "standby", even if this node is: nobody is known to be active, it would send the initiator in circles.
 			return r.unit.notReady(now)
 		}

@@ -16,3 +16,6 @@ func DecodeAndEncodeState(blob []byte) ([]byte, error) {
 	}
 	return s.encode(), nil
 }
+
+// TargetsOf returns how many targets a unit is in, with the one for commands of other nodes.
+func TargetsOf(u *Unit) int { return len(u.targets()) }

@@ -169,7 +169,7 @@ func (p *reply) err() error {
 // askCommand has the owner carry out one command and returns its reply. Errors that are worthWaiting say that it may be asked
 // again: nothing was done, or (errAskAgain) it is a change that is made once however often it is asked for.
 func (r *request) askCommand(cdb *[16]byte, expectedIn, expectedOut int, dataOut []byte) (*reply, error) {
-	if len(dataOut) > maxAskData {
+	if len(dataOut) > maxAskOut {
 		return nil, senseInvalidField // no command that is not done in pieces takes as much
 	}
 	operation := r.operation
@@ -192,7 +192,9 @@ func (r *request) askCommand(cdb *[16]byte, expectedIn, expectedOut int, dataOut
 	case err != nil && (errors.Is(err, block.ErrUnavailable) || errors.Is(err, block.ErrNotOwner)):
 		return nil, err
 	case err != nil: // it may have been done
-		return nil, r.lost(a, err)
+		if p, err = r.lost(a, err); err != nil {
+			return nil, err
+		}
 	}
 	switch p.verdict {
 	case nothingDone:
@@ -214,43 +216,53 @@ func (r *request) askCommand(cdb *[16]byte, expectedIn, expectedOut int, dataOut
 	return p, nil
 }
 
-// lost decides what to do about a command whose answer never came.
-func (r *request) lost(a *ask, cause error) error {
+// lost decides what to do about a command whose answer never came, or finds the answer out.
+func (r *request) lost(a *ask, cause error) (*reply, error) {
 	if r.cmd.access == throughOwner && r.ctx.Err() == nil {
-		return errAskAgain
+		return nil, errAskAgain
 	}
-	if !r.unit.disown(r.ctx, a) {
-		r.unsure = true
+	p, ended, undone := r.unit.disown(r.ctx, a)
+	if p != nil {
+		return p, nil
+	}
+	r.unsure = r.unsure || !ended || !undone && r.comparesAndWrites()
+	if !ended {
 		r.unit.cfg.Log.Warn("a command was given up that the owner may still carry out", "lun", r.unit.cfg.Identity.Name,
 			"command", r.cmd.name, "initiator", a.nexus.Initiator, "error", cause)
 	}
 	if err := r.ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
-	return block.ErrUnknown
+	if undone {
+		return nil, statusError(StatusBusy)
+	}
+	return nil, block.ErrUnknown
 }
 
-// disown returns true once it is certain that the owner is not, and never will be, at work on what was asked. It tries for
-// unsureFor, also if ctx has ended.
-func (u *Unit) disown(ctx context.Context, a *ask) bool {
+// disown returns once it is certain that the owner is not, and never will be, at work on what was asked: ended; and whether it is certain besides that it
+// has done nothing. If the owner knows how it has ended, that is the outcome. It tries for unsureFor, also if ctx has ended.
+func (u *Unit) disown(ctx context.Context, a *ask) (outcome *reply, ended, undone bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unsureFor)
 	defer cancel()
 	for {
 		access := u.cfg.Access()
 		if access.LocalState() == ActiveOptimized {
 			// Whoever was asked does not own the LUN any more: the Backend's fence ends what it had begun.
-			return true
+			return nil, true, false
 		}
 		one, done := context.WithTimeout(ctx, unsureFor/5)
-		b, err := u.cfg.AskOwner(one, (&ask{kind: askCancel, operation: a.operation, nexus: a.nexus}).encode())
+		b, err := u.cfg.AskOwner(one, (&ask{kind: askCancel, operation: a.operation, nexus: a.nexus, ticket: a.ticket, cdb: a.cdb}).encode())
 		done()
 		if err == nil {
-			if p, err := decodeReply(b); err == nil && p.verdict == answered {
-				return true
+			if p, err := decodeReply(b); err == nil && p.verdict == answered && p.response != FunctionRejected {
+				if p.response == functionOutcome {
+					return p, true, false
+				}
+				return nil, true, p.response == FunctionComplete
 			}
 		}
 		if !pause(ctx, accessPoll) {
-			return false
+			return nil, false, false
 		}
 	}
 }

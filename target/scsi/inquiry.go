@@ -204,11 +204,11 @@ func appendIdentification(dst []byte, r *request) []byte {
 	return dst
 }
 
-// appendExtendedInquiry is VPD page 86h: simple task attributes, no protection, no volatile cache, no grouping. LUICLR: a change of
+// appendExtendedInquiry is VPD page 86h: SIMPLE, ORDERED and HEAD OF QUEUE (package session keeps their order), no protection, no volatile cache, no grouping. LUICLR: a change of
 // the LUNs is reported once per nexus, not by every LUN.
 func appendExtendedInquiry(dst []byte, _ *request) []byte {
 	var b [64]byte
-	b[5] = 0x01 // SIMPSUP
+	b[5] = 0x07 // HEADSUP, ORDSUP, SIMPSUP
 	b[7] = 0x01 // LUICLR
 	b[13] = maxSenseLength
 	return append(dst, b[4:]...)

@@ -3,6 +3,8 @@ package scsi
 import (
 	"context"
 	"errors"
+	"iter"
+	"maps"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
@@ -43,18 +45,14 @@ func (t *Target) Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(c
 		// A cold reset also ends the sessions; the transport does that.
 		before := map[*Unit]line{}
 		for _, unit := range set.byLUN {
-			before[unit] = unit.cut()
+			if !unit.outOfReach() { // it has no tasks here, and the others are not to go without their reset
+				before[unit] = unit.cut()
+			}
 		}
 		return func(ctx context.Context) FunctionResponse {
-			errs := make(chan error, len(before))
-			for unit, line := range before {
-				go func() { errs <- unit.manageSafely(ctx, f, line, nexus.units.name) }()
-			}
-			var all error
-			for range before {
-				all = errors.Join(all, <-errs)
-			}
-			return response(all)
+			return response(onEach(maps.Keys(before), "the reset of a LUN", func(u *Unit) error {
+				return u.manage(ctx, f, before[u], nexus.units.name)
+			}))
 		}
 	case TaskReassign:
 		return func(context.Context) FunctionResponse { return ReassignNotSupported }
@@ -63,13 +61,10 @@ func (t *Target) Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(c
 }
 
 func (t *Target) abortTask(ctx context.Context, nexus *Nexus, u *Unit, tag uint32) FunctionResponse {
-	found := false
-	err := t.abort(ctx, func(n *Nexus, r *request) bool {
-		match := n == nexus && r.Tag == tag && r.unit == u
-		found = found || match
-		return match
-	})
-	if !found {
+	found := t.mark(func(n *Nexus, r *request) bool { return n == nexus && r.Tag == tag && r.unit == u }, true)
+	err := await(ctx, found)
+	// One that was done before it could be ended is answered, and before this function is.
+	if err == nil && !slices.ContainsFunc(found, func(r *request) bool { return !r.kept }) {
 		return TaskDoesNotExist
 	}
 	return response(err)
@@ -90,15 +85,37 @@ func (u *Unit) recovered(what string, err *error) {
 	}
 }
 
-func (u *Unit) manageSafely(ctx context.Context, f Function, before line, from reserve.Nexus) (err error) {
-	defer u.recovered("the reset of a LUN", &err)
-	return u.manage(ctx, f, before, from)
+// outOfReach says whether the unit can do nothing here, and ask nobody who could.
+func (u *Unit) outOfReach() bool {
+	access := u.cfg.Access()
+	return u.cfg.AskOwner == nil && access.LocalState() == Unavailable
+}
+
+// onEach does something to units at the same time, and returns when it has been done to all. A panic is an error of its unit.
+func onEach(units iter.Seq[*Unit], what string, do func(*Unit) error) (all error) {
+	errs, n := make(chan error), 0
+	for u := range units {
+		n++
+		go func() {
+			var err error
+			defer func() { errs <- err }()
+			defer u.recovered(what, &err)
+			err = do(u)
+		}()
+	}
+	for range n {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // manage carries out a function that concerns the whole unit: on the owner, where all tasks are that move data, and then here.
 func (u *Unit) manage(ctx context.Context, f Function, before line, from reserve.Nexus) error {
 	operation := rand.Uint64()
 	err := u.onOwner(ctx, manageFor, func(ctx context.Context) error {
+		if u.outOfReach() {
+			return errRefused
+		}
 		access := u.cfg.Access()
 		if access.LocalState() == ActiveOptimized {
 			return u.manageHere(ctx, f, operation, before, from)

@@ -315,3 +315,38 @@ func TestCommandDoesNotReachAnotherUnitOfItsNumber(t *testing.T) {
 		t.Error("it was written to a unit it was not meant for")
 	}
 }
+
+// Who aborts a COMPARE AND WRITE hears whether it was done: it would do it again, and find its own data there.
+func TestAbortedCompareAndWriteIsNotDoneBehindItsBack(t *testing.T) {
+	for name, test := range map[string]struct {
+		node    int // 0 is the owner
+		stops   bool
+		forgets bool // what became of it
+		answer  scsi.FunctionResponse
+		outcome string
+	}{
+		"done":             {answer: scsi.TaskDoesNotExist, outcome: "good"},
+		"ended":            {stops: true, answer: scsi.FunctionComplete, outcome: "aborted"},
+		"unknown":          {forgets: true, answer: scsi.FunctionRejected, outcome: "aborted"},
+		"done, forwarded":  {node: 1, answer: scsi.TaskDoesNotExist, outcome: "good"},
+		"ended, forwarded": {node: 1, stops: true, answer: scsi.FunctionComplete, outcome: "aborted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newNodes(t, scsi.ActiveNonOptimized, nil)
+				n := p.attach(test.node, "a")
+				p.run(test.node, n, tur, 0, nil)
+				p.cluster.Waits, p.cluster.Forget = func() bool { return test.stops }, func() bool { return test.forgets }
+				p.takes(100 * time.Millisecond)
+				caw := p.task(test.node, n, cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 0, make([]byte, 1024))
+				done := make(chan result, 1)
+				go func() { done <- p.execute(context.Background(), test.node, caw) }()
+				time.Sleep(50 * time.Millisecond)
+				if r := p.targets[test.node].Manage(scsi.AbortTask, n, 0, caw.Tag)(t.Context()); r != test.answer {
+					t.Errorf("answered %d, want %d", r, test.answer)
+				}
+				p.want(<-done, test.outcome)
+			})
+		})
+	}
+}

@@ -40,7 +40,7 @@ func recoveryPage(_ *Unit, v modeValues) []byte {
 
 func takeRecoveryPage(_ *Unit, v *modeValues, body []byte) { v.quietSpace = body[5]&0x80 == 0 }
 
-// controlPage: QUEUE ALGORITHM MODIFIER 1 (unrestricted reordering), TAS=0, one task set for all nexuses.
+// controlPage: QUEUE ALGORITHM MODIFIER 1 (SIMPLE commands run side by side, in any order), TAS=0, one task set for all nexuses.
 func controlPage(_ *Unit, v modeValues) []byte {
 	return []byte{bit(2, v.descriptorSense), 0x10, bit(3, v.writeProtected), 9: 0}
 }

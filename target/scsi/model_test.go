@@ -24,7 +24,7 @@ import (
 // sessions, while the LUN moves and messages between the nodes are lost, late or strays. An observer sits where writes take
 // effect. What must hold:
 //
-//   - A command takes effect at most once, and exactly once if it ended GOOD; a COMPARE AND WRITE that missed, not at all.
+//   - A command takes effect at most once, and exactly once if it ended GOOD; a COMPARE AND WRITE that missed or is to be sent again, not at all.
 //   - Once a task has ended, or a function that ends it is complete, it never takes effect.
 //   - COMPARE AND WRITE takes effect on what it compared with.
 //   - A read returns what the block held at some moment between its start and its end.
@@ -189,6 +189,8 @@ func (w *world) do(path int, n *scsi.Nexus, kind string, blk int, c [16]byte, in
 		}
 	case got == "0E/1D/00" && len(d.applied) > 0:
 		w.fail("compare and write %d missed and took effect", d.tag)
+	case kind == "caw" && len(d.applied) > 0 && (got == "busy" || got[:2] == "02"):
+		w.fail("compare and write %d ended %s, as if it had not been done", d.tag, got)
 	case got == "04/44/00", kind != "pr" && got[:2] == "05":
 		w.fail("%s %d ended %s", kind, d.tag, got)
 	}

@@ -144,6 +144,9 @@ func (n *nexusUnits) view(now lunView, luSet uint64) *lunView {
 		v.generation, v.capacity, v.crossings = now.generation, now.capacity, now.crossings
 		return v
 	}
+	// Also after the loss of an I_T nexus, for which SAM-5 has 29/07 besides: a node does not know whether the initiator port was there before,
+	// here, elsewhere or before a start. 29/00 stands for all of them, and is what Linux looks at the port groups again for (scsi_dh_alua): what
+	// has changed while there was no session is told to nobody.
 	now.pending = attendPowerOn
 	now.seq = now.known.state.seq
 	now.allowed = now.known.state.reservations.Allowed(n.name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,13 +25,27 @@ type peerWork struct {
 	refused map[uint64]time.Time
 	// since is a moment of the owner's clock: what another node accepted before it is refused. See Unit.cut.
 	since uint64
+	// ended holds how commands that must not be done twice have ended, oldest first, for nodes that lost the answer. All that ended since
+	// forgot are there.
+	ended  []endedCommand
+	forgot uint64
 	// ports holds the sessions of initiator ports that have been seen.
 	ports map[initiatorPort][]portSession
 }
 
+// endedCommand is the outcome of a command that another node asked for.
+type endedCommand struct {
+	operation uint64
+	at        uint64 // stamp of the owner's clock
+	outcome   reply
+	unsure    bool // it may have been done
+}
+
 // Limits of the work for other nodes.
 const (
-	maxPeerTasks   = 1024 // at once; beyond it nothing is done, and the other node asks again
+	maxPeerEnded   = 1024
+	peerEndedFor   = 30 * time.Second // longer than a node waits for an answer and then asks what became of the command
+	maxPeerTasks   = 1024             // at once; beyond it nothing is done, and the other node asks again
 	maxPeerRefused = 4096
 )
 
@@ -57,7 +72,7 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) (answ
 	case askCommand, askPiece:
 		err = u.serveCommand(ctx, a, p)
 	case askCancel:
-		err = u.serveCancel(ctx, a)
+		p.response = u.serveCancel(ctx, a, p)
 	case askManage:
 		if u.tooOld(a) {
 			p.verdict = tooLate
@@ -134,36 +149,40 @@ func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 	}
 	if late := u.peers.enter(u, a, r); late != answered {
 		p.verdict = late
-		if late == tooLate && r.cmd.access == throughOwner && u.standing().applied(a.operation) {
-			// Too late to do it, but it has been done.
-			p.verdict = answered
-			return u.cfg.Backend.Confirm(ctx)
+		if late == tooLate && r.cmd.access == throughOwner {
+			// Too late to do it, but it may have been done. A node that is not the owner any more could not tell.
+			if err := u.cfg.Backend.Confirm(ctx); err != nil {
+				return err
+			}
+			if u.standing().applied(a.operation) {
+				p.verdict = answered
+			}
 		}
 		return nil
 	}
-	var err error
+	err := errPanic
 	func() {
-		defer u.peers.leave(a.operation, r) // also when the command panics
+		defer func() { u.peers.leave(u, a.operation, r, err, p) }() // also when the command panics
 		err = r.run()
 	}()
-	return r.answer(err, p)
+	return nil
 }
 
 // answer writes the outcome of a command into the reply.
-func (r *request) answer(err error, p *reply) error {
+func (r *request) answer(err error, p *reply) {
 	if r.aborted {
 		p.verdict = endedEarly
-		return nil
+		return
 	}
 	if v := verdictOf(err); err != nil && v != answered {
 		p.verdict = v
-		return nil
+		return
 	}
 	p.transferIn, p.transferOut = r.TransferIn, r.TransferOut
 	outcome := outcomeOf(err, false, r.blockSectors())
 	if outcome == nil {
 		p.status, p.dataIn = r.Status, r.DataIn
-		return nil
+		return
 	}
 	p.transferIn = 0
 	var sense *Sense
@@ -174,7 +193,6 @@ func (r *request) answer(err error, p *reply) error {
 	case errors.As(outcome, &status):
 		p.status = Status(status)
 	}
-	return nil
 }
 
 // enter admits a command, or says why not.
@@ -182,11 +200,13 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
+	case w.running[a.operation] != nil:
+		return unresolved // asked for again while it runs
 	case u.tooOld(a) || a.ticket.stamp < w.since+uint64(a.elapsed):
 		return tooLate
 	case a.kind == askPiece && (a.began.process != u.process || w.since != 0 && a.began.stamp <= w.since):
 		return tooLate // the copy ended with the other tasks
-	case len(w.running) >= maxPeerTasks || w.running[a.operation] != nil:
+	case len(w.running) >= maxPeerTasks:
 		return nothingDone
 	}
 	if _, refused := w.refused[a.operation]; refused || w.replaced(portOf(a.nexus, u.targetBits()), a) {
@@ -200,27 +220,66 @@ func (w *peerWork) enter(u *Unit, a *ask, r *request) verdict {
 	return answered
 }
 
-// leave ends a command.
-func (w *peerWork) leave(operation uint64, r *request) {
-	r.aborted = r.end()
+// leave ends a command and writes its outcome into the reply.
+func (w *peerWork) leave(u *Unit, operation uint64, r *request, err error, p *reply) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.running, operation)
+	r.aborted = r.finish(err)
+	r.answer(err, p)
+	if r.comparesAndWrites() { // of changes the state tells, see applied
+		now := u.now().stamp
+		old := 0
+		for old < len(w.ended) && (len(w.ended)-old >= maxPeerEnded || now-w.ended[old].at > uint64(peerEndedFor)) {
+			w.forgot = w.ended[old].at + 1
+			old++
+		}
+		w.ended = append(slices.Delete(w.ended, 0, old), endedCommand{operation, now, *p, r.unsure || p.verdict == unresolved})
+	}
 }
 
-// serveCancel ends the command of an operation and waits for that, or sees to it that it never begins.
-func (u *Unit) serveCancel(ctx context.Context, a *ask) error {
+// serveCancel ends the command of an operation and waits for that, or sees to it that it never begins. FunctionComplete: it has done nothing and never
+// will; functionOutcome: it has ended as the reply says; TaskDoesNotExist: it has ended, or had before, and may have been done; FunctionRejected:
+// neither is certain.
+func (u *Unit) serveCancel(ctx context.Context, a *ask, p *reply) FunctionResponse {
 	w := &u.peers
 	w.mu.Lock()
 	r := w.running[a.operation]
-	if r == nil {
-		w.refuse(a.operation, u.now().stamp)
-	}
 	w.mu.Unlock()
-	if r == nil {
-		return nil
+	var found []*request
+	if r != nil {
+		found = w.target.mark(func(_ *Nexus, o *request) bool { return o == r }, true)
+		if err := await(ctx, found); err != nil {
+			return FunctionRejected
+		}
 	}
-	return w.target.abort(ctx, func(_ *Nexus, o *request) bool { return o == r })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, e := range slices.Backward(w.ended) {
+		switch {
+		case e.operation != a.operation:
+			continue
+		case e.unsure:
+			return TaskDoesNotExist
+		case e.outcome.verdict != answered:
+			return FunctionComplete
+		}
+		*p = e.outcome
+		return functionOutcome
+	}
+	switch {
+	case w.running[a.operation] != nil:
+		return FunctionRejected // it has begun meanwhile
+	case len(found) > 0 && !found[0].kept:
+		return FunctionComplete
+	case r != nil:
+		return TaskDoesNotExist
+	}
+	w.refuse(a.operation, u.now().stamp)
+	if a.cdb[0] == opCompareAndWrite && a.ticket.process == u.process && a.ticket.stamp >= w.forgot {
+		return FunctionComplete // nobody else takes this ticket, and here it would be known
+	}
+	return TaskDoesNotExist
 }
 
 // refuse remembers an operation that must not begin. The caller holds mu.

@@ -42,7 +42,12 @@ func newNodes(t *testing.T, other scsi.AccessState, change func(int, *scsi.UnitC
 // newNodesOf makes a LUN of that many sectors: small ones are cheap to make again and again.
 func newNodesOf(t *testing.T, sectors block.Count, other scsi.AccessState, change func(int, *scsi.UnitConfig)) *nodePair {
 	t.Helper()
-	p := &nodePair{t: t, cluster: scsitest.NewCluster(block.Geometry{Capacity: sectors, LogicalBlockBytes: 512}, 2, other)}
+	return newNodesWith(t, block.Geometry{Capacity: sectors, LogicalBlockBytes: 512}, other, change)
+}
+
+func newNodesWith(t *testing.T, geometry block.Geometry, other scsi.AccessState, change func(int, *scsi.UnitConfig)) *nodePair {
+	t.Helper()
+	p := &nodePair{t: t, cluster: scsitest.NewCluster(geometry, 2, other)}
 	p.cluster.Slow = func() time.Duration { return time.Duration(p.delay.Load()) }
 	for i := range p.units {
 		p.links[i] = &scsitest.Link{Cluster: p.cluster, From: i, Serve: func(n int) *scsi.Unit { return p.units[n] }}
@@ -162,6 +167,31 @@ func TestOwnerCarriesOutDataCommandsForOtherNodes(t *testing.T) {
 	p.want(p.run(1, n, caw, 0, append(make([]byte, 512), pattern(512, 1)...)), "0E/1D/00")
 	if p.buffers.lent.Load() != 0 {
 		t.Error("buffers were never given back")
+	}
+}
+
+// COMPARE AND WRITE takes all that its field can hold, also with blocks of 4096 bytes, and through another node than the owner.
+func TestLongestCompareAndWrite(t *testing.T) {
+	for _, size := range []int{512, 4096} {
+		p := newNodesWith(t, block.Geometry{Capacity: nodeSectors, LogicalBlockBytes: size}, scsi.ActiveNonOptimized, nil)
+		caw := cdb(0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255)
+		have := make([]byte, 255*size)
+		for node, name := range []string{"a", "b"} {
+			n := p.attach(node, name)
+			p.run(node, n, tur, 0, nil)
+			if limits := p.run(node, n, cdb(0x12, 1, 0xB0, 0, 0xFF), 255, nil).data; limits[5] != 255 {
+				t.Errorf("blocks of %d: at most %d", size, limits[5])
+			}
+			next := pattern(len(have), byte(1+node))
+			p.want(p.run(node, n, caw, 0, append(bytes.Clone(have), next...)), "good")
+			wrong := bytes.Clone(next)
+			wrong[len(wrong)-1] ^= 1
+			r := p.run(node, n, caw, 0, append(wrong, have...))
+			if p.want(r, "0E/1D/00"); binary.BigEndian.Uint32(r.Sense[3:]) != uint32(len(wrong)-1) {
+				t.Errorf("blocks of %d: differ at % x", size, r.Sense[3:7])
+			}
+			have = next
+		}
 	}
 }
 

@@ -10,9 +10,10 @@ import (
 // implicitTransitionSeconds is how long an initiator should wait for a transition to end.
 const implicitTransitionSeconds = 10
 
-// Bits of a target port group descriptor (SPC-4 r37 §6.37): PREF, the states that are supported, and who changed the state.
+// Bits of a target port group descriptor (SPC-4 r37 §6.37): the states that are supported, and who changed the state. PREF is never
+// set: dm-multipath ranks a preferred group above the active one and moves the LUN there as soon as it is back, but where a LUN goes
+// after a failover is for the operator to say, because every move is a pause.
 const (
-	groupPreferred    = 0x80
 	supportsOptimized = 0x01
 	supportsOther     = 0x02 // ANO: asking the owner
 	supportsStandby   = 0x04
@@ -38,11 +39,7 @@ func reportTargetPortGroups(r *request) error {
 	}
 	for _, g := range r.access.Groups {
 		ports := g.Ports[:min(len(g.Ports), 255)]
-		state := byte(g.State) & 0x0F
-		if g.Preferred {
-			state |= groupPreferred
-		}
-		b = append(b, state, supported, byte(g.ID>>8), byte(g.ID), 0, status, 0, byte(len(ports)))
+		b = append(b, byte(g.State)&0x0F, supported, byte(g.ID>>8), byte(g.ID), 0, status, 0, byte(len(ports)))
 		for _, p := range ports {
 			b = append(b, 0, 0, byte(p>>8), byte(p))
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -59,16 +60,7 @@ func portOf(n reserve.Nexus, targetBits uint16) initiatorPort {
 
 // Reinstate implements Executor.
 func (t *Target) Reinstate(ctx context.Context, n *Nexus) error {
-	units := t.units.Load().byLUN
-	errs := make(chan error, len(units))
-	for _, u := range units {
-		go func() { errs <- u.reinstate(ctx, n) }()
-	}
-	var all error
-	for range units {
-		all = errors.Join(all, <-errs)
-	}
-	return all
+	return onEach(maps.Values(t.units.Load().byLUN), "the reinstatement of a session", func(u *Unit) error { return u.reinstate(ctx, n) })
 }
 
 func (u *Unit) reinstate(ctx context.Context, n *Nexus) error {
@@ -129,7 +121,9 @@ func (u *Unit) arrive(ctx context.Context, name reserve.Nexus, session uint64) e
 	running, _ := u.endTasks(func(n *Nexus) bool {
 		return n.units.session != session && portOf(n.units.name, bits) == port
 	}, ending{era: era, busy: true}, nil)
-	if err := await(ctx, running); err != nil {
+	// What became of one that has ended matters to nobody here: what it had proposed comes before the entry below or never, and what an owner
+	// is still at is ended by that owner, before it takes the new session's first command.
+	if err := await(ctx, running); err != nil && !errors.Is(err, errUnsure) {
 		return err
 	}
 	if access := u.cfg.Access(); access.LocalState() == ActiveOptimized {

@@ -104,15 +104,21 @@ func (r *request) changeReservations(decide func(reserve.Table) (reserve.Change,
 		r.operation = rand.Uint64()
 	}
 	var made reserve.Change
-	again, err := r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
-		c, err := decide(s.reservations)
-		if err != nil {
-			return false, refusal(err)
-		}
-		made = c
-		s.adopt(c)
-		return c.Changed, nil
-	})
+	change := func() (bool, error) {
+		return r.unit.change(r.ctx, r.Fence, r.operation, func(s *unitState) (bool, error) {
+			c, err := decide(s.reservations)
+			if err != nil {
+				return false, refusal(err)
+			}
+			made = c
+			s.adopt(c)
+			return c.Changed, nil
+		})
+	}
+	again, err := change()
+	if err == statusError(StatusReservationConflict) && r.unit.releaseOrphan(r.ctx, r.Fence, r.unit.standing()) {
+		again, err = change()
+	}
 	if err != nil {
 		return err
 	}
@@ -122,12 +128,22 @@ func (r *request) changeReservations(decide func(reserve.Table) (reserve.Change,
 		err = r.unit.abortNexuses(r.ctx, made.Abort, r)
 	}
 	if err != nil {
-		return err
+		return unsettled(err)
 	}
 	// Also if nothing has changed: the command that changed it may have been cancelled while it waited.
 	now := r.unit.standing()
 	r.unit.drain(r.ctx, &now.state.reservations, r)
 	return r.ctx.Err()
+}
+
+// unsettled makes an unknown outcome of errUnsure, so that the change is asked for again. Then every task has ended, and the owner
+// confirms that it is the owner (Unit.change): what tasks have proposed is in its log by then, before whatever the initiator does next, or
+// never will be.
+func unsettled(err error) error {
+	if errors.Is(err, errUnsure) {
+		return fmt.Errorf("%w: %w", block.ErrUnknown, err)
+	}
+	return err
 }
 
 // awaitAborted waits for the tasks of the unit that are aborted already, but for one.
@@ -175,38 +191,6 @@ func (u *Unit) drain(ctx context.Context, t *reserve.Table, but *request) {
 	_ = await(ctx, tasks)
 }
 
-// releaseOrphan ends a reservation by RESERVE whose session ended with an earlier life of this node, and says whether there
-// was one. Sessions that end in an orderly way release theirs in Detach.
-func (u *Unit) releaseOrphan(ctx context.Context, fence block.Fence, now *standing) bool {
-	l := now.state.reservations.Legacy()
-	access := u.cfg.Access()
-	if l == nil || access.LocalState() != ActiveOptimized || !slices.Contains(access.localPorts(), l.By.Port) || u.sessionLives(l.Session) {
-		return false
-	}
-	_, err := u.purgeHere(ctx, rand.Uint64(), fence, Purge{What: purgeSession}, l.By, l.Session)
-	return err == nil
-}
-
-// localPorts returns the relative target port identifiers of this node.
-func (a *Access) localPorts() []uint16 {
-	for _, g := range a.Groups {
-		if g.ID == a.Local {
-			return append([]uint16{a.LocalPort}, g.Ports...)
-		}
-	}
-	return []uint16{a.LocalPort}
-}
-
-// sessionLives says whether a session is attached to any target of the unit on this node.
-func (u *Unit) sessionLives(session uint64) bool {
-	for _, t := range u.targets() {
-		if t.hasSession(session) {
-			return true
-		}
-	}
-	return false
-}
-
 // PurgeKind says what an operator removes.
 type PurgeKind uint8
 
@@ -216,6 +200,7 @@ const (
 	PurgeKey       PurgeKind = 2 // the registrations with Purge.Key, as PREEMPT does
 	PurgeInitiator PurgeKind = 3 // the registrations and the RESERVE of Purge.Initiator
 	purgeSession   PurgeKind = 4 // the RESERVE of a session that has ended
+	purgeSilent    PurgeKind = 5 // that of a session whose node does not answer: it may still be there, and is told
 )
 
 // Purge chooses registrations to remove, for instance of a host that is gone for good. Those who lose something get the unit
@@ -241,8 +226,8 @@ func (u *Unit) purge(ctx context.Context, limit time.Duration, p Purge, of reser
 	err = u.onOwner(ctx, limit, func(ctx context.Context) error {
 		access := u.cfg.Access()
 		if access.LocalState() == ActiveOptimized {
-			var err error
-			n, err = u.purgeHere(ctx, operation, u.cfg.Backend.Fence(), p, of, session)
+			removed, err := u.purgeHere(ctx, operation, u.cfg.Backend.Fence(), p, of, session)
+			n = max(n, removed) // none if it had been done the first time
 			return err
 		}
 		a := &ask{kind: askPurge, operation: operation, fence: u.cfg.Backend.Fence(), purge: p, nexus: of, session: session}
@@ -278,11 +263,13 @@ func (u *Unit) purgeHere(ctx context.Context, operation uint64, fence block.Fenc
 		case PurgeInitiator:
 			l := before.Legacy()
 			made = before.Purge(func(r reserve.Registration) bool { return r.Nexus.Initiator == p.Initiator }, l != nil && l.By.Initiator == p.Initiator)
-		case purgeSession:
+		case purgeSession, purgeSilent:
+			made = reserve.Change{Table: before}
 			if l := before.Legacy(); l != nil && l.By == of && l.Session == session {
 				made = before.Drop()
-			} else {
-				made = reserve.Change{Table: before}
+				if p.What == purgeSilent {
+					made.Attentions = []reserve.Attention{{Nexus: of, Code: reserve.ReservationsReleased}}
+				}
 			}
 		default:
 			return false, fmt.Errorf("purge of kind %d", p.What)
@@ -297,7 +284,7 @@ func (u *Unit) purgeHere(ctx context.Context, operation uint64, fence block.Fenc
 	if err != nil {
 		return 0, err
 	}
-	return removed, u.abortNexuses(ctx, made.Abort, nil)
+	return removed, unsettled(u.abortNexuses(ctx, made.Abort, nil))
 }
 
 // Reservations is a unit's reservations at one moment.

@@ -121,6 +121,8 @@ var (
 	senseUnavailable    = &Sense{Key: NotReady, Code: 0x040C}
 	senseNeedsOperator  = &Sense{Key: NotReady, Code: 0x0403} // manual intervention required
 	senseTargetFailure  = &Sense{Key: HardwareError, Code: 0x4400}
+	// senseUnknown is COMMAND TIMEOUT DURING PROCESSING: it was begun, and what became of it is not known. See request.open.
+	senseUnknown = &Sense{Key: AbortedCommand, Code: 0x2E02}
 )
 
 // badField is 05/24/00 that says where: the byte of the CDB, and the most significant bit of the field (SPC-4 r37 §4.5.2.4.2).
@@ -150,7 +152,7 @@ func (e statusError) Error() string {
 // next answer is 02/04/0B and dm-multipath moves on), by QEMU's libiscsi driver (eight times, up to 32 s apart; of
 // CHECK CONDITIONs it retries only unit attentions), by ESXi and by Windows. NOT READY 04/0A is an I/O error to QEMU,
 // and ABORTED COMMAND ends QEMU's request with ECANCELED. It cannot become a BUSY loop, which ESXi dislikes: by the next attempt
-// the Backend knows whether it owns the LUN.
+// the Backend knows whether it owns the LUN. Commands that must not be repeated unseen have an outcome of their own: request.open.
 func outcomeOf(err error, aborted bool, perBlock block.Count) error {
 	if err == nil {
 		return nil // before the variables, which are allocated

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 
 	"sanctuary/blockstore/block"
 	"sanctuary/target/reserve"
@@ -176,3 +177,22 @@ type fixedBuffer []byte
 
 func (f fixedBuffer) Get(_ context.Context, n int) []byte { return f[:n] }
 func (f fixedBuffer) Put([]byte)                          {}
+
+// An initiator port that has lost its session and logs in again hears one unit attention, which stands for the loss and for all it has missed, and
+// finds what is kept by its name.
+func TestLossOfASessionIsToldAsAReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for node := range 2 {
+			p := newNodes(t, scsi.Standby, nil)
+			old, other := p.loggedIn(node, "host", 1), p.loggedIn(0, "other", 1)
+			p.want(p.prout(node, old, reserve.Register, 0, 0, 7), "good")
+			p.targets[node].Detach(old)
+			p.cluster.Move(1)
+			p.cluster.Move(0)
+			manage(scsi.LogicalUnitReset)(p, 0, other)
+			again := p.loggedIn(node, "host", 1) // 06/29/00
+			p.want(p.run(node, again, cdb(0x5E, 0, 0, 0, 0, 0, 0, 0, 64), 64, nil), "good")
+			p.want(p.prout(node, again, reserve.Register, 0, 7, 8), "good")
+		}
+	})
+}

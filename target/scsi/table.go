@@ -32,6 +32,9 @@ type command struct {
 	access           accessNeed
 	ignoresAttention bool // carried out although a unit attention is pending, which stays
 	writes           bool // changes the medium
+	// once: done a second time it ends otherwise than the first. No status that initiators take for "nothing was done" must be given
+	// while that is not known (request.open).
+	once bool
 	// class is what reservations of others make of the command; the zero class is the strictest.
 	class reserve.Class
 	// pieces: the CDB has the layout of extent, and a node that asks the owner may ask for its parts one after another.
@@ -62,11 +65,12 @@ const (
 	opExtendedCopy       = 0x83
 	opReceiveCopyResults = 0x84
 
-	opUnmap         = 0x42
-	opRead16        = 0x88
-	opWrite16       = 0x8A
-	opServiceIn16   = 0x9E
-	actionLBAStatus = 0x12
+	opUnmap           = 0x42
+	opRead16          = 0x88
+	opCompareAndWrite = 0x89
+	opWrite16         = 0x8A
+	opServiceIn16     = 0x9E
+	actionLBAStatus   = 0x12
 )
 
 // Usage of the fields many commands share.
@@ -116,20 +120,20 @@ func init() {
 		{name: "PERSISTENT RESERVE IN, READ RESERVATION", opcode: 0x5E, action: 0x01, length: 10, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, ff, ff}, access: throughOwner, class: reserve.Reserves, run: persistentReserveIn},
 		{name: "PERSISTENT RESERVE IN, REPORT CAPABILITIES", opcode: 0x5E, action: 0x02, length: 10, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, ff, ff}, access: throughOwner, class: reserve.Reserves, run: persistentReserveIn},
 		{name: "PERSISTENT RESERVE IN, READ FULL STATUS", opcode: 0x5E, action: 0x03, length: 10, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, ff, ff}, access: throughOwner, class: reserve.Reserves, run: persistentReserveIn},
-		{name: "PERSISTENT RESERVE OUT, REGISTER", opcode: 0x5F, action: 0x00, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, RESERVE", opcode: 0x5F, action: 0x01, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, RELEASE", opcode: 0x5F, action: 0x02, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, CLEAR", opcode: 0x5F, action: 0x03, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, PREEMPT", opcode: 0x5F, action: 0x04, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", opcode: 0x5F, action: 0x05, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", opcode: 0x5F, action: 0x06, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
-		{name: "PERSISTENT RESERVE OUT, REGISTER AND MOVE", opcode: 0x5F, action: 0x07, length: 10, usage: reserveOutUsage, access: throughOwner, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, REGISTER", opcode: 0x5F, action: 0x00, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, RESERVE", opcode: 0x5F, action: 0x01, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, RELEASE", opcode: 0x5F, action: 0x02, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, CLEAR", opcode: 0x5F, action: 0x03, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, PREEMPT", opcode: 0x5F, action: 0x04, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, PREEMPT AND ABORT", opcode: 0x5F, action: 0x05, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY", opcode: 0x5F, action: 0x06, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
+		{name: "PERSISTENT RESERVE OUT, REGISTER AND MOVE", opcode: 0x5F, action: 0x07, length: 10, usage: reserveOutUsage, access: throughOwner, once: true, class: reserve.Reserves, dataOut: reserveOutList, run: persistentReserveOut},
 		{name: "EXTENDED COPY (LID1)", opcode: opExtendedCopy, action: 0x00, length: 16, usage: [16]byte{ff, 0x1F, 0, 0, 0, 0, 0, 0, 0, 0, ff, ff, ff, ff}, dataOut: copyParameterList, run: extendedCopy},
 		{name: "RECEIVE COPY STATUS (LID1)", opcode: opReceiveCopyResults, action: 0x00, length: 16, usage: receiveCopyUsage(), access: throughOwner, class: reserve.Asks, run: receiveCopyStatus},
 		{name: "RECEIVE COPY OPERATING PARAMETERS", opcode: opReceiveCopyResults, action: 0x03, length: 16, usage: receiveCopyUsage(), access: standbyToo, class: reserve.Asks, run: copyOperatingParameters},
 		{name: "RECEIVE COPY FAILURE DETAILS (LID1)", opcode: opReceiveCopyResults, action: 0x04, length: 16, usage: receiveCopyUsage(), access: throughOwner, class: reserve.Asks, run: failedSegmentDetails},
 		{name: "READ (16)", opcode: opRead16, action: noAction, length: 16, usage: usage16(dpoFua), class: reserve.Reads, pieces: true, run: read},
-		{name: "COMPARE AND WRITE", opcode: 0x89, action: noAction, length: 16, usage: [16]byte{ff, dpoFua, ff, ff, ff, ff, ff, ff, ff, ff, 0, 0, 0, ff, group}, writes: true, dataOut: twiceTransfer, run: compareAndWrite},
+		{name: "COMPARE AND WRITE", opcode: opCompareAndWrite, action: noAction, length: 16, usage: [16]byte{ff, dpoFua, ff, ff, ff, ff, ff, ff, ff, ff, 0, 0, 0, ff, group}, writes: true, once: true, dataOut: twiceTransfer, run: compareAndWrite},
 		{name: "WRITE (16)", opcode: opWrite16, action: noAction, length: 16, usage: usage16(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: write},
 		{name: "ORWRITE (16)", opcode: 0x8B, action: noAction, length: 16, usage: usage16(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: orWrite},
 		{name: "WRITE AND VERIFY (16)", opcode: 0x8E, action: noAction, length: 16, usage: usage16(dpo | bytchk1), writes: true, dataOut: wholeTransfer, pieces: true, run: writeAndVerify},

@@ -86,30 +86,47 @@ func (t *Target) add(lun uint16, u *Unit) error {
 // Remove takes the LUN away: new commands get 05/25/00, running ones are aborted and waited for until ctx ends. Every nexus
 // gets unit attention 3F/0E. To an initiator this is the end of the device (ESXi: permanent device loss): never
 // remove a LUN for the time of a failover.
-func (t *Target) Remove(ctx context.Context, lun uint16) error {
+func (t *Target) Remove(ctx context.Context, lun uint16) error { return t.put(ctx, lun, nil) }
+
+// Replace puts u under a number in the place of the unit that is there, as Remove and Add do, without a moment in which the number
+// stands for nothing. Of a unit that tells the same no nexus hears but through it: 29/00.
+func (t *Target) Replace(ctx context.Context, lun uint16, u *Unit) error {
+	u.join(t)
+	err := t.put(ctx, lun, u)
+	if errors.Is(err, ErrLUN) {
+		u.part(t)
+	}
+	return err
+}
+
+// put makes a number that is in use stand for u, nil for nothing, and ends what runs on the unit that it stood for.
+func (t *Target) put(ctx context.Context, lun uint16, u *Unit) error {
 	t.mu.Lock()
 	set := t.units.Load()
-	u := set.byLUN[lun]
-	if u == nil {
+	old := set.byLUN[lun]
+	if old == nil {
 		t.mu.Unlock()
 		return fmt.Errorf("%w %d does not exist", ErrLUN, lun)
 	}
-	next := set.next(lun, nil)
+	next := set.next(lun, u)
 	t.units.Store(next)
 	t.mu.Unlock()
 
-	gone := !slices.Contains(slices.Collect(maps.Values(next.byLUN)), u)
+	gone := !slices.Contains(slices.Collect(maps.Values(next.byLUN)), old)
 	err := t.abort(ctx, func(_ *Nexus, r *request) bool {
-		return r.unit == u && (gone || set.lookup(r.LUN) == u && next.lookup(r.LUN) == nil)
+		return r.unit == old && (gone || set.lookup(r.LUN) == old && next.lookup(r.LUN) != old)
 	})
+	if errors.Is(err, errUnsure) {
+		err = nil // all have ended, and what became of one is its initiator's concern, which has lost the LUN
+	}
 	if err == nil {
-		u.part(t) // otherwise it stays found, for the tasks that have not ended yet
+		old.part(t) // otherwise it stays found, for the tasks that have not ended yet
 	}
 	if gone {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		for n := range t.nexuses {
-			n.units.forget(u)
+			n.units.forget(old)
 		}
 	}
 	return err
@@ -190,7 +207,7 @@ func (t *Target) Detach(n *Nexus) {
 }
 
 // releaseFor bounds how long the end of a session waits for its RESERVE to be released. A LUN that has no owner for longer
-// keeps it, until a reset of the LUN, an operator, or the node that had the session releases it (Unit.releaseOrphan).
+// keeps it, until somebody meets it there (Unit.releaseOrphan).
 const releaseFor = 2 * time.Second
 
 // releaseSession releases what a nexus that is lost holds by RESERVE (SPC-2 r20 §5.5.1). Persistent reservations stay.
@@ -202,7 +219,7 @@ func (t *Target) releaseSession(n *Nexus) {
 			continue
 		}
 		if _, err := u.purge(context.Background(), releaseFor, Purge{What: purgeSession}, l.By, l.Session); err != nil {
-			u.cfg.Log.Warn("a session has ended and its RESERVE could not be released: other initiators get RESERVATION CONFLICT until they reset the LUN, or until the reservation is purged",
+			u.cfg.Log.Warn("a session has ended and its RESERVE could not be released: the LUN's owner does so when another initiator meets it",
 				"lun", u.cfg.Identity.Name, "initiator", n.Initiator, "error", err)
 		}
 	}

@@ -206,10 +206,9 @@ func miscompare(offset int64) error {
 	return &Sense{Key: Miscompare, Code: 0x1D00, Info: uint64(offset), HasInfo: true}
 }
 
-// compareLimit is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: what the field can hold and a transfer too, also one
-// to the owner, which cannot be done in pieces.
+// compareLimit is the MAXIMUM COMPARE AND WRITE LENGTH, in logical blocks: what the field can hold and a transfer too.
 func compareLimit(u *Unit) uint64 {
-	return min(maxCompareBlocks, uint64(min(u.cfg.MaxTransferBytes, maxAskData)/(2*lengthOf(u, 1))))
+	return min(maxCompareBlocks, uint64(u.cfg.MaxTransferBytes/(2*lengthOf(u, 1))))
 }
 
 func compareAndWrite(r *request) error {

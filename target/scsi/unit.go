@@ -78,8 +78,6 @@ type PortGroup struct {
 	ID    uint16 // 1..65535, one per node, unique in the cluster
 	State AccessState
 	Ports []uint16 // relative target port identifiers, unique in the cluster
-	// Preferred marks the group of the node that is to own the LUN when it can (PREF).
-	Preferred bool
 }
 
 // Access is a LUN's asymmetric access as this node sees it at one moment.
@@ -139,6 +137,10 @@ type UnitConfig struct {
 	// Errors: block.ErrUnavailable if nothing was done, block.ErrUnknown if it may have been done. Without it, a node that does
 	// not own the LUN answers nothing that only the owner can.
 	AskOwner func(ctx context.Context, request []byte) ([]byte, error)
+	// HolderLives asks the node that has a target port whether a session that came through it is still attached to the unit (HasSession). A
+	// node that cannot tell has it. An error says that the node does not answer. Without it, a RESERVE whose holder's node was lost stays until
+	// a reset of the unit.
+	HolderLives func(ctx context.Context, port uint16, session uint64) (bool, error)
 	// SetPreferred moves the LUN to the node of a port group for SET TARGET PORT GROUPS, and returns when it is there or will
 	// not go. Its error is the initiator's to hear as a failure (04/67/0A). Without it, access changes only implicitly.
 	SetPreferred func(ctx context.Context, portGroup uint16) error
@@ -183,6 +185,7 @@ type Unit struct {
 	copies copySlots
 	copied copyLog
 	space  spaceWatch
+	holder holderWatch
 	// outage is when a command first found neither owner nor quorum; nil when the last one to look found them.
 	outage atomic.Pointer[time.Time]
 }

@@ -16,6 +16,7 @@ const (
 	collecting phase = iota // the reader: unsolicited data is coming
 	parked                  // waits for memory for the rest of its data
 	soliciting              // R2Ts are out
+	dormant                 // complete, and waits for older commands; see order.go
 	started                 // a worker has it, or it is queued for one; it cannot be taken back by the session
 	aborted                 // dropped by the session; nobody will answer it
 )
@@ -24,6 +25,8 @@ const (
 type command struct {
 	tag       uint32
 	immediate bool
+	attribute uint8  // task attribute
+	order     uint64 // counts the commands of the session, from 1 on; 0: no SCSI command
 	phase     phase
 	task      scsi.Task
 
@@ -52,10 +55,6 @@ type command struct {
 	answer scsi.FunctionResponse
 	end    error // not nil: the session ends after the answer
 }
-
-// attributeHeadOfQueue is the last of the task attributes that are taken; see pdu.Header.Attribute. None makes a difference: a task is enabled
-// when it has arrived, as SAM-5 has it for all but ordered ones. Linux and QEMU send simple ones only.
-const attributeHeadOfQueue = 3
 
 // refusal is a status the session gives by itself.
 type refusal struct {
@@ -110,7 +109,8 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	if _, long := pdu.FindAHS(s.reader.AHS(), pdu.AHSExtendedCDB); long {
 		c.refused = checkCondition(0x05, 0x20, 0x00) // INVALID COMMAND OPERATION CODE: none of ours is longer than 16 bytes
 	}
-	if h.Attribute() > attributeHeadOfQueue {
+	if c.attribute = h.Attribute(); c.attribute > attributeHeadOfQueue {
+		c.attribute = 0
 		c.refused = checkCondition(0x05, 0x49, 0x00) // INVALID MESSAGE ERROR: there is no ACA here (SAM-5 §8.9), and no more attributes
 	}
 	c.task.Accepted = epoch.Add(time.Duration(s.live.last.Load()))
@@ -137,6 +137,11 @@ func (s *Session) scsiCommand(h *pdu.Header) error {
 	s.longest = max(s.longest, len(s.tasks))
 	if c.immediate {
 		s.immediate++
+	}
+	s.newest++
+	c.order = s.newest
+	if c.attribute >= attributeOrdered {
+		s.barriers++
 	}
 	s.mu.Unlock()
 	if err := s.receive(c, length, 0); err != nil {
@@ -237,6 +242,7 @@ func (s *Session) unsolicitedDone(c *command) {
 	default:
 		s.mu.Lock()
 		c.phase, c.shared = parked, true
+		s.rouse()
 		s.mu.Unlock()
 		s.memory.getLater(solicited, c.want, func(b []byte) { s.unpark(c, b) })
 	}
@@ -394,47 +400,4 @@ func (s *Session) unsolicitedDataOut(h *pdu.Header) error {
 		s.unsolicitedDone(c)
 	}
 	return nil
-}
-
-// takeUnstarted removes the commands the session still has in its own hands and that match; mu is held. The caller
-// releases them after it has let go of mu.
-func (s *Session) takeUnstarted(match func(*command) bool) []*command {
-	var taken []*command
-	for tag, c := range s.tasks {
-		if c.phase >= started || !match(c) {
-			continue
-		}
-		c.phase = aborted
-		delete(s.tasks, tag)
-		s.leave(c)
-		taken = append(taken, c)
-	}
-	for tag, t := range s.transfers {
-		if t.c.phase == aborted {
-			delete(s.transfers, tag)
-			if len(s.orphans) >= maxOrphans { // an initiator that never answers R2Ts of what it aborted
-				clear(s.orphans)
-			}
-			s.orphans[tag] = struct{}{}
-		}
-	}
-	if len(taken) > 0 {
-		s.changed.Broadcast()
-	}
-	return taken
-}
-
-// leave accounts for a command that has left s.tasks; mu is held.
-func (s *Session) leave(c *command) {
-	if c.immediate {
-		s.immediate--
-	}
-	s.retire(c.immediate)
-}
-
-func (s *Session) release(taken []*command) {
-	for _, c := range taken {
-		s.memory.put(c.bufferKind, c.buffer)
-		c.buffer = nil
-	}
 }

@@ -30,6 +30,7 @@ type disk struct {
 	running map[uint32]chan struct{} // by tag: closed to abort
 	gate    chan struct{}            // commands that wait go on when it is closed
 	entered chan uint32              // tags of commands that wait
+	around  func(*scsi.Task) func()  // unless nil: called when one begins, and what it returns when it has ended
 }
 
 func newDisk() *disk {
@@ -52,6 +53,12 @@ func (d *disk) Accept(t *scsi.Task) int64 {
 }
 
 func (d *disk) Execute(ctx context.Context, t *scsi.Task) {
+	d.mu.Lock()
+	around := d.around
+	d.mu.Unlock()
+	if around != nil {
+		defer around(t)()
+	}
 	if t.CDB[15] == 2 || t.CDB[15] == 3 {
 		d.entered <- t.Tag
 		<-d.gate

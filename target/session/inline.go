@@ -74,7 +74,7 @@ type inliner struct {
 // suits says whether the reader should execute c, which is complete; mu is held.
 func (s *Session) suits(c *command) bool {
 	switch {
-	case c.refused != nil || c.manage != nil:
+	case c.refused != nil || c.manage != nil || s.barriers > 0: // it may be dormant
 		return false
 	case c.want == 0 && c.task.ExpectedIn > 0 && c.task.ExpectedIn <= inlineBytes:
 		return s.inline.read.quick()

@@ -24,7 +24,7 @@ func (s *Session) overdue(now int64) error {
 		if c.phase != collecting && c.phase != soliciting {
 			continue
 		}
-		age := time.Duration(now) - c.task.Accepted.Sub(epoch)
+		age := c.age(now)
 		switch {
 		case silent > limit && age > limit:
 			return fmt.Errorf("%w: none for %v", ErrNoData, silent.Round(time.Second))
@@ -33,4 +33,9 @@ func (s *Session) overdue(now int64) error {
 		}
 	}
 	return nil
+}
+
+// age is how long before now, of sinceEpoch, the command arrived.
+func (c *command) age(now int64) time.Duration {
+	return time.Duration(now) - c.task.Accepted.Sub(epoch)
 }

@@ -108,6 +108,9 @@ type Session struct {
 	idle      int                  // workers waiting
 	running   int                  // workers
 	immediate int                  // immediate commands at work
+	newest    uint64               // command.order of the newest command
+	barriers  int                  // of tasks, those with an order of their own
+	held      []*command           // dormant, in the order in which they were complete
 	logout    *command             // answered once tasks is empty
 	closing   bool
 	spares    []*command  // answered, to be used again

@@ -1,15 +1,24 @@
 package session
 
 import (
+	"slices"
+
 	"sanctuary/target/pdu"
 	"sanctuary/target/scsi"
 )
 
-// start hands a complete command to a worker; mu is held.
+// start hands a complete command to a worker, unless it has to wait for older ones; mu is held.
+func (s *Session) start(c *command) {
+	if !s.hold(c) {
+		s.enable(c)
+	}
+}
+
+// enable hands a command to a worker; mu is held.
 //
 // ready never fills up, because it holds as many commands as the window and the limit on immediate ones let in, and
 // there are as many workers as commands if need be: a command never waits for another one's backend.
-func (s *Session) start(c *command) {
+func (s *Session) enable(c *command) {
 	c.phase = started
 	s.ready <- c
 	if s.idle > 0 {
@@ -124,5 +133,55 @@ func (s *Session) await(earlier []*command) {
 		for s.tasks[c.tag] == c {
 			s.changed.Wait()
 		}
+	}
+}
+
+// takeUnstarted removes the commands the session still has in its own hands and that match; mu is held. The caller
+// releases them after it has let go of mu.
+func (s *Session) takeUnstarted(match func(*command) bool) []*command {
+	var taken []*command
+	for tag, c := range s.tasks {
+		if c.phase >= started || !match(c) {
+			continue
+		}
+		c.phase = aborted
+		delete(s.tasks, tag)
+		taken = append(taken, c)
+	}
+	s.held = slices.DeleteFunc(s.held, func(c *command) bool { return c.phase == aborted })
+	for _, c := range taken {
+		s.leave(c)
+	}
+	for tag, t := range s.transfers {
+		if t.c.phase == aborted {
+			delete(s.transfers, tag)
+			if len(s.orphans) >= maxOrphans { // an initiator that never answers R2Ts of what it aborted
+				clear(s.orphans)
+			}
+			s.orphans[tag] = struct{}{}
+		}
+	}
+	if len(taken) > 0 {
+		s.changed.Broadcast()
+	}
+	return taken
+}
+
+// leave accounts for a command that has left s.tasks; mu is held.
+func (s *Session) leave(c *command) {
+	if c.immediate {
+		s.immediate--
+	}
+	if c.attribute >= attributeOrdered {
+		s.barriers--
+	}
+	s.rouse()
+	s.retire(c.immediate)
+}
+
+func (s *Session) release(taken []*command) {
+	for _, c := range taken {
+		s.memory.put(c.bufferKind, c.buffer)
+		c.buffer = nil
 	}
 }

@@ -23,6 +23,8 @@ type Cluster struct {
 	// Forget, unless nil, says whether the answer to a change is lost although it was made, as if ownership was lost in
 	// between.
 	Forget func() bool
+	// Waits, unless nil, says whether a change waits, as for room, until its command is aborted.
+	Waits func() bool
 	// Applied, unless nil, is told of every write in the order they take effect, with the state at that moment.
 	Applied func(r block.Range, data []byte, state block.State)
 
@@ -147,6 +149,10 @@ func (n *Node) do(ctx context.Context, f *block.Fence, apply func() error) error
 	c.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if f != nil && c.Waits != nil && c.Waits() {
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	if c.Slow != nil {
 		timer := time.NewTimer(c.Slow())
@@ -295,7 +301,8 @@ type Link struct {
 // Fault is what happens to a request between nodes.
 type Fault struct {
 	Delay      time.Duration // before it arrives
-	LoseAnswer bool          // it is carried out, and the answer is lost
+	LoseAnswer bool          // it is carried out, and the answer is lost, perhaps before
+	Mute       bool          // it is carried out, and then the answer is lost
 	Stray      time.Duration // if not 0: the sender gives up at once, and it arrives this much later
 }
 
@@ -341,6 +348,9 @@ func (l *Link) Ask(ctx context.Context, request []byte) ([]byte, error) {
 	}
 	select {
 	case r := <-done:
+		if f.Mute {
+			return nil, block.ErrUnknown
+		}
 		return r.answer, r.err
 	case <-ctx.Done(): // the owner goes on with it
 		return nil, fmt.Errorf("%w: %w", block.ErrUnknown, ctx.Err())

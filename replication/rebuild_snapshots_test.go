@@ -72,18 +72,14 @@ func awayWithSnapshots(ctx context.Context, t *testing.T, c *cluster) (owner, aw
 	for round := range 5 {
 		write(rebuildChanged, 7, uint64(3+round))
 	}
-	if err := c.group(owner).DeleteSnapshot(ctx, spec(2).ID); err != nil {
-		t.Fatal(err)
-	}
+	c.deleteSnapshot(ctx, 2)
 	c.snap(ctx, 3)
 	for round := range 5 {
 		write(rebuildChanged, 5, uint64(10+round))
 	}
 	c.snap(ctx, 4)
 	write(rebuildChanged, 3, 20)
-	if err := c.group(owner).Rollback(ctx, spec(3).ID); err != nil {
-		t.Fatal(err)
-	}
+	c.rollBack(ctx, 3)
 	last, _ := c.group(owner).cfg.Journal.LastIndex()
 	eventually(t, "the owner's log begins after all that", func() bool {
 		write(rebuildChanged, 7, 21)
@@ -108,10 +104,8 @@ func TestRebuildBringsSnapshots(t *testing.T) {
 	}
 	compareSnapshots(t, c, "a", "b")
 	c.moved(t, away)
-	for n, want := range []uint64{1, 3, 4} {
-		if err := c.group(away).Rollback(ctx, spec(byte(want)).ID); err != nil {
-			t.Fatalf("%d: %v", n, err)
-		}
+	for _, want := range []byte{1, 3, 4} {
+		c.rollBack(ctx, want)
 		compareSnapshots(t, c, "a", "b")
 	}
 	if v := version(t, c.nodes[owner].vol, 5); v != 14 {

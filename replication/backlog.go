@@ -1,14 +1,11 @@
 package replication
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"sanctuary/blockstore/block"
 )
 
 // backlog counts what a copy has been sent and has not applied. The library queues what is committed by number of entries; in bytes that is no bound, and a copy
@@ -122,39 +119,6 @@ var errBehind = errors.New("this copy is behind with applying what is committed"
 
 // behindWait is how long a request is held: about as long as its sender waits for the answer.
 const behindWait = 10 * time.Second
-
-// errNoRoom is what an owner hears from a follower whose journal has none.
-var errNoRoom = errors.New("the journal here has no room for entries")
-
-// takesPause is between two looks at a journal without room.
-const takesPause = 20 * time.Millisecond
-
-// awaitTakes holds the owner's own entries back as awaitRoom those of others.
-func (g *Group) awaitTakes(ctx context.Context) error {
-	for !g.cfg.Journal.Takes() {
-		if g.tenure.Load() == nil {
-			return block.ErrNotOwner
-		}
-		if err := g.pause(ctx, takesPause); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// awaitRoom holds entries back while the journal has no room for them. Raft's goroutine, which waits when it stores them, is needed for the checkpoint behind which
-// the log is cut off.
-func (g *Group) awaitRoom(inst *instance, req *raft.AppendEntriesRequest) error {
-	if len(req.Entries) == 0 {
-		return nil
-	}
-	for since := time.Now(); !g.cfg.Journal.Takes(); {
-		if time.Since(since) > behindWait || g.pause(inst.ctx, takesPause) != nil {
-			return errNoRoom
-		}
-	}
-	return nil
-}
 
 // awaitBacklog holds entries while this copy is too far behind with applying those before them, and notes those that it lets through.
 func (g *Group) awaitBacklog(inst *instance, req *raft.AppendEntriesRequest) error {

@@ -62,6 +62,7 @@ func (l *raftLog) StoreLogs(logs []*raft.Log) error {
 		l.g.usedAt.Store(int64(now.Sub(l.g.opened)))
 	}
 	return l.g.rouse(func() error {
+		defer l.g.writes.stored(logs)
 		if l.overlaps(logs) || mutant.Ack && l.g.termLed() == 0 {
 			return l.Log.Append(logs)
 		}

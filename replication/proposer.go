@@ -14,6 +14,7 @@ import (
 
 	"sanctuary/blockstore/block"
 	"sanctuary/replication/command"
+	"sanctuary/replication/journal"
 )
 
 const (
@@ -41,6 +42,7 @@ type proposer struct {
 	closed   bool
 	paused   int  // transfers of the leadership under way
 	pumping  bool // some goroutine is proposing what there is
+	cramped  bool // the journal has no room for the next entry; somebody will look again
 
 	// pause between entries while a copy catches up, and when the one after the last entry ends; see Group.paceLocked.
 	pace      time.Duration
@@ -75,8 +77,9 @@ type part struct {
 type entry struct {
 	parts  []*part
 	bytes  int
-	failed bool // Raft has given it up, but it may still be committed: the writers have been told ErrUnknown
-	parked bool // it has taken effect; what it waits for are copies in sync
+	cost   int64 // what the journal counts as on its way, in bytes; 0: it has been stored
+	failed bool  // Raft has given it up, but it may still be committed: the writers have been told ErrUnknown
+	parked bool  // it has taken effect; what it waits for are copies in sync
 
 	few [4]*part // memory of parts
 }
@@ -231,7 +234,11 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 	if p.eager >= eagerEntries && n == len(p.queue) && size < companyBytes {
 		return nil, 0
 	}
-	e := &entry{bytes: size}
+	cost := journal.Cost(1, int64(size))
+	if !p.admitLocked(cost) {
+		return nil, 0
+	}
+	e := &entry{bytes: size, cost: cost}
 	e.parts = append(e.few[:0], p.queue[:n]...)
 	p.queue = slices.Delete(p.queue, 0, n)
 	p.nextID++
@@ -291,22 +298,9 @@ func (p *proposer) settled(id uint64, err error) {
 	p.pump()
 }
 
-// unknown tells the writers that the entry's fate is open. It stays in inflight, where settled or seal will find it.
-func (p *proposer) unknown(id uint64) {
-	p.mu.Lock()
-	e := p.inflight[id]
-	if e == nil || e.failed {
-		p.mu.Unlock()
-		return
-	}
-	e.failed = true
-	p.eager--
-	p.mu.Unlock()
-	e.finish(block.ErrUnknown)
-}
-
 func (p *proposer) removeLocked(id uint64, e *entry) {
 	delete(p.inflight, id)
+	p.arrivedLocked(e)
 	if !e.failed {
 		p.eager--
 	}
@@ -315,16 +309,6 @@ func (p *proposer) removeLocked(id uint64, e *entry) {
 func (e *entry) finish(err error) {
 	for _, q := range e.parts {
 		q.w.finish(err)
-	}
-}
-
-// tell resolves an unknown outcome.
-func (e *entry) tell(err error) {
-	for _, q := range e.parts {
-		select {
-		case q.w.late <- err:
-		default: // a write in several parts; nobody asks
-		}
 	}
 }
 
@@ -402,44 +386,11 @@ func (p *proposer) resume() {
 	p.pump()
 }
 
-// open says whether an entry's fate is unknown.
-func (p *proposer) open() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.inflight) > p.eager
-}
-
 // idle says whether there is nothing to propose, and nothing under way.
 func (p *proposer) idle() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.queue) == 0 && len(p.inflight) == 0 && p.paused == 0
-}
-
-// seal settles entries whose fate was open: everything up to an entry of this term has been applied, so what was proposed
-// under an earlier one has been applied too, or never will be (rule F). One that was applied and is parked is left to settled: to say that
-// it never happened would be false.
-func (p *proposer) seal(term uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, e := range p.inflight {
-		if e.failed && !e.parked && e.parts[0].w.fence < term {
-			delete(p.inflight, id)
-			e.tell(block.ErrNotOwner)
-		}
-	}
-}
-
-// abandon ends the wait for open outcomes: what this replica's log would have told is not going to be applied here.
-func (p *proposer) abandon() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, e := range p.inflight {
-		if e.failed {
-			delete(p.inflight, id)
-			e.tell(block.ErrUnknown)
-		}
-	}
 }
 
 func (p *proposer) close() {

@@ -139,6 +139,14 @@ func Encode(fence, proposal uint64, ops []block.Op) ([]byte, error) {
 	return buf, nil
 }
 
+// Proposal returns the proposal in the header of an entry, without a look at the rest; 0 if it is none.
+func Proposal(buf []byte) uint64 {
+	if len(buf) < fixedBytes || [4]byte(buf[:4]) != magic {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(buf[16:])
+}
+
 // Decode parses an entry and verifies its header; the operations refer to buf. Verify checks their data.
 func Decode(buf []byte) (Entry, error) {
 	if len(buf) < fixedBytes {

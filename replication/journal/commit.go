@@ -32,6 +32,7 @@ const batchBytes = 8 << 20
 // returns without.
 func (j *Journal) submit(r *request) error {
 	j.queue = append(j.queue, r)
+	j.queued.Add(r.cost())
 	if j.leading {
 		if j.tight.Load() && j.makesRoom(r) {
 			j.hurry()
@@ -102,6 +103,7 @@ func (j *Journal) batch() {
 			r.finish(err)
 		}
 		j.queue = nil
+		j.queued.Store(0)
 		for _, l := range j.logs {
 			l.moved()
 		}
@@ -239,7 +241,7 @@ queue:
 				if len(frames) == 0 {
 					return nil, nil, true
 				}
-				j.queue = append(kept, j.queue[n:]...)
+				j.keep(append(kept, j.queue[n:]...))
 				j.leave(s)
 				j.marked.Store(false)
 				if !j.ahead.Swap(true) {
@@ -260,10 +262,10 @@ queue:
 	if len(records)+len(frames)+len(done) == 0 {
 		return nil, nil, true
 	}
-	j.queue = kept
+	j.keep(kept)
 	if len(records) > 0 || len(frames) == 0 { // an empty one is a marker, or all that was to be moved has gone
 		if len(records) == 0 && h.at+roundUp(frameHeaderBytes+int64(len(h.previous))*recordBytes)+footerRoom(h.records) > s.bytes {
-			j.queue = append(done, kept...)
+			j.keep(append(done, kept...))
 			return nil, nil, true
 		}
 		flush()
@@ -419,7 +421,7 @@ func (j *Journal) pick(sequence uint64) (*segment, error) {
 	s := j.spare
 	ready := s != nil && s.sequence == sequence
 	if ready {
-		j.spare = nil
+		j.offer(nil)
 	}
 	j.mu.Unlock()
 	if !ready {

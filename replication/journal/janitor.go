@@ -156,9 +156,19 @@ func (j *Journal) make(sequence uint64, size int64) (*segment, error) {
 // ready offers the next segment. Nobody begins another one meanwhile: that takes making.
 func (j *Journal) ready(s *segment) {
 	j.mu.Lock()
-	j.spare = s
+	j.offer(s)
 	j.mu.Unlock()
 	j.tight.Store(false)
+}
+
+// offer makes s the next segment, nil: there is none. Called with mu held, or at the start.
+func (j *Journal) offer(s *segment) {
+	j.spare = s
+	if s == nil {
+		j.next.Store(0)
+		return
+	}
+	j.next.Store(s.bytes - 2*s.bytes/reserveShare)
 }
 
 // movable: a segment is emptied when less than a quarter of it counts, and if at least as much is to be gained in all.

@@ -95,6 +95,9 @@ type Journal struct {
 	// strained is when there was none last, ns since the journal was opened; 0: never.
 	strained atomic.Int64
 	left     atomic.Int64 // of the last segment, in bytes, before twice its reserve begins
+	next     atomic.Int64 // of the one behind it, in the same way; 0: it is not ready
+	queued   atomic.Int64 // what is in queue may take, in bytes; changed with mu held
+	onWay    atomic.Int64 // what has been admitted and is not stored, in bytes
 	ahead    atomic.Bool  // the last segment is half full: the next one is to be made ready
 	marked   atomic.Bool  // the last batch was an empty one
 	wrote    atomic.Int64 // when the last batch was durable, ns since the journal was opened

@@ -41,6 +41,10 @@ type Log interface {
 	Tight() bool
 	// Takes says whether entries that are stored now will be at once. If not, they wait until logs have been cut off, which a caller of StoreLogs may be needed for.
 	Takes() bool
+	// Admit is Takes for entries of some bytes, as Cost counts them, beside all others that are on their way to the journal. If it says yes they are on their way too,
+	// until they have been stored, or never will be, and Arrived is told.
+	Admit(bytes int64) bool
+	Arrived(bytes int64)
 	// Failed returns the error that made the journal unusable, or nil.
 	Failed() error
 	io.Closer
@@ -105,6 +109,9 @@ func (l *groupLog) Stalled() time.Duration { return l.j.Stalled() }
 
 func (l *groupLog) Tight() bool { return l.j.tight.Load() }
 func (l *groupLog) Takes() bool { return l.j.takes() }
+
+func (l *groupLog) Admit(bytes int64) bool { return l.j.admit(bytes) }
+func (l *groupLog) Arrived(bytes int64)    { l.j.onWay.Add(-bytes) }
 
 func (l *groupLog) Bytes() int64 {
 	l.j.mu.Lock()

@@ -29,6 +29,8 @@ func (j *memoryLog) Failed() error                              { return nil }
 func (j *memoryLog) Stalled() time.Duration                     { return 0 }
 func (j *memoryLog) Tight() bool                                { return false }
 func (j *memoryLog) Takes() bool                                { return true }
+func (j *memoryLog) Admit(int64) bool                           { return true }
+func (j *memoryLog) Arrived(int64)                              {}
 func (j *memoryLog) Damaged() []Damage                          { return nil }
 func (j *memoryLog) Mend(*raft.Log) error                       { return ErrCutOff }
 func (j *memoryLog) Append(logs []*raft.Log) error              { return j.StoreLogs(logs) }

@@ -66,7 +66,8 @@ func Open(folder vfs.Folder, opts Options) (_ *Journal, err error) {
 	if err := j.clean(); err != nil {
 		return nil, err
 	}
-	j.id, j.spare = r.id, r.spare
+	j.id = r.id
+	j.offer(r.spare)
 	j.head = r.head
 	for name, err := range r.suspects() {
 		j.suspect[name] = err
@@ -109,7 +110,7 @@ func (j *Journal) resume(r *recovery) error {
 			if err := j.spare.dev.Close(); err != nil {
 				return err
 			}
-			j.spare = nil
+			j.offer(nil)
 		}
 		s, err := j.make(1, min(j.opts.SegmentBytes, firstSegmentBytes))
 		if err != nil {

@@ -11,6 +11,10 @@ import (
 // A journal whose file system is full helps itself, for what it needs is in its own files: segments are used again as soon as logs are cut off at the front. But
 // to cut one off is a record too, and so is a vote. So as long as there is no next segment the last part of a segment is kept for what makes room
 // and for what Raft must store to have an owner; entries wait, each in its order, and whoever owns a log is to cut it off (Log.Tight).
+//
+// That takes a checkpoint, and for one Raft's goroutine is needed, which waits while entries do. So what is to be stored is counted before Raft has it (Log.Admit),
+// and let through only if it fits into the segments that are ready with all that is on its way: by the time it is known that there is no room
+// for another segment that can be more than is left of this one.
 
 const (
 	// reserveShare is the part of a segment that is kept: 16 MiB of 128.
@@ -113,6 +117,40 @@ func (j *Journal) Tight() bool {
 
 // takes says whether entries would be stored now. Well before the reserve it says no: what others have on its way by then still finds room.
 func (j *Journal) takes() bool { return !j.tight.Load() || j.left.Load() > 0 }
+
+// Cost is what entries may take in a segment, in bytes: each in a frame of its own, with its directory. bytes is what they carry.
+func Cost(entries int, bytes int64) int64 { return bytes + int64(entries)*2*blockBytes }
+
+// cost is what the request may take in a segment, in bytes.
+func (r *request) cost() (bytes int64) {
+	for i := r.next; i < len(r.records); i++ {
+		bytes += r.records[i].payloadBytes()
+	}
+	return Cost(len(r.records)-r.next, bytes)
+}
+
+// keep makes queue what has not been taken. Called with mu held.
+func (j *Journal) keep(queue []*request) {
+	var bytes int64
+	for _, r := range queue {
+		bytes += r.cost()
+	}
+	j.queue = queue
+	j.queued.Store(bytes)
+}
+
+// admit is takes for what others have on its way too. Where that has all there is it is not too large for the next segment, however small that is.
+func (j *Journal) admit(bytes int64) bool {
+	way, next := j.onWay.Add(bytes), j.next.Load()
+	if way <= j.left.Load()+next-j.queued.Load() || way == bytes && next > 0 || j.Failed() != nil {
+		return true // a journal that has failed says so to whoever stores something
+	}
+	j.onWay.Add(-bytes)
+	if next == 0 && !j.ahead.Swap(true) {
+		j.poke()
+	}
+	return false
+}
 
 // strain notes that there is no room for the next segment.
 func (j *Journal) strain(err error) {

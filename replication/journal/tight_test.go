@@ -129,3 +129,74 @@ func TestEntriesThatWaitForRoomKeepTheirOrder(t *testing.T) {
 	wantBounds(t, b, 1, 8)
 	wantEntries(t, b, append(sized(1, 4, 1, 100), sized(5, 8, 2, 100)...))
 }
+
+// What has been admitted finds room in the segments there are, also before anybody knows whether there will be another one: the file system takes its time to say that it is full.
+func TestWhatIsAdmittedFindsRoom(t *testing.T) {
+	folder := crashdev.NewFolder(crashdev.NewPower(-1))
+	opts := small
+	opts.IdleAfter, opts.noRoomPause = 20*time.Millisecond, time.Millisecond
+	j := mustOpen(t, folder, opts)
+	l := mustLog(t, j, "a")
+	answer, full := make(chan struct{}), &atomic.Bool{}
+	full.Store(true)
+	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		if k != crashdev.Allocate {
+			return nil
+		}
+		<-answer
+		if full.Load() {
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	const size = 10_000
+	next := uint64(1)
+	admit := func() (n int) {
+		for l.Admit(Cost(1, size)) {
+			n++
+		}
+		return n
+	}
+	store := func(n int) {
+		t.Helper()
+		for range n {
+			if err := l.Append(sized(next, next, 1, size-20)); err != nil {
+				t.Fatal(err)
+			}
+			l.Arrived(Cost(1, size))
+			next++
+		}
+	}
+	onWay := admit()
+	if onWay < 5 {
+		t.Fatalf("%d entries are admitted to a segment of %d bytes", onWay, opts.SegmentBytes)
+	}
+	if store(onWay / 2); l.Admit(Cost(1, int64(size*onWay/2))) {
+		t.Fatal("what is on its way does not count")
+	}
+	store(onWay - onWay/2)
+	for n := onWay; n > 0; { // what is durable takes less than was counted: frames have several entries
+		late := make(chan struct{})
+		timer := time.AfterFunc(10*time.Second, func() { close(late) })
+		if err := l.AwaitDurable(next-1, late); err != nil {
+			t.Fatalf("what was admitted waits for room: %v", err)
+		}
+		timer.Stop()
+		n = admit()
+		store(n)
+	}
+	if j.Tight() {
+		t.Fatal("the file system has said something")
+	}
+	close(answer)
+	wait(t, "there is no room", j.Tight)
+	if l.Admit(Cost(1, size)) {
+		t.Fatal("entries are admitted without room")
+	}
+	full.Store(false)
+	wait(t, "there is room", func() bool { return l.Admit(Cost(1, size)) })
+	store(1)
+	if err := l.AwaitDurable(next-1, nil); err != nil {
+		t.Fatal(err)
+	}
+}

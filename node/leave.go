@@ -57,7 +57,7 @@ func (s *replicas) handOverAll(ctx context.Context) (moved, kept int) {
 		mu sync.Mutex // guards moved and kept
 	)
 	for _, r := range all {
-		if r.target == nil || !r.group.Status().Serving {
+		if r.target == nil || !r.group.Serving() {
 			continue
 		}
 		wg.Go(func() {

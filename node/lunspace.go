@@ -68,7 +68,7 @@ func (v *spaceView) get() *api.LUNSpace {
 func (s service) countSpace(ctx context.Context, luns ...string) {
 	var all []<-chan struct{}
 	for _, id := range luns {
-		if run := s.n.replicas.get(id); run != nil && run.volume != nil && run.group.Status().Serving {
+		if run := s.n.replicas.get(id); run != nil && run.volume != nil && run.group.Serving() {
 			if c := run.space.count(run); c != nil {
 				all = append(all, c)
 			}

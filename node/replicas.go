@@ -28,8 +28,9 @@ import (
 // that the storage is complete. A replica in RAM has no directory; its journal and volume live in memory and end with the
 // process. Volumes are named <LUN ID>.<incarnation> in their pool.
 type replicas struct {
-	n   *Node
-	dir string
+	n       *Node
+	dir     string
+	markers markers
 
 	mu      sync.Mutex
 	running map[string]*running       // by LUN ID
@@ -91,7 +92,7 @@ func (s *replicas) Running() map[string]string {
 // Owns implements reconcile.Runner.
 func (s *replicas) Owns(lun string) bool {
 	r := s.get(lun)
-	return r != nil && r.group.Status().Serving
+	return r != nil && r.group.Serving()
 }
 
 func (s *replicas) get(lun string) *running {
@@ -324,7 +325,7 @@ func (s *replicas) changed(lun string) {
 // owner, so nothing is lost if this one does not get to it.
 func (s *replicas) grow(run *running) {
 	want := s.n.catalog.Model().LUNs[run.lun.ID].Geometry.Capacity
-	if want <= run.group.Geometry().Capacity || !run.group.Status().Serving || !run.growing.CompareAndSwap(false, true) {
+	if want <= run.group.Geometry().Capacity || !run.group.Serving() || !run.growing.CompareAndSwap(false, true) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), growWithin)

@@ -122,7 +122,7 @@ func newSchedules(n *Node) *schedules {
 		n: n, ended: map[string]attempt{}, steady: func() time.Duration { return time.Since(started) },
 		owned: func() (out []*scheduled) {
 			for _, l := range n.catalog.Model().LUNs {
-				if run := n.replicas.get(l.ID); len(l.Schedules) > 0 && run != nil && run.volume != nil && run.group.Status().Serving {
+				if run := n.replicas.get(l.ID); len(l.Schedules) > 0 && run != nil && run.volume != nil && run.group.Serving() {
 					out = append(out, &scheduled{
 						lun: l, take: run.group.CreateSnapshot, have: run.group.Snapshots,
 						drop: func(ctx context.Context, x block.Snapshot) error { return n.dropSnapshot(ctx, run, x) },

@@ -59,7 +59,7 @@ func (s service) StartScrub(ctx context.Context, ref string) error {
 		return err
 	}
 	run := s.n.replicas.get(l.ID)
-	if run == nil || !run.group.Status().Serving {
+	if run == nil || !run.group.Serving() {
 		return api.NoOwner("node %q does not own LUN %q", s.n.cfg.Node, l.Name)
 	}
 	switch {

@@ -392,7 +392,7 @@ func (s service) MoveLUN(ctx context.Context, ref, node string) error {
 		return api.Invalid("Choose a node that holds a copy of its data.", "node %q holds no data replica of LUN %q", node, l.Name)
 	}
 	run := s.n.replicas.get(l.ID)
-	if run == nil || !run.group.Status().Serving {
+	if run == nil || !run.group.Serving() {
 		return api.NoOwner("node %q does not own LUN %q", s.n.cfg.Node, l.Name)
 	}
 	for _, p := range run.group.Status().Peers {

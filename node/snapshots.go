@@ -39,7 +39,7 @@ func (s service) owned(ref string) (*running, error) {
 		return nil, err
 	}
 	run := s.n.replicas.get(l.ID)
-	if run == nil || run.volume == nil || !run.group.Status().Serving {
+	if run == nil || run.volume == nil || !run.group.Serving() {
 		return nil, api.NoOwner("node %q does not own LUN %q", s.n.cfg.Node, l.Name)
 	}
 	return run, nil
@@ -252,7 +252,7 @@ func (s service) RollBack(ctx context.Context, ref string, spec api.RollbackSpec
 // rolledBack tells the initiators of a rollback whose outcome was not known when it was asked for, or that the owner before had begun.
 func (s *replicas) rolledBack(lun string) {
 	run := s.get(lun)
-	if run == nil || run.unit == nil || run.rolling.Load() || !run.group.Status().Serving {
+	if run == nil || run.unit == nil || run.rolling.Load() || !run.group.Serving() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), rollbackWait)

@@ -1,9 +1,7 @@
 package node
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,55 +18,6 @@ import (
 )
 
 // What replicas have on disk and in memory: made, listed, opened and deleted here; replicas.go runs it.
-
-// replicaFile is replica.json.
-type replicaFile struct {
-	Version int    `json:"version"`
-	LUN     string `json:"lun"`
-	Replica string `json:"replica"`
-	Media   string `json:"media"`
-	Witness bool   `json:"witness"`
-	Started bool   `json:"started"` // it has been started: from then on an absent journal is a loss
-	// Pool is the name of the pool the data are in. Version 1 does not have it: the pool is the one of the configuration, called as Media.
-	Pool string `json:"pool,omitempty"`
-	// History is the epoch of the LUN that the journal is of. Older versions do not have it: it is 1.
-	History uint64 `json:"history,omitempty"`
-}
-
-// Versions of replica.json. It is written in the lower one where that can say it, so that an older program can be gone back to.
-const (
-	replicaFileVersion = 1
-	replicaFilePool    = 2 // Pool
-	replicaFileHistory = 3 // History
-)
-
-// history returns the epoch of the LUN that the journal is of.
-func (f replicaFile) history() uint64 { return max(1, f.History) }
-
-// of sets the epoch.
-func (f *replicaFile) of(epoch uint64) {
-	if epoch > 1 {
-		f.Version, f.History = replicaFileHistory, epoch
-	}
-}
-
-// newReplicaFile describes a replica; pool is nil for a witness.
-func newReplicaFile(l catalog.LUN, r catalog.Replica, pool *pools.Pool) replicaFile {
-	f := replicaFile{Version: replicaFileVersion, LUN: l.ID, Replica: r.ID, Media: string(l.Media), Witness: r.Witness}
-	if pool != nil && pool.Name != f.Media {
-		f.Version, f.Pool = replicaFilePool, pool.Name
-	}
-	f.of(l.Epoch)
-	return f
-}
-
-// pool returns the name of the pool the data are in, "" of a witness.
-func (f replicaFile) pool() string {
-	if f.Witness {
-		return ""
-	}
-	return cmp.Or(f.Pool, f.Media)
-}
 
 // inMemory says whether a replica's storage ends with the process. A witness's never does: it holds no data.
 func inMemory(l catalog.LUN, r catalog.Replica) bool {
@@ -122,7 +71,7 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 		}
 		for _, d := range dirs {
 			path := filepath.Join(s.dir, l.Name(), d.Name())
-			r, err := readReplicaFile(filepath.Join(path, "replica.json"))
+			r, err := s.markers.read(filepath.Join(path, "replica.json"))
 			switch {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
@@ -185,20 +134,6 @@ func (s *replicas) openLog(path, name string) (journal.Log, error) {
 		return nil, err
 	}
 	return s.n.journal.Log(name)
-}
-
-func readReplicaFile(path string) (f replicaFile, err error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return f, err
-	}
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return f, fmt.Errorf("%s: %w", path, err)
-	}
-	if f.Version < replicaFileVersion || f.Version > replicaFileHistory {
-		return f, fmt.Errorf("%s has version %d, this program reads versions %d to %d", path, f.Version, replicaFileVersion, replicaFileHistory)
-	}
-	return f, nil
 }
 
 // pool returns the pool of that name, if it can be used.
@@ -406,6 +341,7 @@ func (s *replicas) forget(path string) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
+	s.markers.forget(filepath.Join(path, "replica.json"))
 	_ = os.Remove(filepath.Dir(path)) // stays while another incarnation is there
 	return vfs.SyncDir(s.dir)
 }

@@ -381,3 +381,32 @@ func TestForgottenQuietIsWoken(t *testing.T) {
 		t.Error("the LUN has changed its owner for that")
 	}
 }
+
+// Whether the copies of a quiet LUN are being scrubbed is seldom asked, unless one of them is.
+func TestQuietLUNIsSeldomAskedAboutItsScrub(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	seldom := func() bool { return g.scrubAskEvery() == scrubAskQuiet }
+	set := func(own, other bool) {
+		g.scrub.mu.Lock()
+		defer g.scrub.mu.Unlock()
+		g.scrub.cursor.Running = own
+		for _, m := range fleetMembers(0) {
+			if !m.Witness && m.ID != g.cfg.Self.ID {
+				g.scrub.peers[m.ID] = ScrubStatus{Running: other}
+			}
+		}
+	}
+	eventually(t, "nobody is being scrubbed", func() bool { f.quiet(); g = f.owner(0); return g != nil && seldom() })
+	if set(false, true); seldom() {
+		t.Error("while the other copy is scrubbed")
+	}
+	if set(true, false); seldom() {
+		t.Error("while this one is scrubbed")
+	}
+	set(false, false)
+	f.write(0)
+	if seldom() {
+		t.Error("while it is used")
+	}
+}

@@ -47,6 +47,7 @@ const (
 	scrubIdle       = time.Second     // how soon a change of the settings, or of the owner, is noticed
 	scrubQuiet      = 5 * time.Second // the same of a LUN that is quiet
 	scrubAsk        = 5 * time.Second // how often the owner asks the others how far they are
+	scrubAskQuiet   = time.Minute     // the same of a LUN that is quiet and not being scrubbed
 	scrubBusy       = 50              // reads and entries in a second from which a LUN is in use
 	scrubYield      = 4               // how much slower it goes then
 	scrubStepBytes  = 4 << 10         // what a step costs that reads nothing
@@ -147,7 +148,7 @@ func (s *scrubber) once(ctx context.Context) time.Duration {
 	if g.cfg.Scrub.Settings == nil {
 		return min(scrubIdle, retry)
 	}
-	if g.tenure.Load() != nil && now.Sub(s.asked) >= scrubAsk {
+	if g.tenure.Load() != nil && now.Sub(s.asked) >= g.scrubAskEvery() {
 		s.asked = now
 		g.askScrubs(ctx, false)
 	}

@@ -250,6 +250,25 @@ type scrubRequest struct {
 	Start   bool   `json:"start,omitempty"`
 }
 
+// scrubAskEvery is how long what the others have said will do.
+func (g *Group) scrubAskEvery() time.Duration {
+	if g.stillness() == nil {
+		return scrubAsk
+	}
+	s := &g.scrub
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cursor.Running || s.cursor.requested {
+		return scrubAsk
+	}
+	for _, p := range s.peers {
+		if p.Running {
+			return scrubAsk
+		}
+	}
+	return scrubAskQuiet
+}
+
 // askScrubs asks the other data replicas how far they are, or to begin.
 func (g *Group) askScrubs(ctx context.Context, start bool) error {
 	req, err := json.Marshal(scrubRequest{Version: 1, LUN: g.cfg.LUN, Start: start})

@@ -86,6 +86,11 @@ func (g *Group) watchSource(now time.Time) {
 	}
 }
 
+// Serving is Status's, for those who ask often.
+func (g *Group) Serving() bool {
+	return g.Err() == nil && g.running() != nil && g.tenure.Load() != nil
+}
+
 // Status returns a snapshot of the group. It does not block on Raft.
 func (g *Group) Status() Status {
 	s := Status{Health: HealthUnavailable, Failed: g.Err(), Full: g.full.Load()}

@@ -11,6 +11,8 @@ import (
 // reported for its own disk (sdX). The map above it (dm-N) and file systems must never hear of it.
 var expected = []*regexp.Regexp{
 	regexp.MustCompile(`connection\d+:\d+: (detected conn error|ping timeout|Could not send nopout)`),
+	// The kernel hands the answer to a login to iscsid before it lets go of the request; iscsid, if it is quick, is refused its next one, and logs in again.
+	regexp.MustCompile(`connection\d+:\d+: Login/Text in progress\. Cannot start new task`),
 	regexp.MustCompile(`session\d+: session recovery timed out`),
 	regexp.MustCompile(`sd \d+:\d+:\d+:\d+: rejecting I/O to (offline|dead) device`),
 	regexp.MustCompile(`I/O error, dev sd[a-z]+, sector`),

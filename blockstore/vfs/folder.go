@@ -86,14 +86,21 @@ func (d *Dir) zeroed(path string, sizeBytes int64) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	zeros := make([]byte, min(sizeBytes, 1<<20))
+	zeros := make([]byte, min(sizeBytes, zeroedBytes))
 	for off := int64(0); off < sizeBytes; off += int64(len(zeros)) {
 		if err := f.WriteAt(zeros[:min(int64(len(zeros)), sizeBytes-off)], off); err != nil {
 			return f, err
 		}
+		if err := f.Sync(); err != nil {
+			return f, err
+		}
 	}
-	return f, f.Sync()
+	return f, nil
 }
+
+// zeroedBytes is how much of a new file is written before it is made durable: whoever else waits for the disk meanwhile, for an fdatasync of a
+// few KiB, waits behind so much and not behind all of it.
+const zeroedBytes = 1 << 20
 
 // Open implements Folder.
 func (d *Dir) Open(name string) (Dev, error) {

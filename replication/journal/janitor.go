@@ -119,17 +119,13 @@ func (j *Journal) discard(dead *segment) error {
 	return j.folder.Remove(dead.name)
 }
 
-// segmentGrowth is how much larger than the one before it a segment is, until all have the size they are to have: the first ones are small, so that a node
-// starts at once, and to make a large one takes longer than it takes to fill the rest of a small one.
-const segmentGrowth = 4
-
 // obtain returns the file for the next segment: one that is of no use any more, or a new one. Called with making held.
 func (j *Journal) obtain(sequence uint64) (*segment, error) {
 	if sequence > maxSequence {
 		return nil, errors.New("the journal has used up its sequence numbers")
 	}
 	j.mu.Lock()
-	size := max(min(j.opts.SegmentBytes, segmentGrowth*j.index.last().bytes), roundUp(4*j.index.tableBytes()))
+	size := max(j.opts.SegmentBytes, roundUp(4*j.index.tableBytes()))
 	j.mu.Unlock()
 	dead := j.oldestDead()
 	for dead != nil && dead.bytes != size {

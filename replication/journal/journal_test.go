@@ -498,24 +498,3 @@ func TestNothingIsMovedThatHasJustBeenCutOff(t *testing.T) {
 		}
 	}
 }
-
-// The first segments are small, and each is larger than the one before it until they have their size.
-func TestFirstSegmentsGrow(t *testing.T) {
-	j := mustOpen(t, crashdev.NewFolder(crashdev.NewPower(-1)), Options{SegmentBytes: 48 << 20, IdleAfter: time.Hour})
-	l := mustLog(t, j, "a")
-	want := []int64{firstSegmentBytes, segmentGrowth * firstSegmentBytes, 48 << 20}
-	for i := uint64(1); ; i++ {
-		mustStore(t, l, sized(i, i, 1, 1<<20))
-		j.mu.Lock()
-		segments := j.index.segments
-		j.mu.Unlock()
-		for n, s := range segments {
-			if s.bytes != want[n] {
-				t.Fatalf("segment %d has %d bytes, want %d", n, s.bytes, want[n])
-			}
-		}
-		if len(segments) == len(want) {
-			return
-		}
-	}
-}

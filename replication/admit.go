@@ -13,8 +13,8 @@ import (
 )
 
 // Raft's goroutine waits when it stores what the journal has no room for, and then nothing can be done that makes some: that takes a checkpoint, and for one the
-// goroutine is needed. So entries are let through to Raft only if the journal admits them, an owner's own when they are proposed, those of others when they come,
-// and count as on their way until they have been stored.
+// goroutine is needed. So entries are let through to Raft only if the journal admits them, an owner's own when they are proposed, those of others when they come.
+// The owner's count as on their way until they have been stored.
 
 // errNoRoom is what an owner hears from a follower whose journal has none.
 var errNoRoom = errors.New("the journal here has no room for entries")
@@ -36,12 +36,12 @@ func (g *Group) awaitTakes(ctx context.Context) error {
 }
 
 // awaitRoom holds entries back while the journal has no room for them. Raft's goroutine, which waits when it stores them, is needed for the checkpoint behind which
-// the log is cut off.
+// the log is cut off. What is let through does not count as on its way until it is stored: how that ends is not always heard, and one request of each group is
+// all there can be of it at a time, for which there is room beside the reserve.
 func (g *Group) awaitRoom(inst *instance, req *raft.AppendEntriesRequest) error {
 	if len(req.Entries) == 0 {
 		return nil
 	}
-	g.arrived() // of the one before it, if Raft's answer came too late
 	var bytes int64
 	for _, e := range req.Entries {
 		bytes += int64(len(e.Data) + len(e.Extensions))
@@ -52,15 +52,18 @@ func (g *Group) awaitRoom(inst *instance, req *raft.AppendEntriesRequest) error 
 			return errNoRoom
 		}
 	}
-	g.onWay.Add(cost)
+	g.cfg.Journal.Arrived(cost)
 	return nil
 }
 
-// arrived notes that what awaitRoom has let through is in the journal, or that nobody waits for it any more.
-func (g *Group) arrived() {
-	if cost := g.onWay.Swap(0); cost > 0 {
-		g.cfg.Journal.Arrived(cost)
+// takesMore says whether the journal has room for what may come next: an entry that is full.
+func (g *Group) takesMore() bool {
+	cost := journal.Cost(1, entryTargetBytes)
+	if !g.cfg.Journal.Admit(cost) {
+		return false
 	}
+	g.cfg.Journal.Arrived(cost)
+	return true
 }
 
 // admitLocked lets the next entry through, or has somebody look again later.

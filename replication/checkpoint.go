@@ -79,7 +79,7 @@ const (
 func (g *Group) cutShort() error {
 	first, err1 := g.cfg.Journal.FirstIndex()
 	last, err2 := g.cfg.Journal.LastIndex()
-	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() && g.cfg.Journal.Takes() {
+	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() && g.takesMore() {
 		return err
 	}
 	keep := uint64(shortEntries)

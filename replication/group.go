@@ -51,7 +51,6 @@ type Group struct {
 	checkpointDue chan struct{} // capacity 1: appliedBytes has reached its limit
 
 	backlog  backlog
-	onWay    atomic.Int64 // what awaitRoom has let through, as the journal counts it, in bytes
 	mending  mending
 	repairs  repairs
 	room     room
@@ -405,7 +404,6 @@ func (g *Group) Close() error {
 	g.halt() // a rebuild may have ended meanwhile
 	g.noteTime(true)
 	g.writes.close()
-	g.arrived()
 	if g.cfg.Store != nil {
 		g.room.drop(g, time.Now().Add(time.Hour))
 	}

@@ -40,7 +40,6 @@ func (g *Group) incoming(from raft.ServerID, _ string, cmd any) (resp any, err e
 			return nil, err, true
 		}
 		if err := g.awaitBacklog(inst, c); err != nil {
-			g.arrived()
 			return nil, err, true
 		}
 	case *raft.RequestVoteRequest:
@@ -139,9 +138,6 @@ func candidate(r *raft.Raft, from raft.ServerID) []byte {
 // raftAnswered sees what Raft answers before it is sent: the voter's promise is made here, so it begins before its
 // receiver can count on it.
 func (g *Group) raftAnswered(from raft.ServerID, cmd, resp any, err error) {
-	if req, ok := cmd.(*raft.AppendEntriesRequest); ok && len(req.Entries) > 0 {
-		g.arrived()
-	}
 	if err != nil {
 		return
 	}

@@ -235,7 +235,9 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 		return nil, 0
 	}
 	cost := journal.Cost(1, int64(size))
-	if !p.admitLocked(cost) {
+	if t := p.g.tenure.Load(); t == nil || t.term != p.queue[0].w.fence {
+		cost = 0 // send refuses it
+	} else if !p.admitLocked(cost) {
 		return nil, 0
 	}
 	e := &entry{bytes: size, cost: cost}

@@ -142,7 +142,7 @@ func (j *Journal) keep(queue []*request) {
 // admit is takes for what others have on its way too. Where that has all there is it is not too large for the next segment, however small that is.
 func (j *Journal) admit(bytes int64) bool {
 	way, next := j.onWay.Add(bytes), j.next.Load()
-	if way <= j.left.Load()+next-j.queued.Load() || way == bytes && next > 0 || j.Failed() != nil {
+	if way <= j.left.Load()+next-j.queued.Load() || way == bytes && next > 0 && j.queued.Load() == 0 || j.Failed() != nil {
 		return true // a journal that has failed says so to whoever stores something
 	}
 	j.onWay.Add(-bytes)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"sanctuary/node/catalog"
@@ -59,6 +60,9 @@ func (f replicaFile) pool() string {
 	}
 	return cmp.Or(f.Pool, f.Media)
 }
+
+// markerOf returns where it is in a replica's directory.
+func markerOf(dir string) string { return filepath.Join(dir, "replica.json") }
 
 // readReplicaFile reads and checks one.
 func readReplicaFile(path string) (f replicaFile, err error) {

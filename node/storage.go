@@ -71,7 +71,7 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 		}
 		for _, d := range dirs {
 			path := filepath.Join(s.dir, l.Name(), d.Name())
-			r, err := s.markers.read(filepath.Join(path, "replica.json"))
+			r, err := s.markers.read(markerOf(path))
 			switch {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
@@ -231,7 +231,7 @@ func (s *replicas) Create(_ context.Context, l catalog.LUN, r catalog.Replica) e
 			return err
 		}
 	}
-	return writeJSON(filepath.Join(path, "replica.json"), newReplicaFile(l, r, pool))
+	return writeJSON(markerOf(path), newReplicaFile(l, r, pool))
 }
 
 // openStorage opens what is on disk. started is to be called once the replica has been started.
@@ -240,7 +240,7 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 	if err != nil {
 		return nil, err
 	}
-	marker := filepath.Join(path, "replica.json")
+	marker := markerOf(path)
 	file, err := readReplicaFile(marker)
 	if err != nil {
 		return nil, err
@@ -310,7 +310,7 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 	if err != nil {
 		return err
 	}
-	f, err := readReplicaFile(filepath.Join(path, "replica.json"))
+	f, err := readReplicaFile(markerOf(path))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
@@ -341,7 +341,7 @@ func (s *replicas) forget(path string) error {
 	if err := os.RemoveAll(path); err != nil {
 		return err
 	}
-	s.markers.forget(filepath.Join(path, "replica.json"))
+	s.markers.forget(markerOf(path))
 	_ = os.Remove(filepath.Dir(path)) // stays while another incarnation is there
 	return vfs.SyncDir(s.dir)
 }

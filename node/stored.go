@@ -101,7 +101,7 @@ func (s *Stored) readReplicas(dir string, find func(kind, path, what, next strin
 	}
 	slices.Sort(files)
 	for _, path := range files {
-		marker := filepath.Join(path, "replica.json")
+		marker := markerOf(path)
 		f, err := readReplicaFile(marker)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -47,18 +47,16 @@ func (g *Group) awaitRoom(inst *instance, req *raft.AppendEntriesRequest) error 
 		bytes += int64(len(e.Data) + len(e.Extensions))
 	}
 	cost := journal.Cost(len(req.Entries), bytes)
-	for since := time.Now(); !g.cfg.Journal.Admit(cost); {
+	for since := time.Now(); !g.fits(cost); {
 		if time.Since(since) > behindWait || g.pause(inst.ctx, takesPause) != nil {
 			return errNoRoom
 		}
 	}
-	g.cfg.Journal.Arrived(cost)
 	return nil
 }
 
-// takesMore says whether the journal has room for what may come next: an entry that is full.
-func (g *Group) takesMore() bool {
-	cost := journal.Cost(1, entryTargetBytes)
+// fits says whether the journal would admit so much now. It does not count as on its way.
+func (g *Group) fits(cost int64) bool {
 	if !g.cfg.Journal.Admit(cost) {
 		return false
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"sanctuary/replication/journal"
 )
 
 // witnessEntryBytes is what a witness's entry counts for: a checkpoint every few thousand keeps its log short.
@@ -79,7 +81,7 @@ const (
 func (g *Group) cutShort() error {
 	first, err1 := g.cfg.Journal.FirstIndex()
 	last, err2 := g.cfg.Journal.LastIndex()
-	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() && g.takesMore() {
+	if err := errors.Join(err1, err2); err != nil || last == 0 || g.pinned() && g.fits(journal.Cost(1, entryTargetBytes)) { // the next entry that is full
 		return err
 	}
 	keep := uint64(shortEntries)

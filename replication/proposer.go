@@ -235,7 +235,7 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 		return nil, 0
 	}
 	cost := journal.Cost(1, int64(size))
-	if t := p.g.tenure.Load(); t == nil || t.term != p.queue[0].w.fence {
+	if !p.owns(p.queue[0].w.fence) {
 		cost = 0 // send refuses it
 	} else if !p.admitLocked(cost) {
 		return nil, 0
@@ -249,11 +249,16 @@ func (p *proposer) takeLocked() ([]*part, uint64) {
 	return e.parts, p.nextID
 }
 
+// owns says whether the LUN is still owned under that fence.
+func (p *proposer) owns(fence uint64) bool {
+	t := p.g.tenure.Load()
+	return t != nil && t.term == fence
+}
+
 func (p *proposer) send(parts []*part, id uint64) {
 	fence := parts[0].w.fence
 	inst := p.g.running()
-	t := p.g.tenure.Load()
-	if inst == nil || t == nil || t.term != fence {
+	if inst == nil || !p.owns(fence) {
 		p.settled(id, block.ErrNotOwner)
 		return
 	}

@@ -95,6 +95,9 @@ func replaceFile(name string, raw []byte) error {
 	return os.Rename(name+".new", name)
 }
 
+// active says whether a pass is under way, or asked for.
+func (c *scrubCursor) active() bool { return c.Running || c.requested }
+
 // passDue says whether a pass is under way, and begins one if it is time.
 func (g *Group) passDue(now time.Time, interval time.Duration) bool {
 	s := &g.scrub
@@ -192,7 +195,7 @@ func (g *Group) ScrubStatus() ScrubStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := ScrubStatus{
-		Version: 1, Replica: string(g.cfg.Self.ID), Enabled: g.cfg.Scrub.Settings != nil, Running: s.cursor.Running || s.cursor.requested,
+		Version: 1, Replica: string(g.cfg.Self.ID), Enabled: g.cfg.Scrub.Settings != nil, Running: s.cursor.active(),
 		Percent: s.percent, Bytes: s.cursor.Bytes, Started: s.cursor.Started, Completed: s.cursor.Completed, Repair: g.repairs.status(),
 		Compared: s.compared, Diverged: s.diverged, Mended: s.mended, Waits: s.waits, Findings: append([]Divergence(nil), s.findings...),
 		ComparesSnapshots: true,
@@ -258,7 +261,7 @@ func (g *Group) scrubAskEvery() time.Duration {
 	s := &g.scrub
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cursor.Running || s.cursor.requested {
+	if s.cursor.active() {
 		return scrubAsk
 	}
 	for _, p := range s.peers {

@@ -382,29 +382,50 @@ func TestForgottenQuietIsWoken(t *testing.T) {
 	}
 }
 
-// Whether the copies of a quiet LUN are being scrubbed is seldom asked, unless one of them is.
+// Whether the copies of a quiet LUN are being scrubbed is seldom asked, unless one of them is, or does not know the settings yet.
 func TestQuietLUNIsSeldomAskedAboutItsScrub(t *testing.T) {
 	f := quietFleet(t, 1)
 	g := f.owner(0)
 	seldom := func() bool { return g.scrubAskEvery() == scrubAskQuiet }
-	set := func(own, other bool) {
+	others := func(st ScrubStatus) {
 		g.scrub.mu.Lock()
 		defer g.scrub.mu.Unlock()
-		g.scrub.cursor.Running = own
 		for _, m := range fleetMembers(0) {
 			if !m.Witness && m.ID != g.cfg.Self.ID {
-				g.scrub.peers[m.ID] = ScrubStatus{Running: other}
+				g.scrub.peers[m.ID] = st
 			}
 		}
 	}
-	eventually(t, "nobody is being scrubbed", func() bool { f.quiet(); g = f.owner(0); return g != nil && seldom() })
-	if set(false, true); seldom() {
+	own := func(running bool) {
+		g.scrub.mu.Lock()
+		defer g.scrub.mu.Unlock()
+		g.scrub.cursor.Running = running
+	}
+	eventually(t, "nobody is being scrubbed", func() bool {
+		f.quiet()
+		if g = f.owner(0); g != nil {
+			others(ScrubStatus{})
+		}
+		return g != nil && seldom()
+	})
+	if others(ScrubStatus{Running: true}); seldom() {
 		t.Error("while the other copy is scrubbed")
 	}
-	if set(true, false); seldom() {
+	if others(ScrubStatus{Paused: true}); seldom() {
+		t.Error("while the other copy does not know what the settings are now")
+	}
+	others(ScrubStatus{})
+	if own(true); seldom() {
 		t.Error("while this one is scrubbed")
 	}
-	set(false, false)
+	own(false)
+	g.scrub.mu.Lock()
+	clear(g.scrub.peers)
+	g.scrub.mu.Unlock()
+	if seldom() {
+		t.Error("while nothing is known of the other copy")
+	}
+	others(ScrubStatus{})
 	f.write(0)
 	if seldom() {
 		t.Error("while it is used")

@@ -194,17 +194,15 @@ func (g *Group) ScrubStatus() ScrubStatus {
 	s := &g.scrub
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := ScrubStatus{
+	return ScrubStatus{
 		Version: 1, Replica: string(g.cfg.Self.ID), Enabled: g.cfg.Scrub.Settings != nil, Running: s.cursor.active(),
 		Percent: s.percent, Bytes: s.cursor.Bytes, Started: s.cursor.Started, Completed: s.cursor.Completed, Repair: g.repairs.status(),
 		Compared: s.compared, Diverged: s.diverged, Mended: s.mended, Waits: s.waits, Findings: append([]Divergence(nil), s.findings...),
-		ComparesSnapshots: true,
+		ComparesSnapshots: true, Paused: g.scrubPaused(),
 	}
-	if out.Enabled {
-		out.Paused = g.cfg.Scrub.Settings().Paused
-	}
-	return out
 }
+
+func (g *Group) scrubPaused() bool { return g.cfg.Scrub.Settings != nil && g.cfg.Scrub.Settings().Paused }
 
 // ScrubStatuses returns this replica's and, on the owner, what it last heard of the others'.
 func (g *Group) ScrubStatuses() []ScrubStatus {
@@ -253,19 +251,21 @@ type scrubRequest struct {
 	Start   bool   `json:"start,omitempty"`
 }
 
-// scrubAskEvery is how long what the others have said will do.
+// scrubAskEvery is how long what the others have said will do. What a setting has changed here is soon so there: until they have said so, they are
+// asked often.
 func (g *Group) scrubAskEvery() time.Duration {
 	if g.stillness() == nil {
 		return scrubAsk
 	}
+	paused, copies := g.scrubPaused(), g.copies()
 	s := &g.scrub
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cursor.active() {
 		return scrubAsk
 	}
-	for _, p := range s.peers {
-		if p.Running {
+	for _, m := range copies {
+		if p, known := s.peers[m.ID]; !known || p.Running || p.Paused != paused {
 			return scrubAsk
 		}
 	}

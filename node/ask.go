@@ -64,7 +64,7 @@ func (n *Node) serveAsk(ctx context.Context, from string, req []byte) ([]byte, e
 	return answer, err
 }
 
-// methodHolder asks a node whether a session is attached to a LUN's unit there: LUN ID, newline, 8 bytes session, big endian. The answer is one
+// methodHolder asks a node whether a session that uses a LUN is there: LUN ID, newline, 8 bytes session, big endian. The answer is one
 // byte, 1 or 0.
 const methodHolder = "scsi.holder"
 
@@ -76,7 +76,7 @@ func (n *Node) holderLives(run *running) func(ctx context.Context, port uint16, 
 				continue
 			}
 			if name == n.cfg.Node {
-				return run.unit.HasSession(session), nil
+				return n.hasSession(run.lun.ID, session), nil
 			}
 			answer, err := n.mux.Call(ctx, name, methodHolder, binary.BigEndian.AppendUint64([]byte(run.lun.ID+"\n"), session))
 			switch {
@@ -91,18 +91,23 @@ func (n *Node) holderLives(run *running) func(ctx context.Context, port uint16, 
 	}
 }
 
-// serveHolder is that node's side. Without a copy of the LUN nothing is known of its sessions, and none of their commands can be carried out.
+// serveHolder is that node's side.
 func (n *Node) serveHolder(_ context.Context, _ string, req []byte) ([]byte, error) {
 	lun, session, ok := bytes.Cut(req, []byte("\n"))
 	if !ok || len(session) != 8 {
 		return nil, errors.New("a question for a session names its LUN")
 	}
-	run := n.replicas.get(string(lun))
-	if run == nil || run.unit == nil {
-		return nil, errors.New("no data replica of this LUN runs here")
-	}
-	if run.unit.HasSession(binary.BigEndian.Uint64(session)) {
+	if n.hasSession(string(lun), binary.BigEndian.Uint64(session)) {
 		return []byte{1}, nil
 	}
 	return []byte{0}, nil
+}
+
+// hasSession says whether a session is here that may use a LUN.
+func (n *Node) hasSession(lun string, session uint64) bool {
+	if n.hostTargets.hasSession(n.catalog.Model(), lun, session) {
+		return true
+	}
+	run := n.replicas.get(lun)
+	return run != nil && run.unit != nil && run.unit.HasSession(session)
 }

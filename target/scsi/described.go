@@ -28,6 +28,11 @@ func describe(cfg *UnitConfig) described {
 	return d
 }
 
+// sameAs says whether another unit, nil for none, is of the same LUN.
+func (u *Unit) sameAs(other *Unit) bool {
+	return other != nil && u.described.identity == other.described.identity
+}
+
 // next returns a copy of the set for the next change, in which u, nil for none, stands under a number. One that takes the place of another that
 // tells the same changes nothing that is reported.
 func (s *unitSet) next(lun uint16, u *Unit) *unitSet {

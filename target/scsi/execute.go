@@ -383,12 +383,14 @@ func (r *request) begin() Status {
 	if !n.attached || r.unit != nil && r.Revoked != nil && r.Revoked.Load() {
 		return StatusTaskAborted
 	}
-	if set := r.target.units.Load(); set != r.set && r.unit != nil && set.lookup(r.LUN) != r.unit {
-		return StatusTaskAborted
-	}
 	if r.unit != nil {
+		if set := r.target.units.Load(); set != r.set {
+			if now := set.lookup(r.LUN); now != r.unit {
+				return r.unit.handedOver(now)
+			}
+		}
 		if meant := r.arrived.unit; meant != nil && meant != r.unit {
-			return StatusTaskAborted // the number stands for another unit now
+			return meant.handedOver(r.unit)
 		}
 		if status, ended := n.endedBefore(r.unit, r.era); ended {
 			return status
@@ -400,6 +402,15 @@ func (r *request) begin() Status {
 	}
 	n.first = r
 	return StatusGood
+}
+
+// handedOver is what becomes of a command for u that has not begun before its number came to stand for another unit, nil for nothing: BUSY if that is the
+// same LUN, so its initiator sends it again.
+func (u *Unit) handedOver(to *Unit) Status {
+	if u.sameAs(to) {
+		return StatusBusy
+	}
+	return StatusTaskAborted
 }
 
 // reaches says whether the request is an EXTENDED COPY sent to another unit that reads or writes u. The caller holds the mutex of

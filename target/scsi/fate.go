@@ -13,7 +13,7 @@ import (
 // that was done is told all the same: who heard nothing of it would do it again, and find its own data there. To repeat any other write does no harm.
 func (r *request) finish(err error) (aborted bool) {
 	r.kept = err == nil && r.comparesAndWrites()
-	r.unsure = r.unsure || r.comparesAndWrites() && errors.Is(err, block.ErrUnknown)
+	r.unsure = r.unsure || r.cmd != nil && r.cmd.once && errors.Is(err, block.ErrUnknown)
 	return r.end() && !r.kept
 }
 

@@ -209,6 +209,47 @@ func TestRemovedLUNLeavesNothingBehindThoughATaskIsOfUnknownFate(t *testing.T) {
 	})
 }
 
+// A LUN that another unit comes to stand for keeps its initiators: what runs, and what has come and has not begun, they send again at once.
+func TestReplacedUnitAnswersWhatItHad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, 512, nil)
+		started, _ := blocked(g)
+		unit := func(id scsi.Identity) *scsi.Unit {
+			u, err := scsi.NewUnit(scsi.UnitConfig{
+				Identity: id, Backend: scsitest.NewMemory(block.Geometry{Capacity: testSectors, LogicalBlockBytes: 512}),
+				Access: func() scsi.Access { return *g.access.Load() },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u
+		}
+		running, coming := g.task(g.nexus, read1, 512, nil), g.task(g.nexus, write1, 0, make([]byte, 512))
+		g.target.Accept(running)
+		g.target.Accept(coming)
+		done := make(chan result, 1)
+		go func() { done <- g.execute(t.Context(), running) }()
+		<-started
+		if err := g.target.Replace(t.Context(), 0, unit(testIdentity)); err != nil {
+			t.Fatal(err)
+		}
+		g.want(<-done, "busy")
+		for g.run(g.nexus, tur, 0, nil).Status != scsi.StatusGood {
+		}
+		g.want(g.execute(t.Context(), coming), "busy")
+		g.want(g.run(g.nexus, write1, 0, make([]byte, 512)), "good")
+
+		coming = g.task(g.nexus, write1, 0, make([]byte, 512))
+		g.target.Accept(coming)
+		another := testIdentity
+		another.NAA[15]++
+		if err := g.target.Replace(t.Context(), 0, unit(another)); err != nil {
+			t.Fatal(err)
+		}
+		g.want(g.execute(t.Context(), coming), "aborted") // not for another LUN
+	})
+}
+
 // An initiator that logs in anew is not refused because nobody knows what became of a command of its old session.
 func TestLoginAfterATaskOfUnknownFate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -61,7 +61,7 @@ func (t *Target) Manage(f Function, nexus *Nexus, lun uint64, tag uint32) func(c
 }
 
 func (t *Target) abortTask(ctx context.Context, nexus *Nexus, u *Unit, tag uint32) FunctionResponse {
-	found := t.mark(func(n *Nexus, r *request) bool { return n == nexus && r.Tag == tag && r.unit == u }, true)
+	found := t.mark(func(n *Nexus, r *request) bool { return n == nexus && r.Tag == tag && r.unit == u }, fateAborted)
 	err := await(ctx, found)
 	// One that was done before it could be ended is answered, and before this function is.
 	if err == nil && !slices.ContainsFunc(found, func(r *request) bool { return !r.kept }) {
@@ -215,14 +215,17 @@ func (u *Unit) manageHere(ctx context.Context, f Function, operation uint64, bef
 	return errors.Join(err, await(ctx, running))
 }
 
-// abort marks the running tasks of the target that match, cancels them and waits until all have ended or ctx has. match is
-// called with the nexus' mutex held.
-func (t *Target) abort(ctx context.Context, match func(*Nexus, *request) bool) error {
-	return await(ctx, t.mark(match, true))
-}
+// fate is what becomes of tasks that are found.
+type fate uint8
 
-// mark returns the running tasks that match, each with a done channel, aborted and cancelled if cancel is set.
-func (t *Target) mark(match func(*Nexus, *request) bool, cancel bool) []*request {
+const (
+	fateOpen     fate = iota
+	fateAnswered      // they end soon, with a status
+	fateAborted       // they end soon, without one
+)
+
+// mark returns the running tasks that match, each with a done channel. match is called with the nexus' mutex held.
+func (t *Target) mark(match func(*Nexus, *request) bool, f fate) []*request {
 	var found []*request
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -232,8 +235,8 @@ func (t *Target) mark(match func(*Nexus, *request) bool, cancel bool) []*request
 			if !match(n, r) {
 				continue
 			}
-			if cancel {
-				r.aborted = true
+			if f != fateOpen {
+				r.aborted = r.aborted || f == fateAborted
 				r.cancel()
 			}
 			if r.done == nil {

@@ -301,7 +301,9 @@ func TestCommandDoesNotReachAnotherUnitOfItsNumber(t *testing.T) {
 		t.Fatal(err)
 	}
 	mem := scsitest.NewMemory(block.Geometry{Capacity: testSectors, LogicalBlockBytes: 512})
-	another, err := scsi.NewUnit(scsi.UnitConfig{Identity: testIdentity, Backend: mem, Access: func() scsi.Access { return *g.access.Load() }})
+	other := testIdentity
+	other.NAA[15]++
+	another, err := scsi.NewUnit(scsi.UnitConfig{Identity: other, Backend: mem, Access: func() scsi.Access { return *g.access.Load() }})
 	if err != nil {
 		t.Fatal(err)
 	}

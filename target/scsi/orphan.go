@@ -51,6 +51,10 @@ func (u *Unit) releaseOrphan(ctx context.Context, fence block.Fence, now *standi
 	switch local := slices.Contains(access.localPorts(), l.By.Port); {
 	case local && u.HasSession(l.Session):
 		return false
+	case local && u.cfg.HolderLives != nil:
+		if lives, err := u.cfg.HolderLives(ctx, l.By.Port, l.Session); lives || err != nil {
+			return false
+		}
 	case !local:
 		lives, silent := u.holderLives(ctx, l)
 		if lives {
@@ -112,7 +116,7 @@ func (a *Access) localPorts() []uint16 {
 // HasSession says whether a session is attached to any target of the unit on this node: that of a RESERVE, as UnitConfig.HolderLives has it.
 func (u *Unit) HasSession(session uint64) bool {
 	for _, t := range u.targets() {
-		if t.hasSession(session) {
+		if t.HasSession(session) {
 			return true
 		}
 	}

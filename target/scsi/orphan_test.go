@@ -13,8 +13,9 @@ import (
 // orphans is a pair of nodes that ask each other for sessions.
 type orphans struct {
 	*nodePair
-	silent bool // the other node does not answer
-	asked  int
+	silent    bool // the other node does not answer
+	elsewhere bool // sessions of a node's own are in a target that has another unit for the LUN at the moment
+	asked     int
 }
 
 func newOrphans(t *testing.T) *orphans {
@@ -22,7 +23,7 @@ func newOrphans(t *testing.T) *orphans {
 	o.nodePair = newNodes(t, scsi.Standby, func(i int, cfg *scsi.UnitConfig) {
 		cfg.HolderLives = func(_ context.Context, port uint16, session uint64) (bool, error) {
 			if o.asked++; int(port) == i+1 {
-				t.Errorf("node %d asks itself", i)
+				return o.elsewhere, nil
 			}
 			if o.silent {
 				return false, block.ErrUnavailable
@@ -82,6 +83,25 @@ func TestReserveEndsWithASessionThatEndedWithoutAnOwner(t *testing.T) {
 		o.cluster.Move(1)
 		o.run(1, other, tur, 0, nil) // 06/2A/06
 		o.want(o.run(1, other, write10(0, 1), 0, pattern(512, 1)), "good")
+	})
+}
+
+// The owner's own target has another unit for the LUN, as while a copy is being started.
+func TestReserveStaysWithASessionThatHasAnotherUnitAtTheMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrphans(t)
+		holder, other := o.attach(0, "holder"), o.attach(0, "other")
+		o.want(o.run(0, holder, reserve6, 0, nil), "good")
+		o.elsewhere = true
+		o.cluster.Move(-1) // so nobody releases it
+		o.targets[0].Detach(holder)
+		o.cluster.Move(0)
+		o.run(0, other, tur, 0, nil) // 06/2A/06
+		for range 3 {
+			o.want(o.run(0, other, write10(0, 1), 0, pattern(512, 1)), "status 18")
+		}
+		o.elsewhere = false
+		o.want(o.run(0, other, write10(0, 1), 0, pattern(512, 1)), "good")
 	})
 }
 

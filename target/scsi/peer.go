@@ -72,7 +72,9 @@ func (u *Unit) ServePeer(ctx context.Context, node string, request []byte) (answ
 	case askCommand, askPiece:
 		err = u.serveCommand(ctx, a, p)
 	case askCancel:
-		p.response = u.serveCancel(ctx, a, p)
+		if p.response = u.serveCancel(ctx, a, p); p.response == FunctionRejected {
+			p.verdict = unresolved
+		}
 	case askManage:
 		if u.tooOld(a) {
 			p.verdict = tooLate
@@ -170,7 +172,7 @@ func (u *Unit) serveCommand(ctx context.Context, a *ask, p *reply) error {
 
 // answer writes the outcome of a command into the reply.
 func (r *request) answer(err error, p *reply) {
-	if r.aborted {
+	if r.aborted && !r.unsure {
 		p.verdict = endedEarly
 		return
 	}
@@ -246,10 +248,8 @@ func (u *Unit) serveCancel(ctx context.Context, a *ask, p *reply) FunctionRespon
 	w.mu.Lock()
 	r := w.running[a.operation]
 	w.mu.Unlock()
-	var found []*request
 	if r != nil {
-		found = w.target.mark(func(_ *Nexus, o *request) bool { return o == r }, true)
-		if err := await(ctx, found); err != nil {
+		if err := await(ctx, w.target.mark(func(_ *Nexus, o *request) bool { return o == r }, fateAborted)); err != nil {
 			return FunctionRejected
 		}
 	}
@@ -270,8 +270,6 @@ func (u *Unit) serveCancel(ctx context.Context, a *ask, p *reply) FunctionRespon
 	switch {
 	case w.running[a.operation] != nil:
 		return FunctionRejected // it has begun meanwhile
-	case len(found) > 0 && !found[0].kept:
-		return FunctionComplete
 	case r != nil:
 		return TaskDoesNotExist
 	}

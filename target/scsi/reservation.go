@@ -150,7 +150,7 @@ func unsettled(err error) error {
 func (u *Unit) awaitAborted(ctx context.Context, but *request) error {
 	var all []*request
 	for _, t := range u.targets() {
-		all = append(all, t.mark(func(_ *Nexus, r *request) bool { return r != but && r.unit == u && r.aborted }, false)...)
+		all = append(all, t.mark(func(_ *Nexus, r *request) bool { return r != but && r.unit == u && r.aborted }, fateOpen)...)
 	}
 	return await(ctx, all)
 }
@@ -186,7 +186,7 @@ func (u *Unit) drain(ctx context.Context, t *reserve.Table, but *request) {
 	for _, target := range u.targets() {
 		tasks = append(tasks, target.mark(func(n *Nexus, r *request) bool {
 			return r != but && (r.unit == u || r.reaches(u)) && r.cmd != nil && r.cmd.access == activeOnly && !t.Allowed(n.units.name).Allow(r.cmd.class)
-		}, false)...)
+		}, fateOpen)...)
 	}
 	_ = await(ctx, tasks)
 }

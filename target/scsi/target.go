@@ -89,7 +89,8 @@ func (t *Target) add(lun uint16, u *Unit) error {
 func (t *Target) Remove(ctx context.Context, lun uint16) error { return t.put(ctx, lun, nil) }
 
 // Replace puts u under a number in the place of the unit that is there, as Remove and Add do, without a moment in which the number
-// stands for nothing. Of a unit that tells the same no nexus hears but through it: 29/00.
+// stands for nothing. Of a unit that tells the same no nexus hears but through it: 29/00. If both are of the same LUN, running commands end with a
+// status upon which their initiators send them again.
 func (t *Target) Replace(ctx context.Context, lun uint16, u *Unit) error {
 	u.join(t)
 	err := t.put(ctx, lun, u)
@@ -113,9 +114,13 @@ func (t *Target) put(ctx context.Context, lun uint16, u *Unit) error {
 	t.mu.Unlock()
 
 	gone := !slices.Contains(slices.Collect(maps.Values(next.byLUN)), old)
-	err := t.abort(ctx, func(_ *Nexus, r *request) bool {
+	end := fateAborted
+	if old.sameAs(u) {
+		end = fateAnswered
+	}
+	err := await(ctx, t.mark(func(_ *Nexus, r *request) bool {
 		return r.unit == old && (gone || set.lookup(r.LUN) == old && next.lookup(r.LUN) != old)
-	})
+	}, end))
 	if errors.Is(err, errUnsure) {
 		err = nil // all have ended, and what became of one is its initiator's concern, which has lost the LUN
 	}
@@ -201,7 +206,7 @@ func (t *Target) Detach(n *Nexus) {
 	n.units.mu.Unlock()
 	// Without a time limit: the caller may only go on (answer a login that reinstates the session) when nothing of the old
 	// session can land any more.
-	_ = t.abort(context.Background(), func(of *Nexus, _ *request) bool { return of == n })
+	_ = await(context.Background(), t.mark(func(of *Nexus, _ *request) bool { return of == n }, fateAborted))
 	t.releaseSession(n)
 	t.discard(n)
 }
@@ -232,8 +237,8 @@ func (t *Target) discard(n *Nexus) {
 	delete(t.nexuses, n)
 }
 
-// hasSession says whether a nexus of that session is attached.
-func (t *Target) hasSession(session uint64) bool {
+// HasSession says whether a nexus of that session is attached.
+func (t *Target) HasSession(session uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for n := range t.nexuses {

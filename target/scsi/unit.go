@@ -137,9 +137,9 @@ type UnitConfig struct {
 	// Errors: block.ErrUnavailable if nothing was done, block.ErrUnknown if it may have been done. Without it, a node that does
 	// not own the LUN answers nothing that only the owner can.
 	AskOwner func(ctx context.Context, request []byte) ([]byte, error)
-	// HolderLives asks the node that has a target port whether a session that came through it is still attached to the unit (HasSession). A
-	// node that cannot tell has it. An error says that the node does not answer. Without it, a RESERVE whose holder's node was lost stays until
-	// a reset of the unit.
+	// HolderLives asks the node that has a target port whether a session that came through it is still there: attached to the unit (HasSession), or
+	// to a target that has it to offer again in a moment. A node that cannot tell has it. An error says that the node does not answer. Without
+	// it, a RESERVE whose holder's node was lost stays until a reset of the unit.
 	HolderLives func(ctx context.Context, port uint16, session uint64) (bool, error)
 	// SetPreferred moves the LUN to the node of a port group for SET TARGET PORT GROUPS, and returns when it is there or will
 	// not go. Its error is the initiator's to hear as a failure (04/67/0A). Without it, access changes only implicitly.

@@ -28,6 +28,7 @@ type command struct {
 	attribute uint8  // task attribute
 	order     uint64 // counts the commands of the session, from 1 on; 0: no SCSI command
 	phase     phase
+	dormant   int64 // sinceEpoch of when it became so
 	task      scsi.Task
 
 	edtl int // bytes the initiator announced, 0 unless it announced a write

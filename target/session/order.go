@@ -2,12 +2,14 @@ package session
 
 import (
 	"slices"
+	"time"
 
 	"sanctuary/target/scsi"
 )
 
 // The order of commands by their task attributes (SAM-5 §8.6). One that is ORDERED begins when every older command for its LUN has ended, one
-// that is SIMPLE when every older one that is ORDERED or HEAD OF QUEUE has; HEAD OF QUEUE begins at once. Until then a complete command is dormant.
+// that is SIMPLE when every older one that is ORDERED has; both wait for all that are HEAD OF QUEUE, older or younger, which begin at once. Until then a
+// complete command is dormant.
 //
 // Older means that it arrived before in this session, which is all that an initiator can tell: what it knows to have been executed for another
 // has ended, and what has not may as well have arrived a moment later. So no count is kept per LUN, and a session with nothing but SIMPLE commands
@@ -26,22 +28,30 @@ const (
 // never is the number of a command that does not exist: no command is younger.
 const never = ^uint64(0)
 
-// oldest holds the numbers of the oldest commands for a LUN: of any, of those with an order, of those that wait for memory.
-type oldest struct{ any, barrier, parked uint64 }
+// oldest holds the numbers of the oldest commands for a LUN: of any, of those that are ORDERED, of those that wait for memory; and whether there is
+// one that is HEAD OF QUEUE, which counts as older than all.
+type oldest struct {
+	any, ordered, parked uint64
+	head                 bool
+}
 
 // oldest looks through the commands of the session; mu is held.
 func (s *Session) oldest(lun uint64) oldest {
-	o := oldest{never, never, never}
+	o := oldest{any: never, ordered: never, parked: never}
 	for _, c := range s.tasks {
 		if c.task.LUN != lun || c.manage != nil || c.refused != nil {
 			continue
 		}
-		o.any = min(o.any, c.order)
-		if c.attribute >= attributeOrdered {
-			o.barrier = min(o.barrier, c.order)
+		order := c.order
+		switch c.attribute {
+		case attributeHeadOfQueue:
+			o.head, order = true, 0
+		case attributeOrdered:
+			o.ordered = min(o.ordered, order)
 		}
+		o.any = min(o.any, order)
 		if c.phase == parked {
-			o.parked = min(o.parked, c.order)
+			o.parked = min(o.parked, order)
 		}
 	}
 	return o
@@ -50,7 +60,8 @@ func (s *Session) oldest(lun uint64) oldest {
 // holds says whether c is dormant among them. If it must not be, for the sake of one that waits for memory, it is refused.
 func (o oldest) holds(c *command) bool {
 	switch {
-	case c.attribute == attributeHeadOfQueue, c.attribute == attributeOrdered && o.any >= c.order, c.attribute < attributeOrdered && o.barrier >= c.order:
+	case c.attribute == attributeHeadOfQueue, c.attribute == attributeOrdered && o.any >= c.order,
+		c.attribute < attributeOrdered && o.ordered >= c.order && !o.head:
 		return false
 	case c.buffer != nil && o.parked < c.order:
 		c.refused = &refusal{status: scsi.StatusTaskSetFull}
@@ -70,7 +81,7 @@ func (s *Session) hold(c *command) bool {
 		}
 		return false
 	}
-	c.phase = dormant
+	c.phase, c.dormant = dormant, sinceEpoch()
 	s.held = append(s.held, c)
 	return true
 }
@@ -100,7 +111,7 @@ func (s *Session) rouse() {
 		switch {
 		case c.refused != nil:
 			s.stats.crowded.Add(1)
-		case c.age(now) > stoodStill:
+		case time.Duration(now-c.dormant) > stoodStill:
 			c.refused = &refusal{status: scsi.StatusBusy}
 		}
 		s.enable(c)

@@ -70,9 +70,10 @@ func TestTaskAttributes(t *testing.T) {
 	p.entered(urgent)
 	last := p.waits(0, 0)
 	p.letGo(first)
-	p.letGo(urgent)
 	p.entered() // the second is still at it
 	p.letGo(second)
+	p.entered() // one that is HEAD OF QUEUE goes before what is dormant, though it came later
+	p.letGo(urgent)
 	p.entered(barrier)
 	p.letGo(barrier)
 	p.entered(behind)

@@ -29,7 +29,9 @@ func TestSessionStaysWhileAnotherUnitStandsForItsLUN(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg.Backend = scsitest.NewMemory(geometry)
+		cfg.Backend, cfg.Access = scsitest.NewMemory(geometry), func() scsi.Access {
+			return scsi.Access{Local: 1, LocalPort: 1, Groups: []scsi.PortGroup{{ID: 1, State: scsi.ActiveOptimized, Ports: []uint16{1}}}}
+		}
 		u, err := scsi.NewUnit(cfg)
 		if err != nil {
 			t.Fatal(err)

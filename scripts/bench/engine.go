@@ -84,29 +84,41 @@ func (e *engine) checkpoint(ctx context.Context) error {
 	return err
 }
 
-// timed does n things and then makes them durable, which counts, and reports it as fio does.
-func (e *engine) timed(ctx context.Context, j job, size int64, n int64, do func(i int64) error) (output, error) {
-	took := make([]time.Duration, 0, n)
-	start := time.Now()
+// tally is what counts of a load, added up.
+type tally struct {
+	took         []time.Duration
+	elapsed, cpu time.Duration
+}
+
+// add does n things and then makes them durable, which counts.
+func (m *tally) add(ctx context.Context, e *engine, n int64, do func(i int64) error) error {
+	cpu, start := cpuUsed(), time.Now()
 	for i := range n {
 		began := time.Now()
 		if err := errors.Join(do(i), ctx.Err()); err != nil {
-			return output{}, err
+			return err
 		}
-		took = append(took, time.Since(began))
+		m.took = append(m.took, time.Since(began))
 	}
-	if err := e.checkpoint(ctx); err != nil {
-		return output{}, err
-	}
-	g := &generator{job: j, size: size}
-	return g.report(took, time.Since(start)), nil
+	err := e.checkpoint(ctx)
+	m.elapsed += time.Since(start)
+	m.cpu += cpuUsed() - cpu
+	return err
+}
+
+// report reports it as fio does.
+func (m *tally) report(j job, size int64) output {
+	out := (&generator{job: j, size: size}).report(m.took, m.elapsed)
+	out.cpu = m.cpu
+	return out
 }
 
 // writeAll writes the volume from its beginning to its end, and makes that durable. Checkpoints are made beside it, as replication
 // does, one at a time.
 func (e *engine) writeAll(ctx context.Context) (output, error) {
 	var beside chan error // nil: no checkpoint is under way
-	out, err := e.timed(ctx, job{pattern: "write"}, mib, e.bytes/mib, func(i int64) error {
+	var m tally
+	err := m.add(ctx, e, e.bytes/mib, func(i int64) error {
 		if err := e.write(i*mib, e.data); err != nil {
 			return err
 		}
@@ -124,30 +136,41 @@ func (e *engine) writeAll(ctx context.Context) (output, error) {
 	if beside != nil {
 		err = errors.Join(err, <-beside)
 	}
-	return out, err
+	return m.report(job{pattern: "write"}, mib), err
 }
 
-// overwrite writes to random blocks, half as many as there are chunks, and makes that durable.
+// overwriteRounds is how often random blocks are written to in a run: there is no more than one first write to a chunk after a snapshot.
+const overwriteRounds = 4
+
+// overwrite writes to random blocks, half as many as there are chunks, and makes that durable; so often.
 func (e *engine) overwrite(ctx context.Context) (output, error) {
-	return e.timed(ctx, job{pattern: "randwrite"}, block.Size, e.bytes/block.ChunkSize/2, func(int64) error {
-		return e.write(rand.Int64N(e.bytes/block.Size)*block.Size, e.data[:block.Size])
+	return e.overwriteEach(ctx, func() (func() error, error) { return func() error { return nil }, e.checkpoint(ctx) })
+}
+
+// overwriteAfterSnapshot is overwrite where a snapshot has just been made, which nearly all chunks then still share. The snapshot goes after each
+// round. Neither counts.
+func (e *engine) overwriteAfterSnapshot(ctx context.Context) (output, error) {
+	return e.overwriteEach(ctx, func() (func() error, error) {
+		id, err := e.snapshot()
+		return func() error { return e.forget(ctx, id) }, errors.Join(err, e.checkpoint(ctx))
 	})
 }
 
-// overwriteAfterSnapshot is overwrite where a snapshot has just been made, which nearly all chunks then still share. The snapshot goes afterwards.
-func (e *engine) overwriteAfterSnapshot(ctx context.Context) (output, error) {
-	id, err := e.snapshot()
-	if err == nil {
-		err = e.checkpoint(ctx)
+func (e *engine) overwriteEach(ctx context.Context, before func() (after func() error, err error)) (output, error) {
+	var m tally
+	for range overwriteRounds {
+		after, err := before()
+		if err != nil {
+			return output{}, err
+		}
+		err = m.add(ctx, e, e.bytes/block.ChunkSize/2, func(int64) error {
+			return e.write(rand.Int64N(e.bytes/block.Size)*block.Size, e.data[:block.Size])
+		})
+		if err := errors.Join(err, after()); err != nil {
+			return output{}, err
+		}
 	}
-	if err != nil {
-		return output{}, err
-	}
-	out, err := e.overwrite(ctx)
-	if err != nil {
-		return out, err
-	}
-	return out, e.forget(ctx, id)
+	return m.report(job{pattern: "randwrite"}, block.Size), nil
 }
 
 func (e *engine) snapshot() (id block.SnapshotID, err error) {
@@ -206,9 +229,11 @@ func (e *engine) read(ctx context.Context, r blockstore.Reader, d time.Duration)
 
 // readAll reads the volume from its beginning to its end, so that it is in the page cache as far as that has room.
 func (e *engine) readAll(ctx context.Context) (output, error) {
-	return e.timed(ctx, job{pattern: "read"}, mib, e.bytes/mib, func(i int64) error {
+	var m tally
+	err := m.add(ctx, e, e.bytes/mib, func(i int64) error {
 		return e.volume.ReadAt(block.BytesRange(i*mib, mib), e.data)
 	})
+	return m.report(job{pattern: "read"}, mib), err
 }
 
 // begins returns where on the medium the volume's first block lies, if all others follow it in order: as long as it was only written in

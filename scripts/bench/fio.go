@@ -116,7 +116,8 @@ func escapeFilename(url string) string { return strings.ReplaceAll(url, ":", `\:
 
 // output is the part of fio's JSON that is used.
 type output struct {
-	Jobs []outputJob `json:"jobs"`
+	Jobs []outputJob   `json:"jobs"`
+	cpu  time.Duration // processor time; 0: all that was used meanwhile
 }
 
 type outputJob struct {

@@ -141,7 +141,10 @@ func (c contest) hold(ctx context.Context, o options, medium string, rows *strin
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.entrants[n].title, err)
 			}
-			s, err := out.sample(cpuUsed() - cpu)
+			if out.cpu == 0 {
+				out.cpu = cpuUsed() - cpu
+			}
+			s, err := out.sample(out.cpu)
 			if err != nil {
 				return err
 			}

@@ -100,6 +100,17 @@ func (s service) surveyLUN(ctx context.Context, l catalog.LUN) []surveyed {
 // usable returns why a replica is no copy to go on from; empty if it is one. One whose log is damaged is, if nobody is left to fetch from what it lacks: then its log
 // is cut off there.
 func (r *surveyed) usable(history uint64, found []surveyed) string {
+	if why := r.spoiled(history); why != "" {
+		return why
+	}
+	if s := r.Survey; s.Damaged > 0 && (len(s.DamagedAt) == 0 || r.mended(history, found)) {
+		return fmt.Sprintf("%d entries of its log are damaged: it takes part in nothing before it has them from another copy", s.Damaged)
+	}
+	return ""
+}
+
+// spoiled returns why a replica is no copy to go on from, whatever its log lacks.
+func (r *surveyed) spoiled(history uint64) string {
 	switch s := r.Survey; {
 	case r.Witness:
 		return "a witness holds no data"
@@ -117,8 +128,6 @@ func (r *surveyed) usable(history uint64, found []surveyed) string {
 		return "it is in the middle of being rebuilt: what it holds is of no one moment; what it held before is kept (sanctuary lun replica revert)"
 	case s.Inconsistent:
 		return "it is in the middle of being rebuilt: what it holds is of no one moment"
-	case s.Damaged > 0 && (len(s.DamagedAt) == 0 || r.mended(history, found)):
-		return fmt.Sprintf("%d entries of its log are damaged: it takes part in nothing before it has them from another copy", s.Damaged)
 	case s.Holds().Index == 0:
 		return "it holds nothing yet"
 	}
@@ -229,9 +238,10 @@ func refusal(l catalog.LUN, found []surveyed, best, chosen *surveyed, node strin
 	return ""
 }
 
-// elects says whether the voters that can be reached would elect a copy by themselves, and how many they are.
+// elects says whether the voters that can be reached would elect a copy by themselves, and how many they are: now, or when what is damaged of logs has been
+// fetched.
 func elects(l catalog.LUN, found []surveyed, r *surveyed) (votes int, ok bool) {
-	if r.usable(l.Epoch, found) != "" || r.Survey.Abstains() || r.Survey.Damaged > 0 || !slices.Contains(r.Survey.Voters, r.ID) {
+	if r.spoiled(l.Epoch) != "" || r.Survey.Abstains() || r.Survey.Damaged > 0 && !r.mended(l.Epoch, found) || !slices.Contains(r.Survey.Voters, r.ID) {
 		return 0, false
 	}
 	for i := range found {

@@ -56,6 +56,7 @@ type Group struct {
 	room     room
 	scrub    scrub
 	quiet    atomic.Pointer[quiet]  // owner: nobody writes, and no heartbeats are sent
+	awake    atomic.Pointer[error]  // owner: why not, when it was looked at last
 	lull     atomic.Pointer[lull]   // owner: what would tell its members nothing is held
 	hushed   atomic.Pointer[hushed] // follower: the same
 	storing  atomic.Uint64          // calls of Raft that store entries: begun

@@ -406,8 +406,9 @@ func (g *Group) maintain() {
 		g.changing.Unlock()
 		g.askRoom(ctx)
 		if err == nil {
-			g.rest(ctx, &idle)
+			err = g.rest(ctx, &idle)
 		}
+		g.awake.Store(&err)
 		cancel()
 	}
 }

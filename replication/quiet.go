@@ -2,6 +2,8 @@ package replication
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -103,43 +105,49 @@ func (g *Group) rouse(store func() error) error {
 // idleness is what the owner's maintain remembers between two looks.
 type idleness struct{ term, last uint64 }
 
-// rest lets the group fall quiet if nothing has been written for quietAfter, nothing stored since the last look, and everyone is in step. It asks every
-// member; one that does not agree is asked again at the next look. What an election stores is no use: after a standstill that has cost many LUNs their
+// rest lets the group fall quiet if nothing has been written for quietAfter, nothing stored since the last look, and everyone is in step; else it returns
+// why not. It asks every member; one that does not agree is asked again at the next look. What an election stores is no use: after a standstill that has cost many LUNs their
 // owners at once, all of them awake for quietAfter could be more than the machine has to give, and cost them their owners again.
-func (g *Group) rest(ctx context.Context, idle *idleness) {
-	if g.quiet.Load() != nil || g.cfg.Self.Witness || !g.cfg.Timing.allowsQuiet() {
-		return
+func (g *Group) rest(ctx context.Context, idle *idleness) error {
+	if g.quiet.Load() != nil {
+		return nil
+	}
+	if g.cfg.Self.Witness || !g.cfg.Timing.allowsQuiet() {
+		return errNeverQuiet
 	}
 	begun := g.storing.Load()
 	inst, t := g.running(), g.tenure.Load()
 	if inst == nil || t == nil {
-		return
+		return errUsed
 	}
 	last, err := g.cfg.Journal.LastIndex()
-	now := time.Now()
 	if err != nil || last != idle.last || t.term != idle.term || g.stored.Load() != begun {
 		*idle = idleness{term: t.term, last: last}
-		return
+		return errors.Join(errUsed, err)
 	}
-	if now.Sub(g.opened)-time.Duration(g.usedAt.Load()) < quietAfter || inst.raft.LastIndex() != last || inst.raft.CommitIndex() != last || inst.raft.AppliedIndex() != last ||
-		!g.inStep(inst, last) || !g.writes.idle() {
-		return
+	if time.Since(g.opened)-time.Duration(g.usedAt.Load()) < quietAfter || !g.writes.idle() {
+		return errUsed
+	}
+	if end, commit, applied := inst.raft.LastIndex(), inst.raft.CommitIndex(), inst.raft.AppliedIndex(); end != last || commit != last || applied != last {
+		return fmt.Errorf("the journal ends at entry %d, Raft's log at %d, committed are %d and applied %d", last, end, commit, applied)
+	}
+	members := g.voters(inst)
+	if err := g.inStep(inst, members, last); err != nil {
+		return err
 	}
 	var l raft.Log
-	if g.cfg.Journal.Head(last, &l) != nil {
-		return
+	if err := g.cfg.Journal.Head(last, &l); err != nil {
+		return err
 	}
 	q := &quiet{token: rand.Uint64(), term: t.term, last: last, done: make(chan struct{})}
-	members := g.voters(inst)
 	for _, m := range members {
 		v, err := g.host.askQuiet(ctx, m.Node, quietRequest{
 			Version: 1, LUN: g.cfg.LUN, Epoch: g.cfg.Epoch, Owner: g.cfg.Self.ID, Member: m.ID,
 			Token: q.token, Term: q.term, Last: last, LastTerm: l.Term,
 		})
 		if err != nil {
-			g.log.Debug("does not fall quiet", "peer", string(m.ID), "error", err)
 			q.forget()
-			return
+			return fmt.Errorf("%s: %w", m.ID, err)
 		}
 		q.peers = append(q.peers, quietPeer{id: m.ID, vouch: v, bears: bears(len(q.peers), members)})
 	}
@@ -151,8 +159,16 @@ func (g *Group) rest(ctx context.Context, idle *idleness) {
 	g.quiet.Store(q)
 	if g.storing.Load() != begun || g.tenure.Load() != t || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term || g.running() != inst {
 		g.wake()
+		return errUsed
 	}
+	return nil
 }
+
+// Why a group is not quiet.
+var (
+	errNeverQuiet = errors.New("it never falls quiet, by its timing or as a witness")
+	errUsed       = errors.New("it was used a moment ago, or its owner has changed")
+)
 
 // bears says whether the i-th of the other members is among those that make a quorum with this one.
 func bears(i int, members []Member) bool { return i < (len(members)+1)/2 }
@@ -197,23 +213,24 @@ func (g *Group) voters(inst *instance) []Member {
 	return out
 }
 
-// inStep says whether every member has all of the log, as far as this owner has heard.
-func (g *Group) inStep(inst *instance, last uint64) bool {
-	members := g.voters(inst)
+// inStep returns nil if the members are all there are, and each has all of the log, as far as this owner has heard; else what is missing.
+func (g *Group) inStep(inst *instance, members []Member, last uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.gate == nil || len(members) == 0 || len(g.parked) > 0 || len(g.rebuild.orders) > 0 || g.rebuild.running {
-		return false
+		return fmt.Errorf("%d of %d other members vote, %d entries wait for a copy, %d copies are to be rebuilt", len(members), len(g.members)-1, len(g.parked), len(g.rebuild.orders))
 	}
 	for i, m := range members {
-		if bears(i, members) && inst.peers.pipe(m.ID) == nil {
-			return false
-		}
-		if g.match[m.ID] != last || g.needs[m.ID] || !m.Witness && g.gate.Level(string(m.ID)) != witness.InSync {
-			return false
+		switch {
+		case bears(i, members) && inst.peers.pipe(m.ID) == nil:
+			return fmt.Errorf("%s: there is no pipeline to it", m.ID)
+		case g.match[m.ID] != last:
+			return fmt.Errorf("%s: it has acknowledged entry %d of %d", m.ID, g.match[m.ID], last)
+		case g.needs[m.ID] || !m.Witness && g.gate.Level(string(m.ID)) != witness.InSync:
+			return fmt.Errorf("%s: it is not in sync", m.ID)
 		}
 	}
-	return true
+	return nil
 }
 
 // wake ends the quiet, if any: on the owner. It does not wait.

@@ -45,6 +45,7 @@ type Status struct {
 	Since      time.Time // when it began to serve; zero unless Serving
 	Handed     bool      // the owner before has handed it over
 	Quiet      bool      // at the owner: nobody writes, so no heartbeats of this LUN are sent (see quiet.go)
+	Awake      error     // at the owner: why it was not Quiet when that was looked at last
 	Term       uint64
 	Applied    uint64 // this replica's volume
 	Commit     uint64
@@ -120,6 +121,9 @@ func (g *Group) Status() Status {
 	s.IsOwner, s.Serving = leader == g.cfg.Self.ID && inst.raft.State() == raft.Leader, t != nil
 	if t != nil {
 		s.Since, s.Handed, s.Quiet = t.since, t.handed, g.quiet.Load() != nil
+		if why := g.awake.Load(); why != nil && !s.Quiet {
+			s.Awake = *why
+		}
 	}
 	if !s.IsOwner {
 		return s

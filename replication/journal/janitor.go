@@ -168,7 +168,7 @@ func (j *Journal) offer(s *segment) {
 		j.next.Store(0)
 		return
 	}
-	j.next.Store(s.bytes - 2*s.bytes/reserveShare)
+	j.next.Store(max(1, s.bytes-2*s.bytes/reserveShare-j.index.tableBytes()))
 }
 
 // movable: a segment is emptied when less than a quarter of it counts, and if at least as much is to be gained in all.

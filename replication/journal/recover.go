@@ -139,6 +139,7 @@ func (j *Journal) resume(r *recovery) error {
 			return err
 		}
 	default:
+		j.leave(j.index.last())
 		return j.settle(j.index.last())
 	}
 	return j.index.last().dev.Sync()

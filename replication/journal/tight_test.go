@@ -200,3 +200,27 @@ func TestWhatIsAdmittedFindsRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// What is left of a segment is known from the start on, not from the first batch.
+func TestAStartedJournalAdmitsWhatItsSegmentHasRoomFor(t *testing.T) {
+	folder := crashdev.NewFolder(crashdev.NewPower(-1))
+	j := mustOpen(t, folder, small)
+	mustStore(t, mustLog(t, j, "a"), sized(1, 3, 1, 100))
+	left := j.left.Load()
+	if err := j.Close(); err != nil {
+		t.Fatal(err)
+	}
+	j = mustOpen(t, folder, small)
+	if now := j.left.Load(); now <= 0 || now > left {
+		t.Errorf("%d bytes are left after a start, %d before it", now, left)
+	}
+	folder.SetHook(func(_ string, k crashdev.Kind, _, _ int64) error {
+		if k == crashdev.Allocate {
+			return vfs.ErrNoSpace
+		}
+		return nil
+	})
+	if l := mustLog(t, j, "a"); !l.Admit(Cost(1, 100)) || !l.Admit(Cost(1, 100)) {
+		t.Error("it admits nothing")
+	}
+}

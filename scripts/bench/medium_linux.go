@@ -57,7 +57,7 @@ func newMedium(o options, name string) (m *medium, err error) {
 
 func (m *medium) make(bytes int64) error {
 	capacity := 4 * bytes // chunks that snapshots keep and the live volume has anew
-	m.config = blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: filepath.Join(m.folder, "pool"), CapacityBytes: capacity}
+	m.config = blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: filepath.Join(m.folder, "pool"), CapacityBytes: capacity, Preallocate: true}
 	m.pool = filepath.Join(m.config.Dir, "data")
 	m.rival = filepath.Join(m.folder, "rival")
 	if err := sparse(m.rival, bytes); err != nil {

@@ -205,7 +205,7 @@ func TestAssessment(t *testing.T) {
 		"cut off, the volume has what is damaged":              {b: copyAt(pos(2, 9), damagedAt(7), volume(9)), from: "b/2", unknown: 2},
 		"cut off, beside a whole copy":                         {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 9)), from: "b/2", refused: "help itself", unknown: 1},
 		"cut off, beside one that has it":                      {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 8)), node: "a", refused: "help itself", unknown: 1},
-		"cut off, beside one that has it and does not vote":    {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 8), of5), node: "a", refused: "log are damaged", unknown: 1},
+		"cut off, beside one that has it and does not vote":    {a: copyAt(pos(2, 9), damagedAt(7)), b: copyAt(pos(2, 8), forgot(12)), node: "a", refused: "log are damaged", unknown: 1},
 		"cut off, beside one whose log is empty behind it":     {a: copyAt(pos(2, 9), damagedAt(9)), b: copyAt(pos(2, 9), empty), from: "b/2", unknown: 1},
 		"cut off, beside one that ends before":                 {a: copyAt(pos(2, 9), damagedAt(9)), b: copyAt(pos(2, 7)), from: "a/1", entries: 1, unknown: 1},
 		"cut off, beside one that holds more":                  {a: copyAt(pos(2, 9), damagedAt(4, 8)), b: copyAt(pos(2, 7)), from: "b/2", entries: 2, unknown: 1},

@@ -34,41 +34,9 @@
 //
 // # Why a crash at any moment is harmless
 //
-// Apply writes data in place, or to a free place, with no sync, and keeps the map in memory. A checkpoint at index A captures the
-// leaves of the map, the lineage, state and index that changed since the previous one, in memory and between two entries
-// (so it never contains half an entry). It writes the leaves, and the directories and root that lead to them, into free pages;
-// writes the checksums that have changed over the old ones; syncs; then writes a superblock that leads to the new root, in
-// the place of the last but one; syncs; and only then says that A is durable, and frees the pages it has replaced. Whoever keeps
-// the log keeps everything after A.
-//
-//  1. Everything the map of A points at was written before the first sync, so it is on the medium in the version of A or a
-//     later one. (Were the superblock written before that sync, the map could promise what the medium never got.)
-//  2. Pages that the last durable superblock leads to are never overwritten; so whichever of the two superblocks a crash leaves,
-//     all it leads to is there. One that is torn does not match its checksum, and the other one is taken.
-//  3. After the capture, data goes on being overwritten in place, and so do checksums. After a crash the medium may therefore hold, for a
-//     block the map of A knows, the content and the checksum of A, newer ones, or torn mixtures of both. Every such block was written by
-//     an entry after A. Entries carry whole blocks and do not depend on what was there, so replaying them in order rewrites each
-//     such block and its checksum entirely; the blocks beside it in the same page of checksums have the same value in the old and
-//     the new version of a torn page. Until the replay has reached its end those blocks may be reported corrupt; they are never
-//     returned wrong, since a mixture matches no checksum. Hence: replay to the end of the log before serving.
-//  4. A block whose place was first taken after A is not in the map of A, and its slot, if that is new, counts as free again.
-//  5. A place that was made free after A, by an entry that zeroed the block, may be used again at once for the same block: the
-//     replay repeats that entry before anything can depend on the place. One that only a deleted snapshot saw, or the live state
-//     before a rollback, may not: Reclaim frees it, after a checkpoint that knows of the deletion.
-//  6. A slot freed after A stays taken until a checkpoint that records the freeing is durable. Were it given away before, a
-//     second volume could take it and checkpoint; then a crash would leave two maps pointing at one slot, and the first
-//     volume's replay (of a write that came before the freeing) would overwrite what the second one has made durable. No log
-//     would heal that. For the same reason holes are punched only after that checkpoint, and before the slot can be taken again.
-//  7. Reclaim moves blocks between slots without a log entry. It writes only to places that are free, points the map there, and
-//     gives up the slot it has emptied as a whole: by 6 that one is untouched until the map that knows of the move is durable.
-//  8. A clone is made after a checkpoint of its origin that has the snapshot, and its root says which snapshot it needs; so
-//     whatever a crash leaves, a clone finds its ground. That the snapshot is still needed follows from the clone's being
-//     there. A volume that is deleted while clones need it loses its name, and stays.
-//  9. Entries at or before the applied index change nothing, so it does not matter how far back a replay begins.
-//  10. A pool is synced when it is opened: what a killed process has left in the system's cache must be durable before
-//     anything that only it has freed is overwritten.
-//  11. The slots of a page of the map that cannot be read are unknown, and so free. None is given away before it is durable that the
-//     page is lost: it may be readable after a crash, and must not be believed then (unread.go).
+// Apply writes data in place, or to a free place, with no sync, and keeps the map in memory. A checkpoint writes what has changed of the map into free
+// pages, syncs, and then writes the superblock that leads there, and syncs again. Whoever keeps the log keeps everything after the
+// checkpoint. docs/FORMATS.md has the argument, beside the bytes it is about.
 //
 // A bit that flips in a page of the map is noticed by the page's checksum; what the page spoke of is then lost (Volume.Lost), to be
 // repaired from a peer like any other corrupt block (lost.go). A bit that flips in a page of checksums makes its block look corrupt. What

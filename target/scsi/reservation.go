@@ -242,7 +242,7 @@ func (u *Unit) purge(ctx context.Context, limit time.Duration, p Purge, of reser
 		case r.err() != nil:
 			return r.err()
 		}
-		n = int(r.purged)
+		n = max(n, int(r.purged))
 		u.catchUp(ctx, r.version)
 		return nil
 	})

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -277,6 +278,21 @@ func (n *Node) openCatalog() error {
 	return err
 }
 
+// awaitRegistered waits until this node's own catalog knows the registration, and the settings by which its portals were grouped with it.
+func (n *Node) awaitRegistered(ctx context.Context, self catalog.Node) error {
+	for {
+		m, newer := n.catalog.Watch()
+		if known, ok := m.Nodes[n.cfg.Node]; ok && slices.Equal(known.Portals, self.Portals) {
+			return nil
+		}
+		select {
+		case <-newer:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // register makes this node known to the catalog, and goes on trying until that is done: the cluster may not have come up yet.
 func (n *Node) register(ctx context.Context) (catalog.Node, error) {
 	change := n.registration()
@@ -289,7 +305,7 @@ func (n *Node) register(ctx context.Context) (catalog.Node, error) {
 		switch {
 		case err == nil && result.Node != nil && (change.Ready || !joins):
 			n.log.Info("registered", "port group", result.Node.PortGroup)
-			return *result.Node, nil
+			return *result.Node, n.awaitRegistered(ctx, *result.Node)
 		case err == nil:
 			if _, ok := n.catalog.Model().Nodes[n.cfg.Node]; ok {
 				change.Ready = true // its own catalog has caught up: it may vote

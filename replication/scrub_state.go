@@ -202,7 +202,9 @@ func (g *Group) ScrubStatus() ScrubStatus {
 	}
 }
 
-func (g *Group) scrubPaused() bool { return g.cfg.Scrub.Settings != nil && g.cfg.Scrub.Settings().Paused }
+func (g *Group) scrubPaused() bool {
+	return g.cfg.Scrub.Settings != nil && g.cfg.Scrub.Settings().Paused
+}
 
 // ScrubStatuses returns this replica's and, on the owner, what it last heard of the others'.
 func (g *Group) ScrubStatuses() []ScrubStatus {

@@ -220,7 +220,10 @@ func TestAStartedJournalAdmitsWhatItsSegmentHasRoomFor(t *testing.T) {
 		}
 		return nil
 	})
-	if l := mustLog(t, j, "a"); !l.Admit(Cost(1, 100)) || !l.Admit(Cost(1, 100)) {
-		t.Error("it admits nothing")
+	l := mustLog(t, j, "a")
+	for n := range 3 { // one alone may be admitted as no larger than a segment
+		if !l.Admit(Cost(1, 100)) {
+			t.Errorf("it admits %d entries", n)
+		}
 	}
 }

@@ -166,10 +166,7 @@ func (n *Node) spaceOf(run *running) func() scsi.Space {
 	return func() scsi.Space {
 		return scsi.Space{
 			Used: run.volume.Usage().AllocatedBytes, Available: run.group.Available(),
-			WarnBelow: run.pool.Usage().CapacityBytes / warnFraction,
+			WarnBelow: warnBelow(run.pool.Usage()),
 		}
 	}
 }
-
-// warnFraction of a pool is left when initiators are warned, unless they have chosen otherwise.
-const warnFraction = 10

@@ -192,6 +192,22 @@ func poolFree(t *testing.T, cl *client.Client, node string) int64 {
 	return p.FreeBytes
 }
 
+// roomAlerts is what the cluster says about room in pools, and anything else that is critical.
+func roomAlerts(t *testing.T, cl *client.Client) string {
+	t.Helper()
+	st, err := cl.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, x := range st.Alerts {
+		if what, _, about := strings.Cut(x.What, " full:"); about || x.Severity == api.SeverityCritical {
+			out = append(out, x.Severity+": "+what)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
 // sameOnDisk compares everything both nodes have of their volumes, the nodes being stopped.
 func (c *cluster) sameOnDisk(volumes int) {
 	c.t.Helper()
@@ -250,6 +266,10 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 		c.cfgs[node] = cfg
 	}
 	c.start("alpha", "beta", "witness")
+	where := func(node string) string {
+		return "Pool file of node " + node + " (" + c.cfgs[node].Pools.File.Dir + ") is"
+	}
+	nearly, fully := "warning: "+where("alpha")+" nearly", "critical: "+where("alpha") // beta's has a fifth left
 	cl := c.client()
 	ctx := t.Context()
 	make1 := func(name string, size int64, owner string) api.LUN {
@@ -281,10 +301,16 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 			}
 		}
 	}
+	if got := roomAlerts(t, cl); got != "" {
+		t.Errorf("with room left: %s", got)
+	}
 	for _, g := range both {
 		g.load(&load, below(6<<20))
 	}
 	load.Wait()
+	if got := roomAlerts(t, cl); got != nearly {
+		t.Errorf("with a tenth left: %q, want %q", got, nearly)
+	}
 	for _, g := range both {
 		until(t, "the initiator of "+g.name+" is warned", func() bool {
 			g.write(g.written()[0], 1)
@@ -306,6 +332,22 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 		}
 	}
 	until(t, "the last chunk is taken", func() bool { fill(both); return poolFree(t, cl, "alpha") == 0 || t.Failed() })
+	told := func(what, want string, more ...*guest) {
+		t.Helper()
+		last := ""
+		until(t, what, func() bool {
+			got := roomAlerts(t, cl)
+			if got == want || t.Failed() {
+				return true
+			}
+			if got != last {
+				t.Logf("not yet that %s: %q", what, got)
+			}
+			last = got
+			fill(more)
+			return false
+		})
+	}
 	full := func() {
 		t.Helper()
 		if a.write(a.disk.Capacity().Bytes()/block.Size-1, 1) && b.write(b.disk.Capacity().Bytes()/block.Size-1, 1) {
@@ -320,15 +362,7 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 			c.healthy(cl, g.name)
 			g.verify()
 		}
-		st, err := cl.Status(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, x := range st.Alerts {
-			if x.Severity == api.SeverityCritical {
-				t.Errorf("with a full pool: %+v", x)
-			}
-		}
+		told("the pool is called full, and no copy is out", fully, both...) // what is freed a little later is taken, too
 	}
 	full()
 	resume := func(how string) {
@@ -339,6 +373,7 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 		full()
 	}
 	b.unmap(0, 6*block.BlocksPerChunk)
+	told("the pool is nearly full after UNMAP", nearly)
 	resume("UNMAP")
 
 	// Both nodes go away and come back while it is full.
@@ -368,6 +403,7 @@ func TestFullPoolUnderLoadOfInitiators(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	told("nobody is warned after the deletion of a LUN", "")
 	resume("the deletion of a LUN")
 	for _, g := range both {
 		if g.early {

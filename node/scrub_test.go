@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -17,19 +18,21 @@ import (
 	"sanctuary/node/client"
 )
 
-// rot flips one bit on a node's medium, behind the program's back, in each page of metadata of the kinds given (docs/FORMATS.md), in the newest
-// superblock's first copy, and in so many blocks that hold contents a guest has written. It returns how many of each it has damaged.
-func (c *cluster) rot(node string, g *guest, blocks int, kinds ...byte) (data, pages int) {
+// rot flips one bit on a node's medium, behind the program's back, in each page of metadata of the kinds given (docs/FORMATS.md), in so many blocks
+// that hold contents a guest has written, and in the checksums of as many others that nobody writes any more. It returns how many it has damaged, and
+// what the checksums were, by their places.
+func (c *cluster) rot(node string, g *guest, blocks int, stays func(n int64) bool, kinds ...byte) (data, pages int, sums map[int64]uint32) {
 	c.t.Helper()
 	path := filepath.Join(c.cfgs[node].Pools.File.Dir, "data")
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	known := map[string]bool{}
+	sums = map[int64]uint32{}
+	known := map[string]bool{} // whether it stays
 	for n, v := range g.versions {
 		if v != 0 {
-			known[string(contents(n, v))] = true
+			known[string(contents(n, v))] = stays(n)
 		}
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -44,16 +47,33 @@ func (c *cluster) rot(node string, g *guest, blocks int, kinds ...byte) (data, p
 	}
 	for off := 0; off+block.Size <= len(raw); off += block.Size {
 		page := raw[off : off+block.Size]
+		stays, ours := known[string(page)]
+		at, sum := sumOf(raw, off)
 		switch {
 		case string(page[:4]) == "SPAG" && bytes.IndexByte(kinds, page[8]) >= 0:
 			flip(int64(off) + 60)
 			pages++
-		case data < blocks && known[string(page)]:
+		case ours && stays && len(sums) < blocks && sum == block.Sum(page):
+			flip(at)
+			sums[at] = sum
+		case ours && data < blocks:
 			flip(int64(off) + 999)
 			data++
 		}
 	}
-	return data, pages
+	return data, pages, sums
+}
+
+// sumOf returns where the checksum of the block at an offset lies in a new pool, which has one region, and what it is; zeros of what is no block of data.
+func sumOf(raw []byte, off int) (at int64, sum uint32) {
+	le := binary.LittleEndian
+	region := raw[32<<10+72:] // where it lies is the same in every superblock, generation 2 among them
+	data, sums, slots := int(le.Uint64(region)), int(le.Uint64(region[8:])), int(le.Uint32(region[24:]))
+	if data == 0 || off < data || off >= data+slots*block.ChunkSize {
+		return 0, 0
+	}
+	at = int64(sums + (off-data)/block.Size*4)
+	return at, le.Uint32(raw[at:])
 }
 
 func scrubOf(t *testing.T, cl *client.Client, lun, node string) (out api.ReplicaScrub) {
@@ -80,8 +100,10 @@ func TestScrubRepairsOneNodesDiskWhileTheLUNIsUsed(t *testing.T) {
 	l := c.create(cl, "vm1", "file")
 	g := newGuest(t, l)
 	still := g.disk.Capacity().Bytes() / block.Size / 2 // the blocks from here on are written once, and then only read
-	for n := still; n < still+256; n += 16 {
-		g.write(n, 16)
+	// In so many chunks that a page of checksums is all theirs: in one that changes damage would be overwritten before it is looked for.
+	at := func(n int64) int64 { return still + n/16*block.BlocksPerChunk + n%16 }
+	for n := int64(0); n < 256; n += 16 {
+		g.write(at(n), 16)
 	}
 	if _, err := cl.SetSettings(t.Context(), map[string]string{catalog.SettingScrubRate: "1024"}); err != nil {
 		t.Fatal(err)
@@ -93,7 +115,7 @@ func TestScrubRepairsOneNodesDiskWhileTheLUNIsUsed(t *testing.T) {
 		}
 		until(t, "the map of "+node+" is on its disk, with everything that stays", func() bool {
 			raw, err := os.ReadFile(filepath.Join(c.cfgs[node].Pools.File.Dir, "data"))
-			return err == nil && bytes.Contains(raw, []byte("SPAG")) && bytes.Contains(raw, contents(still+255, g.versions[still+255]))
+			return err == nil && bytes.Contains(raw, []byte("SPAG")) && bytes.Contains(raw, contents(at(255), g.versions[at(255)]))
 		})
 		done := make(chan struct{})
 		var load sync.WaitGroup
@@ -116,8 +138,8 @@ func TestScrubRepairsOneNodesDiskWhileTheLUNIsUsed(t *testing.T) {
 				default:
 				}
 				buf := make([]byte, block.Size)
-				if _, err := g.disk.ReadAt(t.Context(), buf, (still+n)*block.Size); err != nil || !bytes.Equal(buf, contents(still+n, g.stays(still+n))) {
-					t.Errorf("block %d: %v, right: %t", still+n, err, err == nil)
+				if _, err := g.disk.ReadAt(t.Context(), buf, at(n)*block.Size); err != nil || !bytes.Equal(buf, contents(at(n), g.stays(at(n)))) {
+					t.Errorf("block %d: %v, right: %t", at(n), err, err == nil)
 					return
 				}
 				reads.Add(1)
@@ -126,10 +148,10 @@ func TestScrubRepairsOneNodesDiskWhileTheLUNIsUsed(t *testing.T) {
 		began := time.Now()
 		before := scrubOf(t, cl, "vm1", node)
 		g.mu.Lock()
-		data, pages := c.rot(node, g, 20, catalogue, root, directory, leaf)
+		data, pages, sums := c.rot(node, g, 20, func(n int64) bool { return n >= still }, catalogue, root, directory, leaf)
 		g.mu.Unlock()
-		if data == 0 || pages == 0 {
-			t.Fatalf("damaged %d blocks and %d pages", data, pages)
+		if data == 0 || pages == 0 || len(sums) != 20 {
+			t.Fatalf("damaged %d blocks, %d pages and %d checksums", data, pages, len(sums))
 		}
 		if _, err := cl.StartScrub(t.Context(), "vm1"); err != nil {
 			t.Fatal(err)
@@ -143,6 +165,15 @@ func TestScrubRepairsOneNodesDiskWhileTheLUNIsUsed(t *testing.T) {
 		s := scrubOf(t, cl, "vm1", node)
 		if s.Repaired == before.Repaired || s.Unrepaired != 0 || s.Pages == before.Pages || s.LastBad == nil || s.Bytes == 0 || s.Percent != 100 {
 			t.Errorf("%s: %d blocks and %d pages were damaged: %+v", node, data, pages, s)
+		}
+		raw, err := os.ReadFile(filepath.Join(c.cfgs[node].Pools.File.Dir, "data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for off, sum := range sums {
+			if got := binary.LittleEndian.Uint32(raw[off:]); got != sum {
+				t.Errorf("%s: the checksum at byte %d is %08x on the disk, not %08x", node, off, got, sum)
+			}
 		}
 		if reads.Load() == 0 {
 			t.Error("nothing was read meanwhile")

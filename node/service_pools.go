@@ -156,7 +156,7 @@ func poolProblem(err error) error {
 // rottedFor is how long an alert tells of what had rotted when a pool was opened.
 const rottedFor = 24 * time.Hour
 
-// poolAlerts are the pools that cannot be used, and those whose disk has changed what was written.
+// poolAlerts are the pools that cannot be used, those that run full, and those whose disk has changed what was written.
 func (s service) poolAlerts() []api.Alert {
 	var out []api.Alert
 	for _, p := range s.n.pools.List() {
@@ -170,6 +170,9 @@ func (s service) poolAlerts() []api.Alert {
 		}
 		err := p.Err()
 		if err == nil {
+			if a, tight := roomAlert(s.n.cfg.Node, p.Name, p.Where(), p.Usage()); tight {
+				out = append(out, a)
+			}
 			continue
 		}
 		a := api.Alert{

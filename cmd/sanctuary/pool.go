@@ -241,10 +241,10 @@ func pickPool(cmd *cobra.Command, cl *client.Client, node, name string) (api.Poo
 }
 
 func printPools(w io.Writer, l api.PoolList) {
-	rows := [][]string{{"NODE", "POOL", "CLASS", "ON", "CAPACITY", "ALLOCATED", "FREE", "COPIES", "STATE"}}
+	rows := [][]string{{"NODE", "POOL", "CLASS", "ON", "CAPACITY", "ALLOCATED", "USED", "FREE", "COPIES", "STATE"}}
 	for _, p := range l.Pools {
 		rows = append(rows, []string{
-			p.Node, p.Name, p.Class, poolPlace(p), formatSize(p.CapacityBytes), formatSize(p.AllocatedBytes), formatSize(p.FreeBytes), fmt.Sprint(len(p.Replicas)), p.State,
+			p.Node, p.Name, p.Class, poolPlace(p), formatSize(p.CapacityBytes), formatSize(p.AllocatedBytes), poolUsed(p), formatSize(p.FreeBytes), fmt.Sprint(len(p.Replicas)), p.State,
 		})
 	}
 	if len(l.Pools) == 0 {
@@ -270,6 +270,14 @@ func poolPlace(p api.Pool) string {
 		return p.Path + " (sparse)"
 	}
 	return p.Path
+}
+
+// poolUsed is the share of a pool that is allocated, rounded down: 100% is full. Of one that could not be opened it is not known.
+func poolUsed(p api.Pool) string {
+	if p.CapacityBytes == 0 || p.AllocatedBytes+p.FreeBytes != p.CapacityBytes {
+		return "-"
+	}
+	return fmt.Sprintf("%d%%", p.AllocatedBytes*100/p.CapacityBytes)
 }
 
 // poolSpace says whether what is free in a pool is there.

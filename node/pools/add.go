@@ -329,6 +329,8 @@ func explain(p *Pool, err error) error {
 		return conflict("Ask for less, make room, or take space only as it is needed (--sparse).", "the file system of %s has no room for %d bytes: %v", p.Path, p.capacity, err)
 	case errors.Is(err, vfs.ErrLocked):
 		return conflict("Stop the process that has it.", "%s is open in another process: %v", p.Path, err)
+	case errors.Is(err, syscall.EFBIG):
+		return invalid("Ask for less (ext4 has files of 16TiB at most, of which 1.7 % are metadata), or use XFS or a block device.", "the file system of %s cannot have a file for %d bytes: %v", p.Path, p.capacity, err)
 	case errors.Is(err, errors.ErrUnsupported) && p.Media == blockstore.MediaFile:
 		return conflict("Take space only as it is needed (--sparse), or use a file system that can reserve it, such as XFS or ext4.",
 			"the file system of %s cannot reserve space: %v", p.Path, err)

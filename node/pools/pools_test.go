@@ -2,9 +2,11 @@ package pools
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"sanctuary/blockstore"
@@ -250,5 +252,14 @@ func TestAFullFileSystemIsARefusalThatLeavesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(spec.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left %s: %v", spec.Path, err)
+	}
+}
+
+// ext4 ends at 16 TiB, a little below what a pool for the largest LUN needs.
+func TestPoolBeyondTheLargestFileIsRefused(t *testing.T) {
+	err := explain(&Pool{Media: blockstore.MediaFile, Path: "/srv/p", capacity: 17 << 40}, fmt.Errorf("extend: %w", &os.PathError{Op: "truncate", Path: "/srv/p/data", Err: syscall.EFBIG}))
+	var refusal *Refusal
+	if !errors.As(err, &refusal) || !strings.Contains(refusal.What, "/srv/p cannot have a file for") || !strings.Contains(refusal.Next, "XFS") {
+		t.Errorf("%v", err)
 	}
 }

@@ -315,10 +315,18 @@ func (s *replicas) changed(lun string) {
 	s.mu.Unlock()
 	for _, r := range runs {
 		s.refresh(r)
+		s.detectZeros(r)
 		s.prefer(r)
 		s.grow(r)
 	}
 	s.n.reconciler.Wake()
+}
+
+// detectZeros tells a replica whether its LUN has zero detection. mu keeps what an older catalog says from coming last.
+func (s *replicas) detectZeros(run *running) {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	run.group.DetectZeros(run.current(s.n.catalog.Model()).ZeroDetection)
 }
 
 // grow makes a LUN that is owned here as large as the catalog says. It is looked at again with every change and by every

@@ -150,6 +150,7 @@ func (s service) lun(model *catalog.Model, l catalog.LUN) api.LUN {
 		Media: string(l.Media), Class: string(l.WantedClass()), IQN: l.IQN, Number: l.Number, NAA: l.NAA, Serial: l.Serial, Preferred: l.Preferred,
 		Health: api.HealthUnavailable, Replicas: []api.Replica{}, Portals: []api.Portal{},
 		Access: lunAccess(l), NonOptimizedPaths: l.NonOptimized, ReadOnly: l.ReadOnly, Origin: lunOrigin(model, l),
+		ZeroDetection: l.ZeroDetection,
 	}
 	for _, x := range l.Schedules {
 		out.Schedules = append(out.Schedules, scheduleView(x))
@@ -290,7 +291,7 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 	change := &catalog.CreateLUN{
 		ID: spec.ID, Name: spec.Name, Media: media, Class: class,
 		Geometry: block.Geometry{Capacity: block.CountOf(spec.SizeBytes), LogicalBlockBytes: spec.BlockBytes}, Preferred: spec.Preferred,
-		Access: newAccess(spec),
+		Access: newAccess(spec), ZeroDetection: spec.ZeroDetection,
 	}
 	if change.ID == "" {
 		change.ID = catalog.NewID()

@@ -33,6 +33,8 @@ func (s service) CloneLUN(ctx context.Context, ref string, spec api.CloneSpec) (
 		Access:   &catalog.NewAccess{Open: spec.Open, SinglePath: spec.SinglePath, Hosts: spec.Hosts},
 		Replicas: placement.Beside(origin),
 		Origin:   &catalog.NewOrigin{LUN: origin.ID, Snapshot: from.ID.String(), SnapshotName: from.Name, ReadOnly: spec.ReadOnly},
+
+		ZeroDetection: origin.ZeroDetection && !spec.ReadOnly,
 	}
 	attempt, cancel := context.WithTimeout(ctx, catalogWait)
 	defer cancel()

@@ -103,6 +103,11 @@ func (s service) ChangeLUN(ctx context.Context, ref string, change api.LUNChange
 			return err
 		}
 	}
+	if on := change.ZeroDetection; on != nil {
+		if err := s.change(ctx, ref, func(id string) catalog.Change { return &catalog.SetZeroDetection{LUN: id, On: *on} }); err != nil {
+			return err
+		}
+	}
 	if change.NonOptimizedPaths == nil {
 		return nil
 	}

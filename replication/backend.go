@@ -180,11 +180,11 @@ func (g *Group) Write(ctx context.Context, f block.Fence, r block.Range, src []b
 		return err
 	}
 	defer g.locks.unlock(lock)
-	op, err := g.writeOp(ctx, t, r, src)
+	wide, data, err := g.wholeBlocks(ctx, t, r, src)
 	if err != nil {
 		return err
 	}
-	return g.change(ctx, t, []block.Op{op})
+	return g.change(ctx, t, g.writeOps(wide, data))
 }
 
 // change proposes operations whose ranges the caller has locked.
@@ -198,31 +198,36 @@ func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op) error {
 	return err
 }
 
-// writeOp makes whole blocks of a write, reading what it does not cover. The caller holds the lock on r.Widen(), and every
-// write acknowledged before is applied, so what is read is what the write changes.
+// writeOp is a write of r as one operation, on whole blocks. The caller holds the lock on r.Widen().
 func (g *Group) writeOp(ctx context.Context, t *tenure, r block.Range, src []byte) (block.Op, error) {
-	wide := r.Widen()
-	data := src
-	if wide != r {
-		data = make([]byte, wide.Bytes())
-		head := r.Offset() - wide.Offset()
-		tail := wide.Bytes() - head - r.Bytes()
-		if head > 0 {
-			if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset(), block.Size), data[:block.Size]); err != nil {
-				return block.Op{}, err
-			}
-		}
-		if last := wide.Bytes() - block.Size; tail > 0 && (last > 0 || head == 0) {
-			if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset()+last, block.Size), data[last:]); err != nil {
-				return block.Op{}, err
-			}
-		}
-		copy(data[head:], src)
+	wide, data, err := g.wholeBlocks(ctx, t, r, src)
+	if err != nil {
+		return block.Op{}, err
 	}
-	return block.Op{
-		Kind: block.OpWrite, Range: wide, Data: data,
-		Sums: block.AppendSums(make([]uint32, 0, len(data)/block.Size), data),
-	}, nil
+	return dataOp(wide, data), nil
+}
+
+// wholeBlocks makes whole blocks of a write, reading what it does not cover. The caller holds the lock on r.Widen(), and every
+// write acknowledged before is applied, so what is read is what the write changes.
+func (g *Group) wholeBlocks(ctx context.Context, t *tenure, r block.Range, src []byte) (wide block.Range, data []byte, err error) {
+	if wide = r.Widen(); wide == r {
+		return wide, src, nil
+	}
+	data = make([]byte, wide.Bytes())
+	head := r.Offset() - wide.Offset()
+	tail := wide.Bytes() - head - r.Bytes()
+	if head > 0 {
+		if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset(), block.Size), data[:block.Size]); err != nil {
+			return wide, nil, err
+		}
+	}
+	if last := wide.Bytes() - block.Size; tail > 0 && (last > 0 || head == 0) {
+		if err := g.readAt(ctx, t, wide, block.BytesRange(wide.Offset()+last, block.Size), data[last:]); err != nil {
+			return wide, nil, err
+		}
+	}
+	copy(data[head:], src)
+	return wide, data, nil
 }
 
 // CompareAndWrite writes src if the range holds want; otherwise mismatch is the offset of the first difference, in bytes.
@@ -365,7 +370,7 @@ func (g *Group) Unmap(ctx context.Context, f block.Fence, rs []block.Range) erro
 				if err != nil {
 					return err
 				}
-				if len(bytes.Trim(op.Data, "\x00")) == 0 {
+				if isZero(op.Data) {
 					// Nothing is left in the block: storing zeros would take space, of which there may be none.
 					op = block.Op{Kind: block.OpZero, Range: op.Range}
 				}

@@ -43,6 +43,7 @@ type Group struct {
 	locks   rangeLocks
 	writes  *proposer
 
+	detectZeros   atomic.Bool // see DetectZeros
 	frozen        atomic.Pointer[freeze]
 	reshaped      atomic.Uint64 // see noteReshape
 	reclaimDue    chan struct{} // capacity 1: there may be something to reclaim

@@ -126,23 +126,41 @@ are removed: sanctuary reservation list NAME.`,
 }
 
 func (c *cli) lunSet() *cobra.Command {
-	paths := ""
+	paths, zeros := "", ""
 	cmd := &cobra.Command{
-		Use: "set NAME --non-optimized-paths on|off", Short: "Change attributes of a LUN", Args: oneName("the name or ID of the LUN"),
-		Long: `Change attributes of a LUN.
+		Use: "set NAME [--non-optimized-paths on|off] [--zero-detect on|off]", Short: "Change attributes of a LUN", Args: oneName("the name or ID of the LUN"),
+		Long: `Change attributes of a LUN; those that are not given stay.
 
 --non-optimized-paths on makes nodes that do not own the LUN serve data too, by passing commands on to the owner (ALUA
 Active/Non-optimized): initiators that lose their paths to the owner go on over these, slower. off, the default: they
-stand by, and take no data.`,
-		Example:           "  sanctuary lun set vm1 --non-optimized-paths on",
+stand by, and take no data.
+
+--zero-detect on stores blocks of 4 KiB that initiators write as zeros as unmapped ones: they take no space, and give back
+what they had, as UNMAP and WRITE SAME of zeros do. Reads return zeros as before. It holds for what is written from then on;
+off, the default, leaves what is unmapped so. A disk that a host zeroes in order to reserve its space (eager-zeroed thick) has
+none reserved then. Every node must run a program that knows it: an older one does not follow the catalog any more.`,
+		Example:           "  sanctuary lun set vm1 --non-optimized-paths on\n  sanctuary lun set vm1 --zero-detect on",
 		ValidArgsFunction: c.completeLUN,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if paths != "on" && paths != "off" {
-				return &usageError{cmd.CommandPath(), fmt.Errorf("--non-optimized-paths %q: use on or off", paths)}
+			var change api.LUNChange
+			for _, f := range []struct {
+				name, value string
+				to          **bool
+			}{{"non-optimized-paths", paths, &change.NonOptimizedPaths}, {"zero-detect", zeros, &change.ZeroDetection}} {
+				if !cmd.Flags().Changed(f.name) {
+					continue
+				}
+				if f.value != "on" && f.value != "off" {
+					return &usageError{cmd.CommandPath(), fmt.Errorf("--%s %q: use on or off", f.name, f.value)}
+				}
+				on := f.value == "on"
+				*f.to = &on
+			}
+			if change == (api.LUNChange{}) {
+				return &usageError{cmd.CommandPath(), errors.New("give what to change: --non-optimized-paths or --zero-detect, on or off")}
 			}
 			return c.asking(func(cmd *cobra.Command, cl *client.Client, args []string) error {
-				on := paths == "on"
-				l, err := cl.ChangeLUN(cmd.Context(), args[0], api.LUNChange{NonOptimizedPaths: &on})
+				l, err := cl.ChangeLUN(cmd.Context(), args[0], change)
 				if err != nil {
 					return err
 				}
@@ -151,7 +169,10 @@ stand by, and take no data.`,
 		},
 	}
 	cmd.Flags().StringVar(&paths, "non-optimized-paths", "", "whether nodes that do not own it serve data by forwarding: on or off")
-	must(cmd.RegisterFlagCompletionFunc("non-optimized-paths", cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp)))
+	cmd.Flags().StringVar(&zeros, "zero-detect", "", "whether blocks of 4 KiB that are written as zeros take no space: on or off")
+	for _, f := range []string{"non-optimized-paths", "zero-detect"} {
+		must(cmd.RegisterFlagCompletionFunc(f, cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp)))
+	}
 	return cmd
 }
 

@@ -100,6 +100,8 @@ yet. With two data nodes there are two copies and every acknowledged write is on
 ram is as fast as memory and gone when the process ends; as long as one copy lives, the other is rebuilt from it, but if all go
 at once the LUN is lost. --media is the older way to say it: file is any class that lasts, ram is class ram.
 
+With --zero-detect blocks that initiators write as zeros take no space, as if they had been unmapped: see "sanctuary lun set".
+
 With --host these hosts may use it, with --open anyone who reaches a portal. With neither nobody may, until "sanctuary lun
 allow" says who.`,
 		Example: `  sanctuary lun create vm1 --size 10GiB --host esx1
@@ -149,6 +151,7 @@ allow" says who.`,
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
 	f.StringSliceVar(&spec.Hosts, "host", nil, "host that may use it; repeat for each")
 	f.BoolVar(&spec.Open, "open", false, "anyone who reaches a portal may use it")
+	f.BoolVar(&spec.ZeroDetection, "zero-detect", false, "blocks of 4 KiB that are written as zeros take no space")
 	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
 	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")
 	must(cmd.RegisterFlagCompletionFunc("class", cobra.FixedCompletions([]string{"ram", "ssd", "hdd"}, cobra.ShellCompDirectiveNoFileComp)))

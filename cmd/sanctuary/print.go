@@ -104,6 +104,7 @@ func printLUN(w io.Writer, l api.LUN) {
 		[]string{"Preferred:", dash(l.Preferred)},
 		[]string{"Access:", accessText(l.Access)},
 		[]string{"Non-optimized paths:", onOff(l.NonOptimizedPaths)},
+		[]string{"Zero detection:", onOff(l.ZeroDetection)},
 		[]string{"Target:", l.IQN},
 		[]string{"Number:", fmt.Sprint(l.Number)},
 		[]string{"NAA:", l.NAA},

@@ -73,12 +73,13 @@ func TestAccessOfALUN(t *testing.T) {
 		{"DELETE", "/hosts/esx", ""},
 		{"PUT", "/access", `{"open":true,"single_path":true}`},
 		{"PATCH", "", `{"non_optimized_paths":true}`},
+		{"PATCH", "", `{"zero_detection":true}`},
 	} {
 		if a := call(t, r.method, url+r.path, r.body); a.status != 200 {
 			t.Errorf("%s %s: status %d: %s", r.method, r.path, a.status, a.body)
 		}
 	}
-	want := []string{"grant vm1 to esx as any", "grant vm1 to esx as 7", "revoke vm1 from esx", "open vm1 true true", "change vm1 true"}
+	want := []string{"grant vm1 to esx as any", "grant vm1 to esx as 7", "revoke vm1 from esx", "open vm1 true true", "change vm1 paths true", "change vm1 zeros true"}
 	if got := c["alpha"].called(); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}

@@ -285,7 +285,11 @@ func (f *fakeNode) OpenLUN(_ context.Context, ref string, a api.LUNOpen) error {
 }
 
 func (f *fakeNode) ChangeLUN(_ context.Context, ref string, c api.LUNChange) error {
-	f.note(fmt.Sprintf("change %s %v", ref, *c.NonOptimizedPaths))
+	for name, on := range map[string]*bool{"paths": c.NonOptimizedPaths, "zeros": c.ZeroDetection} {
+		if on != nil {
+			f.note(fmt.Sprintf("change %s %s %v", ref, name, *on))
+		}
+	}
 	return f.fail
 }
 

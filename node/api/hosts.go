@@ -77,6 +77,7 @@ type LUNGrantSpec struct {
 // LUNChange changes attributes of a LUN; those that are absent stay.
 type LUNChange struct {
 	NonOptimizedPaths *bool  `json:"non_optimized_paths,omitempty" doc:"Nodes that do not own the LUN serve data by forwarding it to the owner (ALUA Active/Non-optimized) instead of standing by"`
+	ZeroDetection     *bool  `json:"zero_detection,omitempty" doc:"Store blocks that initiators write as zeros as unmapped ones, from now on. Every node must run a program that knows it"`
 	SizeBytes         *int64 `json:"size_bytes,omitempty" doc:"New capacity in bytes, not less than it has: a multiple of 4096, at most 16 TiB. Initiators are told (unit attention 2Ah/09h)" example:"21474836480"`
 }
 
@@ -191,6 +192,7 @@ func (s *Server) after(ctx context.Context, ref string, err error) (*reply[LUN],
 	// The owner that was asked may not have heard of the change yet; this node has made it.
 	if mine, err := s.svc.LUN(ctx, ref); err == nil {
 		l.Access, l.NonOptimizedPaths, l.SizeBytes, l.Schedules = mine.Access, mine.NonOptimizedPaths, mine.SizeBytes, mine.Schedules
+		l.ZeroDetection = mine.ZeroDetection
 	}
 	return &reply[LUN]{l}, nil
 }
@@ -200,7 +202,7 @@ func (s *Server) setOpen(ctx context.Context, in *lunOpenRequest) (*reply[LUN], 
 }
 
 func (s *Server) changeLUN(ctx context.Context, in *lunChangeRequest) (*reply[LUN], error) {
-	if in.Body.NonOptimizedPaths == nil && in.Body.SizeBytes == nil {
+	if in.Body.NonOptimizedPaths == nil && in.Body.SizeBytes == nil && in.Body.ZeroDetection == nil {
 		return nil, Invalid("Give at least one attribute.", "nothing to change")
 	}
 	return s.after(ctx, in.LUN, s.svc.ChangeLUN(ctx, in.LUN, in.Body))

@@ -60,6 +60,7 @@ type LUN struct {
 	Access       LUNAccess `json:"access" doc:"Who may use it"`
 	// NonOptimizedPaths: see LUNChange.
 	NonOptimizedPaths bool `json:"non_optimized_paths" doc:"Nodes that do not own it serve data by forwarding to the owner, instead of standing by"`
+	ZeroDetection     bool `json:"zero_detection" doc:"Blocks that initiators write as zeros are stored as unmapped ones"`
 
 	ReadOnly  bool       `json:"read_only,omitempty" doc:"Initiators see a write-protected disk"`
 	Origin    *LUNOrigin `json:"origin,omitempty" doc:"What it began as, if it is a clone"`
@@ -131,6 +132,8 @@ type LUNSpec struct {
 	Hosts      []string `json:"hosts,omitempty" maxItems:"256" doc:"Hosts that may use it"`
 	Open       bool     `json:"open,omitempty" doc:"Let anyone who reaches a portal use it. Without hosts and open nobody may, until it is granted"`
 	SinglePath bool     `json:"single_path,omitempty" doc:"While open: redirect initiators that belong to no host to the owner"`
+
+	ZeroDetection bool `json:"zero_detection,omitempty" doc:"Store blocks that initiators write as zeros as unmapped ones, which take no space. Every node must run a program that knows it"`
 }
 
 // LUNList is what GET /v1/luns answers.

@@ -477,7 +477,7 @@ func TestAccessChangesSurviveTheLog(t *testing.T) {
 		l, &SetHost{Host: Host{Name: "h", Initiators: []string{esx}, CHAP: &CHAP{User: "u", Secret: "123456789012"}, SinglePath: true}, Create: true},
 		&RemoveHost{Name: "h", Force: true}, &GrantLUN{LUN: uid(7), Host: "h", Number: number(0)}, &GrantLUN{LUN: uid(7), Host: "h"},
 		&RevokeLUN{LUN: uid(7), Host: "h"}, &SetOpen{LUN: uid(7), Open: true, SinglePath: true}, &SetNonOptimized{LUN: uid(7), On: true},
-		&RegisterNode{Name: "a", ID: uid(1), Kind: KindData, Portals: []Portal{{Address: "10.0.0.1:3260"}}},
+		&RegisterNode{Name: "a", ID: uid(1), Kind: KindData, Portals: []Portal{{Address: "10.0.0.1:3260"}}}, &SetZeroDetection{LUN: uid(7), On: true},
 	} {
 		b, err := EncodeChange(c)
 		if err != nil {
@@ -509,7 +509,7 @@ func TestEveryHistoryKeepsTheLUNMapsSound(t *testing.T) {
 				&CreateLUN{ID: lun, Name: "l" + lun[34:], Geometry: gib, Media: MediaFile, Replicas: []Placement{{Node: "a"}}},
 				&SetHost{Host: Host{Name: host, Initiators: rapid.SliceOfN(rapid.SampledFrom(initiators), 0, 2).Draw(t, "initiators"), SinglePath: yes}},
 				&GrantLUN{LUN: lun, Host: host, Number: n}, &GrantLUN{LUN: lun, Host: host}, &RevokeLUN{LUN: lun, Host: host},
-				&SetOpen{LUN: lun, Open: yes}, &RemoveHost{Name: host, Force: yes}, &DeleteLUN{ID: lun}, &SetNonOptimized{LUN: lun, On: yes},
+				&SetOpen{LUN: lun, Open: yes}, &RemoveHost{Name: host, Force: yes}, &DeleteLUN{ID: lun}, &SetNonOptimized{LUN: lun, On: yes}, &SetZeroDetection{LUN: lun, On: yes},
 			}).Draw(t, "change")
 			index := uint64(i + 10)
 			before, err := json.Marshal(m)

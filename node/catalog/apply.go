@@ -9,11 +9,12 @@ import (
 // possible until something is used that it does not know.
 const (
 	modelVersion     = 1
-	versionAccess    = 2              // hosts, access, portals, NonOptimized
-	versionClass     = 3              // the class of a LUN
-	versionSnapshots = 4              // Origin, ReadOnly, Schedules, Dropped
-	versionMembers   = 5              // Leaving, Pool, Left, Recoveries, four and five copies
-	newestVersion    = versionMembers // the newest this program can read
+	versionAccess    = 2            // hosts, access, portals, NonOptimized
+	versionClass     = 3            // the class of a LUN
+	versionSnapshots = 4            // Origin, ReadOnly, Schedules, Dropped
+	versionMembers   = 5            // Leaving, Pool, Left, Recoveries, four and five copies
+	versionZeros     = 6            // ZeroDetection
+	newestVersion    = versionZeros // the newest this program can read
 )
 
 // needs raises the model's version to at least v.
@@ -174,7 +175,7 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 	}
 	l := LUN{
 		ID: c.ID, Name: c.Name, Geometry: c.Geometry, Media: c.Media, Class: c.Class, Epoch: 1,
-		IQN: IQN(c.Name), NAA: NAA(c.ID), Serial: Serial(c.ID), Preferred: preferred,
+		IQN: IQN(c.Name), NAA: NAA(c.ID), Serial: Serial(c.ID), Preferred: preferred, ZeroDetection: c.ZeroDetection,
 	}
 	for _, p := range c.Replicas {
 		l.Replicas = append(l.Replicas, Replica{ID: m.nextReplicaID(p.Node), Node: p.Node, Witness: p.Witness, State: ReplicaPending})
@@ -183,6 +184,9 @@ func (c *CreateLUN) apply(m *Model, r *Result) error {
 	m.LUNs[l.ID] = l
 	if c.Class != ClassAny {
 		m.needs(versionClass)
+	}
+	if c.ZeroDetection {
+		m.needs(versionZeros)
 	}
 	if err := c.grant(m); err != nil {
 		return err

@@ -57,6 +57,8 @@ type CreateLUN struct {
 	Access *NewAccess `json:"access,omitempty"`
 	// Origin makes it a clone: its replicas are where the origin's are, and begin with the contents of the snapshot.
 	Origin *NewOrigin `json:"origin,omitempty"`
+	// ZeroDetection: see LUN.ZeroDetection; every node must know it.
+	ZeroDetection bool `json:"zero_detection,omitempty"`
 }
 
 // NewAccess is the access to a new LUN.
@@ -153,22 +155,29 @@ type SetNonOptimized struct {
 	On  bool   `json:"on"`
 }
 
-func (*RegisterNode) kind() string    { return "register_node" }
-func (*RemoveNode) kind() string      { return "remove_node" }
-func (*CreateLUN) kind() string       { return "create_lun" }
-func (*DeleteLUN) kind() string       { return "delete_lun" }
-func (*ReplicaStarted) kind() string  { return "replica_started" }
-func (*ReplaceReplica) kind() string  { return "replace_replica" }
-func (*ReplicaPromoted) kind() string { return "replica_promoted" }
-func (*StorageDeleted) kind() string  { return "storage_deleted" }
-func (*SetSetting) kind() string      { return "set_setting" }
-func (*SetPreferred) kind() string    { return "set_preferred" }
-func (*SetHost) kind() string         { return "set_host" }
-func (*RemoveHost) kind() string      { return "remove_host" }
-func (*GrantLUN) kind() string        { return "grant_lun" }
-func (*RevokeLUN) kind() string       { return "revoke_lun" }
-func (*SetOpen) kind() string         { return "set_open" }
-func (*SetNonOptimized) kind() string { return "set_non_optimized" }
+// SetZeroDetection sets LUN.ZeroDetection; every node must know it.
+type SetZeroDetection struct {
+	LUN string `json:"lun"` // ID
+	On  bool   `json:"on"`
+}
+
+func (*RegisterNode) kind() string     { return "register_node" }
+func (*RemoveNode) kind() string       { return "remove_node" }
+func (*CreateLUN) kind() string        { return "create_lun" }
+func (*DeleteLUN) kind() string        { return "delete_lun" }
+func (*ReplicaStarted) kind() string   { return "replica_started" }
+func (*ReplaceReplica) kind() string   { return "replace_replica" }
+func (*ReplicaPromoted) kind() string  { return "replica_promoted" }
+func (*StorageDeleted) kind() string   { return "storage_deleted" }
+func (*SetSetting) kind() string       { return "set_setting" }
+func (*SetPreferred) kind() string     { return "set_preferred" }
+func (*SetHost) kind() string          { return "set_host" }
+func (*RemoveHost) kind() string       { return "remove_host" }
+func (*GrantLUN) kind() string         { return "grant_lun" }
+func (*RevokeLUN) kind() string        { return "revoke_lun" }
+func (*SetOpen) kind() string          { return "set_open" }
+func (*SetNonOptimized) kind() string  { return "set_non_optimized" }
+func (*SetZeroDetection) kind() string { return "set_zero_detection" }
 
 func newChange(kind string) Change {
 	for _, c := range []Change{
@@ -176,7 +185,7 @@ func newChange(kind string) Change {
 		&ReplicaPromoted{}, &StorageDeleted{}, &SetSetting{}, &SetPreferred{},
 		&SetHost{}, &RemoveHost{}, &GrantLUN{}, &RevokeLUN{}, &SetOpen{}, &SetNonOptimized{}, &ResizeLUN{},
 		&ReplicaCopied{}, &DropSnapshot{}, &SetSchedule{}, &RemoveSchedule{}, &RecoverLUN{},
-		&SetReplicas{}, &ReplicaRemoved{}, &ReplicaDeleted{}, &ReplicaFilled{},
+		&SetReplicas{}, &ReplicaRemoved{}, &ReplicaDeleted{}, &ReplicaFilled{}, &SetZeroDetection{},
 	} {
 		if c.kind() == kind {
 			return c

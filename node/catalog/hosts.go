@@ -201,6 +201,19 @@ func (c *SetNonOptimized) apply(m *Model, r *Result) error {
 	return nil
 }
 
+func (c *SetZeroDetection) apply(m *Model, r *Result) error {
+	l, ok := m.LUNs[c.LUN]
+	if !ok {
+		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	}
+	r.Changed = l.ZeroDetection != c.On
+	l.ZeroDetection = c.On
+	m.LUNs[l.ID] = l
+	m.needs(versionZeros)
+	r.LUN = &l
+	return nil
+}
+
 // grant gives a new LUN, which is in the model already, its access.
 func (c *CreateLUN) grant(m *Model) error {
 	if c.Access == nil {

@@ -108,6 +108,8 @@ type LUN struct {
 	// NonOptimized makes nodes that do not own the LUN serve data by forwarding (ALUA Active/Non-optimized) instead of
 	// standing by.
 	NonOptimized bool `json:"non_optimized,omitempty"`
+	// ZeroDetection makes the owner store blocks that initiators write as zeros as unmapped ones.
+	ZeroDetection bool `json:"zero_detection,omitempty"`
 	// Origin is set on a clone.
 	Origin *Origin `json:"origin,omitempty"`
 	// ReadOnly makes initiators see a write-protected disk. Set when the LUN is made, and never changed.

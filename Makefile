@@ -63,8 +63,8 @@ unit: ## vet-less quick part of test: Go tests with the race detector
 	$(GO) test -race -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) $(PACKAGES)
 
 # With the race detector they are a sample: it makes everything ten times slower, and there is little in them that could race.
-crashes: ## every crash and fault of the blockstore's tests, every state of rule W's model
-	$(GO) test -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) ./blockstore ./replication/witness
+crashes: ## every crash and fault of the blockstore's tests, every state of rule W's model, the map of 1 TiB
+	SANCTUARY_SCALE_GIB=1024 $(GO) test -tags $(TEST_TAGS) -timeout $(TEST_TIMEOUT) ./blockstore ./replication/witness
 
 test-guest: build ## the kernel's initiator and dm-multipath in a QEMU guest, and a guest that boots from a LUN (GUEST_TESTS='CHAP|Sg')
 	scripts/setup guest

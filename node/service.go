@@ -303,10 +303,10 @@ func (s service) CreateLUN(ctx context.Context, spec api.LUNSpec) (api.LUN, erro
 		return s.lun(model, known), nil // a repeated request
 	}
 	choice, err := placement.Choose(model, s.reachable(), placement.Request{
-		Bytes: spec.SizeBytes, Class: catalog.LUN{Media: media, Class: class}.WantedClass(), Copies: spec.Copies, Nodes: spec.Nodes,
+		Bytes: spec.SizeBytes, Class: catalog.LUN{Media: media, Class: class}.WantedClass(), Copies: spec.Copies, Nodes: spec.Nodes, Overcommit: spec.Overcommit,
 	})
 	if err != nil {
-		return api.LUN{}, api.Invalid("Change the request, or add what is missing.", "%v", err)
+		return api.LUN{}, api.Invalid("Change the request, or add what is missing. One that is only larger than what is free can be made all the same (--overcommit).", "%v", err)
 	}
 	change.Replicas = choice.Replicas
 	if change.Preferred == "" {

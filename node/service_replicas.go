@@ -29,6 +29,9 @@ func (s service) ChangeReplicas(ctx context.Context, ref string, change api.Repl
 }
 
 func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog.LUN, change placement.Change) (catalog.LUN, error) {
+	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
+		change.Bytes = run.volume.Usage().AllocatedBytes
+	}
 	places, err := placement.Apply(m, s.reachable(), l, change)
 	if err != nil {
 		return l, api.Invalid("Change the request, or add what is missing.", "%v", err)

@@ -10,7 +10,6 @@ import (
 	"sanctuary/blockstore/block"
 	"sanctuary/node/api"
 	"sanctuary/node/client"
-	"sanctuary/node/config"
 )
 
 // resized makes a LUN larger and returns it when its owner serves that size.
@@ -102,17 +101,17 @@ func TestSmallestAndLargestLUN(t *testing.T) {
 	c.ends(cl, "large", largest, false, 2, 3)
 }
 
-// Where there is room for it, a LUN of the largest size is made as such.
+// Who says so gets a LUN of the largest size in pools of 256 MiB.
 func TestLargestLUNIsMade(t *testing.T) {
 	c := newCluster(t)
-	for _, node := range []string{"alpha", "beta"} {
-		cfg := c.cfgs[node]
-		cfg.Pools.RAM.Capacity = config.Size(block.MaxVolumeBytes + 1<<30)
-		c.cfgs[node] = cfg
-	}
 	c.start("alpha", "beta", "witness")
 	cl := c.client()
-	if _, err := cl.CreateLUN(t.Context(), api.LUNSpec{Name: "large", SizeBytes: block.MaxVolumeBytes, Media: "ram", Open: true}, 30*time.Second); err != nil {
+	spec := api.LUNSpec{Name: "large", SizeBytes: block.MaxVolumeBytes, Media: "file", Open: true}
+	if _, err := cl.CreateLUN(t.Context(), spec, 30*time.Second); err == nil || !strings.Contains(err.Error(), "--overcommit") {
+		t.Errorf("unasked for: %v", err)
+	}
+	spec.Overcommit = true
+	if _, err := cl.CreateLUN(t.Context(), spec, 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	c.ends(cl, "large", block.MaxVolumeBytes, true, 1, 2)

@@ -140,6 +140,7 @@ func TestCommandLines(t *testing.T) {
 		{name: "lun-delete-nobody-there", line: "lun delete vm1"},
 		{name: "lun-delete-yes", line: "lun delete vm1 --yes --force -o json"},
 		{name: "lun-create-for-nobody", line: "lun create vm1 --size 10GiB", answers: map[string]any{"POST /v1/luns": nobody}},
+		{name: "lun-create-overcommit", line: "lun create vm1 --size 10TiB --overcommit"},
 		{name: "lun-create-zero-detect", line: "lun create vm1 --size 10GiB --zero-detect"},
 		{name: "lun-create-for-hosts", line: "lun create vm1 --size 10GiB --host esx1 --host esx2"},
 		{name: "lun-create-open", line: "lun create vm1 --size 10GiB --open", answers: map[string]any{"POST /v1/luns": open}},

@@ -100,6 +100,9 @@ yet. With two data nodes there are two copies and every acknowledged write is on
 ram is as fast as memory and gone when the process ends; as long as one copy lives, the other is rebuilt from it, but if all go
 at once the LUN is lost. --media is the older way to say it: file is any class that lasts, ram is class ram.
 
+It must fit what is free in its pools now, unless --overcommit is given. When a pool is full, writes that need new space are
+refused until there is some; nothing that was acknowledged is lost.
+
 With --zero-detect blocks that initiators write as zeros take no space, as if they had been unmapped: see "sanctuary lun set".
 
 With --host these hosts may use it, with --open anyone who reaches a portal. With neither nobody may, until "sanctuary lun
@@ -151,6 +154,7 @@ allow" says who.`,
 	f.StringVar(&spec.Preferred, "prefer", "", "data node that should own the LUN")
 	f.StringSliceVar(&spec.Hosts, "host", nil, "host that may use it; repeat for each")
 	f.BoolVar(&spec.Open, "open", false, "anyone who reaches a portal may use it")
+	f.BoolVar(&spec.Overcommit, "overcommit", false, "make it though it is larger than what is free in its pools now")
 	f.BoolVar(&spec.ZeroDetection, "zero-detect", false, "blocks of 4 KiB that are written as zeros take no space")
 	f.IntVar(&spec.BlockBytes, "block", 512, "logical block length in bytes: 512 suits every hypervisor, 4096 is 4Kn")
 	f.DurationVar(&wait, "wait", 30*time.Second, "how long to wait until it is served; 0 does not wait")

@@ -133,6 +133,7 @@ type LUNSpec struct {
 	Open       bool     `json:"open,omitempty" doc:"Let anyone who reaches a portal use it. Without hosts and open nobody may, until it is granted"`
 	SinglePath bool     `json:"single_path,omitempty" doc:"While open: redirect initiators that belong to no host to the owner"`
 
+	Overcommit    bool `json:"overcommit,omitempty" doc:"Make it though it is larger than what is free in its pools now. When they are full, writes that need new space are refused (27h/07h)"`
 	ZeroDetection bool `json:"zero_detection,omitempty" doc:"Store blocks that initiators write as zeros as unmapped ones, which take no space. Every node must run a program that knows it"`
 }
 

@@ -15,6 +15,9 @@ type Change struct {
 	Remove  []string // nodes to have nothing of it any more
 	Pool    string   // for the copies that are added
 	Witness string   // to be the witness where there is one; "": the one there is, or one that suits
+	// Bytes is what a copy takes now, as far as is known. One that is thin and larger than what is free may move: what it lacks room for
+	// later waits for room, or is refused, wherever it is.
+	Bytes int64
 }
 
 // Apply returns the places of the LUN's replicas after the change, the witness last. A change that has been made already gives the places as
@@ -88,7 +91,7 @@ func Apply(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change) ([]cat
 
 // newcomers returns the nodes that are to have a copy and have none.
 func newcomers(m *catalog.Model, up map[string]Node, l catalog.LUN, c Change, data []string) (added []string, err error) {
-	r := Request{Bytes: l.Geometry.Capacity.Bytes(), Class: l.WantedClass()}
+	r := Request{Bytes: c.Bytes, Class: l.WantedClass()}
 	fit, unfit := candidates(m, up, r)
 	load := loads(m)
 	for _, n := range c.Add {

@@ -41,6 +41,8 @@ func TestChange(t *testing.T) {
 		{name: "removed already", lun: "a b w*", ask: Change{Remove: []string{"c"}}, want: "a b w*"},
 		{name: "node that is down", lun: "a b w*", up: "a b w", ask: Change{Add: []string{"c"}, Remove: []string{"b"}}, fails: "not reachable"},
 		{name: "node that is full", lun: "a b w*", up: "a b c:0 w", ask: Change{Add: []string{"c"}, Remove: []string{"b"}}, fails: "no room"},
+		{name: "node without room for what a copy takes", lun: "a b w*", up: "a b c:1 w", ask: Change{Add: []string{"c"}, Remove: []string{"b"}, Bytes: gib + 1}, fails: "1025 MiB are needed"},
+		{name: "node with room for what a copy takes", lun: "a b w*", up: "a b c:1 w", ask: Change{Add: []string{"c"}, Remove: []string{"b"}, Bytes: gib}, want: "a c w*"},
 		{name: "witness that is needless", lun: "a b w*", ask: Change{Add: []string{"c"}, Witness: "v"}, fails: "no witness"},
 		{name: "witness with a copy", lun: "a b w*", ask: Change{Witness: "a"}, fails: "as well"},
 		{name: "witness unknown", lun: "a b w*", ask: Change{Witness: "q"}, fails: "no node"},

@@ -25,13 +25,15 @@ type Node struct {
 
 // Request says what is wanted.
 type Request struct {
-	Bytes int64         // size of the LUN
+	Bytes int64         // what a copy may come to take: the size of a new LUN
 	Class catalog.Class // of the pools it may be in
 	// Copies is the number of data replicas: 1, 3 or 5, or 2 or 4 and a witness; 0: the safest of 2 and 1 that the cluster's nodes allow
 	// for, whether or not they are up at present: a LUN is not made less safe because a node is being restarted.
 	Copies int
 	// Nodes, if not empty, are the data nodes to use, the preferred owner first. Their number is Copies, which may be 0 then.
 	Nodes []string
+	// Overcommit: it may be larger than what is free.
+	Overcommit bool
 }
 
 // Choice is where a LUN is to be.
@@ -159,7 +161,7 @@ func candidates(m *catalog.Model, up map[string]Node, r Request) (fit []string, 
 			unfit[name] = "is not reachable"
 		case space == 0:
 			unfit[name] = fmt.Sprintf("has no room in %s, or no such pool (sanctuary pool list)", poolOf(r.Class))
-		case space < uint64(max(r.Bytes, 0)):
+		case space < uint64(max(r.Bytes, 0)) && !r.Overcommit:
 			unfit[name] = fmt.Sprintf("has %d MiB free in %s, %d MiB are needed", space>>20, poolOf(r.Class), (r.Bytes+1<<20-1)>>20)
 		default:
 			fit = append(fit, name)

@@ -87,6 +87,8 @@ func TestChoose(t *testing.T) {
 		{name: "too few for three", nodes: "a b w", up: "a b w", ask: Request{Copies: 3}, fails: "3 data nodes are needed"},
 		{name: "full", nodes: "a b w", up: "a b:0 w", fails: "no room in a pool of class ram"},
 		{name: "too little room", nodes: "a b w", up: "a b:1 w", ask: Request{Bytes: gib + 1}, fails: "1024 MiB free in a pool of class ram, 1025 MiB are needed"},
+		{name: "too little room, knowingly", nodes: "a b w", up: "a b:1 w", ask: Request{Bytes: gib + 1, Overcommit: true}, want: "a b w*"},
+		{name: "none at all, knowingly", nodes: "a b w", up: "a b:0 w", ask: Request{Overcommit: true}, fails: "no room in a pool of class ram"},
 		{name: "four copies", nodes: "a b c d w", up: "a b c d w", ask: Request{Copies: 4}, want: "a b c d w*"},
 		{name: "five copies", nodes: "a b c d e", up: "a b c d e", ask: Request{Copies: 5}, want: "a b c d e"},
 		{name: "six copies", nodes: "a", up: "a", ask: Request{Copies: 6}, fails: "use 1, 3 or 5"},

@@ -77,7 +77,7 @@ const (
 )
 
 // rings share the reads of one medium in turn. With one ring for all, threads that submit at the same time wait for each other, for the kernel takes
-// microseconds to take in a read of a file system, and each waits again for who delivers.
+// microseconds to take in a read of a file system.
 type rings struct {
 	each [ringsPerMedium]*ring
 	next atomic.Uint32
@@ -209,12 +209,12 @@ func (r *ring) submit(c *call, fd int, off int64) bool {
 			atomic.StoreUint32(r.sqTail, tail) // it takes entries only in this call
 			return false
 		}
-		r.deliver()
 		return true
 	}
 }
 
-// deliver tells those whose reads are done. It is called with mu held.
+// deliver tells those whose reads are done. It is called with mu held. Who submits does not deliver, though it could: Go runs next whoever was told last, who would
+// submit and deliver in turn, and those who had been told before waited for up to 10 ms.
 func (r *ring) deliver() {
 	head, tail := *r.cqHead, atomic.LoadUint32(r.cqTail)
 	for ; head != tail; head++ {
@@ -224,7 +224,7 @@ func (r *ring) deliver() {
 	atomic.StoreUint32(r.cqHead, head)
 }
 
-// reap delivers what nobody who submits has seen, until the ring is closed. It never reads the eventfd: each time the kernel adds to it
+// reap delivers until the ring is closed. It never reads the eventfd: each time the kernel adds to it
 // wakes whoever waits for it.
 func (r *ring) reap() {
 	defer close(r.reaped)

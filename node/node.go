@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -138,7 +137,7 @@ func runWith(ctx context.Context, cfg config.Config, version string, log *slog.L
 		Node: cfg.Node, Catalog: n.catalog, Proposer: proposer{n}, Runner: n.replicas, Logger: log,
 	})
 	down = append(down, n.replicas.close)
-	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodHolder: n.serveHolder, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot, methodSurvey: n.serveSurvey} {
+	for method, handler := range map[string]transport.Handler{methodAsk: n.serveAsk, methodHolder: n.serveHolder, methodTakes: n.serveTakes, methodMove: n.serveMove, methodSnapshot: n.serveSnapshot, methodSurvey: n.serveSurvey} {
 		if err := n.mux.Handle(method, handler); err != nil {
 			return err
 		}
@@ -278,21 +277,6 @@ func (n *Node) openCatalog() error {
 	return err
 }
 
-// awaitRegistered waits until this node's own catalog knows the registration, and the settings by which its portals were grouped with it.
-func (n *Node) awaitRegistered(ctx context.Context, self catalog.Node) error {
-	for {
-		m, newer := n.catalog.Watch()
-		if known, ok := m.Nodes[n.cfg.Node]; ok && slices.Equal(known.Portals, self.Portals) {
-			return nil
-		}
-		select {
-		case <-newer:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 // register makes this node known to the catalog, and goes on trying until that is done: the cluster may not have come up yet.
 func (n *Node) register(ctx context.Context) (catalog.Node, error) {
 	change := n.registration()
@@ -305,7 +289,9 @@ func (n *Node) register(ctx context.Context) (catalog.Node, error) {
 		switch {
 		case err == nil && result.Node != nil && (change.Ready || !joins):
 			n.log.Info("registered", "port group", result.Node.PortGroup)
-			return *result.Node, n.awaitRegistered(ctx, *result.Node)
+			n.waitFor("its copy of the catalog to catch up")
+			_, err := n.catalog.WaitIndex(ctx, result.Index) // by which its portals were grouped
+			return *result.Node, err
 		case err == nil:
 			if _, ok := n.catalog.Model().Nodes[n.cfg.Node]; ok {
 				change.Ready = true // its own catalog has caught up: it may vote

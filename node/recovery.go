@@ -241,7 +241,7 @@ func refusal(l catalog.LUN, found []surveyed, best, chosen *surveyed, node strin
 // elects says whether the voters that can be reached would elect a copy by themselves, and how many they are: now, or when what is damaged of logs has been
 // fetched.
 func elects(l catalog.LUN, found []surveyed, r *surveyed) (votes int, ok bool) {
-	if r.spoiled(l.Epoch) != "" || r.Survey.Abstains() || r.Survey.Damaged > 0 && !r.mended(l.Epoch, found) || !slices.Contains(r.Survey.Voters, r.ID) {
+	if r.spoiled(l.Epoch) != "" || r.Survey.Abstains() || r.Survey.Damaged > 0 && (len(r.Survey.DamagedAt) == 0 || !r.mended(l.Epoch, found)) || !slices.Contains(r.Survey.Voters, r.ID) {
 		return 0, false
 	}
 	for i := range found {

@@ -104,7 +104,7 @@ func (s service) ChangeLUN(ctx context.Context, ref string, change api.LUNChange
 		}
 	}
 	if on := change.ZeroDetection; on != nil {
-		if err := s.change(ctx, ref, func(id string) catalog.Change { return &catalog.SetZeroDetection{LUN: id, On: *on} }); err != nil {
+		if err := s.setZeroDetection(ctx, ref, *on); err != nil {
 			return err
 		}
 	}
@@ -114,6 +114,19 @@ func (s service) ChangeLUN(ctx context.Context, ref string, change api.LUNChange
 	return s.change(ctx, ref, func(id string) catalog.Change {
 		return &catalog.SetNonOptimized{LUN: id, On: *change.NonOptimizedPaths}
 	})
+}
+
+// setZeroDetection leaves a LUN alone that has it so already: a node with an older program stops at the change.
+func (s service) setZeroDetection(ctx context.Context, ref string, on bool) error {
+	model, err := s.n.catalog.Barrier(ctx)
+	if err != nil {
+		return problem(err)
+	}
+	l, err := find(model, ref)
+	if err != nil || l.ZeroDetection == on {
+		return err
+	}
+	return s.propose(ctx, &catalog.SetZeroDetection{LUN: l.ID, On: on})
 }
 
 func (s service) propose(ctx context.Context, c catalog.Change) error {

@@ -3,8 +3,11 @@ package node
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
+	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	"sanctuary/node/api"
 	"sanctuary/node/catalog"
@@ -29,9 +32,7 @@ func (s service) ChangeReplicas(ctx context.Context, ref string, change api.Repl
 }
 
 func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog.LUN, change placement.Change) (catalog.LUN, error) {
-	if run := s.n.replicas.get(l.ID); run != nil && run.volume != nil {
-		change.Bytes = run.volume.Usage().AllocatedBytes
-	}
+	change.Bytes = s.n.takes(ctx, l)
 	places, err := placement.Apply(m, s.reachable(), l, change)
 	if err != nil {
 		return l, api.Invalid("Change the request, or add what is missing.", "%v", err)
@@ -45,6 +46,50 @@ func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog
 		return l, problem(err)
 	}
 	return *result.LUN, nil
+}
+
+// methodTakes asks a node what its copy of a LUN takes in its pool: LUN ID → bytes, 8, big endian.
+const methodTakes = "lun.takes"
+
+// takes returns what a copy of the LUN takes now, in bytes, as a node that has a whole one says; if nobody can be asked, what it may come to take.
+func (n *Node) takes(ctx context.Context, l catalog.LUN) int64 {
+	for _, r := range l.Replicas {
+		if r.Witness {
+			continue
+		}
+		if r.Node == n.cfg.Node {
+			if bytes, err := n.takesHere(l.ID); err == nil {
+				return bytes
+			}
+			continue
+		}
+		within, cancel := context.WithTimeout(ctx, 2*time.Second)
+		answer, err := n.mux.Call(within, r.Node, methodTakes, []byte(l.ID))
+		cancel()
+		if err == nil && len(answer) == 8 {
+			return int64(binary.BigEndian.Uint64(answer))
+		}
+	}
+	return l.Geometry.Capacity.Bytes()
+}
+
+func (n *Node) serveTakes(_ context.Context, _ string, lun []byte) ([]byte, error) {
+	bytes, err := n.takesHere(string(lun))
+	if err != nil {
+		return nil, err
+	}
+	return binary.BigEndian.AppendUint64(nil, uint64(bytes)), nil
+}
+
+func (n *Node) takesHere(lun string) (int64, error) {
+	run := n.replicas.get(lun)
+	if run == nil || run.volume == nil {
+		return 0, errors.New("no data replica of this LUN runs here")
+	}
+	if st := run.group.Status(); st.Rebuilding || st.Failed != nil {
+		return 0, errors.New("the copy here is not whole")
+	}
+	return run.volume.Usage().AllocatedBytes, nil
 }
 
 // DrainNode implements api.Service.

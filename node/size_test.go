@@ -101,13 +101,13 @@ func TestSmallestAndLargestLUN(t *testing.T) {
 	c.ends(cl, "large", largest, false, 2, 3)
 }
 
-// Who says so gets a LUN of the largest size in pools of 256 MiB.
+// Who says so gets a LUN of the largest size in pools of 256 MiB, and its copies move to where there is room for what they take.
 func TestLargestLUNIsMade(t *testing.T) {
-	c := newCluster(t)
-	c.start("alpha", "beta", "witness")
+	c := newClusterOf(t, "alpha", "beta", "gamma", "witness")
+	c.start("alpha", "beta", "gamma", "witness")
 	cl := c.client()
 	spec := api.LUNSpec{Name: "large", SizeBytes: block.MaxVolumeBytes, Media: "file", Open: true}
-	if _, err := cl.CreateLUN(t.Context(), spec, 30*time.Second); err == nil || !strings.Contains(err.Error(), "--overcommit") {
+	if _, err := cl.CreateLUN(t.Context(), spec, 30*time.Second); err == nil || !strings.Contains(err.Error(), "MiB free") {
 		t.Errorf("unasked for: %v", err)
 	}
 	spec.Overcommit = true
@@ -115,4 +115,18 @@ func TestLargestLUNIsMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.ends(cl, "large", block.MaxVolumeBytes, true, 1, 2)
+	nodes := map[string]bool{"alpha": true, "beta": true, "gamma": true}
+	var from string
+	for _, r := range c.lun(cl, "large", api.LUN.Served).Replicas {
+		if delete(nodes, r.Node); r.Role == api.RoleData && !r.IsOwner {
+			from = r.Node
+		}
+	}
+	for to := range nodes {
+		if _, err := cl.ChangeReplicas(t.Context(), "large", api.ReplicaChange{Add: []string{to}, Remove: []string{from}}, 20*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.lun(cl, "large", func(l api.LUN) bool { return l.Health == api.HealthHealthy && l.Settled() })
+	c.ends(cl, "large", block.MaxVolumeBytes, false, 1, 2)
 }

@@ -406,7 +406,9 @@ func (g *Group) maintain() {
 		g.changing.Unlock()
 		g.askRoom(ctx)
 		if err == nil {
-			err = g.rest(ctx, &idle)
+			if err = g.rest(ctx, &idle); err != nil && !errors.Is(err, errUsed) {
+				g.log.Debug("does not fall quiet", "reason", err)
+			}
 		}
 		g.awake.Store(&err)
 		cancel()

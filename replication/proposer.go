@@ -262,15 +262,7 @@ func (p *proposer) send(parts []*part, id uint64) {
 		p.settled(id, block.ErrNotOwner)
 		return
 	}
-	var ops []block.Op
-	if len(parts) == 1 {
-		ops = parts[0].ops
-	} else {
-		for _, q := range parts {
-			ops = append(ops, q.ops...)
-		}
-	}
-	data, err := command.Encode(fence, id, ops)
+	data, err := command.Encode(fence, id, packed(parts))
 	if err != nil {
 		p.settled(id, err)
 		return
@@ -278,6 +270,25 @@ func (p *proposer) send(parts []*part, id uint64) {
 	// Nobody waits for the future: settled hears from the state machine what became of the entry, and if this node ceases to
 	// lead, endTerm gives up what is under way. (The library leaves futures unanswered when it is shut down, #498.)
 	inst.raft.ApplyLog(raft.Log{Data: data}, 0)
+}
+
+// packed are the operations of an entry. Zeros come last, for what they free is free only behind the entry: before an overwrite of the same chunk they would
+// have it take a new place, which a full pool does not have. What several parts change does not overlap.
+func packed(parts []*part) []block.Op {
+	if len(parts) == 1 {
+		return parts[0].ops
+	}
+	var ops []block.Op
+	for _, zeros := range []bool{false, true} {
+		for _, q := range parts {
+			for i := range q.ops {
+				if (q.ops[i].Kind == block.OpZero) == zeros {
+					ops = append(ops, q.ops[i])
+				}
+			}
+		}
+	}
+	return ops
 }
 
 // proposed says whether this node has encoded that entry and not yet seen its end.

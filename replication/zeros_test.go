@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -255,5 +256,24 @@ func BenchmarkWriteOps(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// In an entry that several writes share the zeros of one must not come before the data of another either.
+func TestZerosComeLastInAnEntry(t *testing.T) {
+	data := func(at int64) block.Op {
+		return block.Op{Kind: block.OpWrite, Range: block.BytesRange(at*block.Size, block.Size)}
+	}
+	zeros := func(at int64) block.Op {
+		return block.Op{Kind: block.OpZero, Range: block.BytesRange(at*block.Size, block.Size)}
+	}
+	got := packed([]*part{{ops: []block.Op{zeros(4)}}, {ops: []block.Op{data(0), zeros(1)}}, {ops: []block.Op{data(2)}}})
+	want := []block.Op{data(0), data(2), zeros(4), zeros(1)}
+	if !slices.EqualFunc(got, want, func(a, b block.Op) bool { return a.Kind == b.Kind && a.Range == b.Range }) {
+		t.Errorf("%+v", got)
+	}
+	one := []block.Op{data(0), zeros(1)}
+	if got := packed([]*part{{ops: one}}); len(got) != 2 || &got[0] != &one[0] {
+		t.Errorf("of one write: %+v", got)
 	}
 }

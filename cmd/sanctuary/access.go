@@ -138,7 +138,7 @@ stand by, and take no data.
 --zero-detect on stores blocks of 4 KiB that initiators write as zeros as unmapped ones: they take no space, and give back
 what they had, as UNMAP and WRITE SAME of zeros do. Reads return zeros as before. It holds for what is written from then on;
 off, the default, leaves what is unmapped so. A disk that a host zeroes in order to reserve its space (eager-zeroed thick) has
-none reserved then. Every node must run a program that knows it: an older one does not follow the catalog any more.`,
+none reserved then. Every node must run a program that knows it: an older one stops when it learns of it.`,
 		Example:           "  sanctuary lun set vm1 --non-optimized-paths on\n  sanctuary lun set vm1 --zero-detect on",
 		ValidArgsFunction: c.completeLUN,
 		RunE: func(cmd *cobra.Command, args []string) error {

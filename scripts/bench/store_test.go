@@ -83,7 +83,7 @@ func TestEngineDoesWhatIsMeasured(t *testing.T) {
 		t.Errorf("after reopening: %v, or other data", err)
 	}
 	out, err := e.overwrite(ctx)
-	if err != nil || out.Jobs[0].Write.TotalIOs != bytesOf/block.ChunkSize/2 {
+	if err != nil || out.Jobs[0].Write.TotalIOs != overwriteRounds*bytesOf/block.ChunkSize/2 {
 		t.Errorf("overwriting: %+v, %v", out, err)
 	}
 	allocated("overwritten", bytesOf)

@@ -13,7 +13,8 @@ import (
 // that was done is told all the same: who heard nothing of it would do it again, and find its own data there. To repeat any other write does no harm.
 func (r *request) finish(err error) (aborted bool) {
 	r.kept = err == nil && r.comparesAndWrites()
-	r.unsure = r.unsure || r.cmd != nil && r.cmd.once && errors.Is(err, block.ErrUnknown)
+	ended := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	r.unsure = r.unsure || r.cmd != nil && r.cmd.once && (errors.Is(err, block.ErrUnknown) || r.doubt && ended)
 	return r.end() && !r.kept
 }
 

@@ -184,7 +184,7 @@ func outcomeOf(err error, aborted bool, perBlock block.Count) error {
 	case errors.As(err, &corrupt):
 		return corruptSense(corrupt, perBlock)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		// Nobody here cancelled, so a deadline within the Backend ran out: the outcome is open.
+		// A deadline within the Backend ran out, or another unit took this one's place: the outcome is open.
 		return statusError(StatusBusy)
 	}
 	// block.ErrFailed and whatever has no name: the replica is broken, another path may do better.

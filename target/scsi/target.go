@@ -122,7 +122,7 @@ func (t *Target) put(ctx context.Context, lun uint16, u *Unit) error {
 		return r.unit == old && (gone || set.lookup(r.LUN) == old && next.lookup(r.LUN) != old)
 	}, end))
 	if errors.Is(err, errUnsure) {
-		err = nil // all have ended, and what became of one is its initiator's concern, which has lost the LUN
+		err = nil // all have ended, and what became of one is its initiator's concern
 	}
 	if err == nil {
 		old.part(t) // otherwise it stays found, for the tasks that have not ended yet

@@ -406,11 +406,9 @@ func (g *Group) maintain() {
 		g.changing.Unlock()
 		g.askRoom(ctx)
 		if err == nil {
-			if err = g.rest(ctx, &idle); err != nil && !errors.Is(err, errUsed) {
-				g.log.Debug("does not fall quiet", "reason", err)
-			}
+			err = g.rest(ctx, &idle)
 		}
-		g.awake.Store(&err)
+		g.noteAwake(err)
 		cancel()
 	}
 }

@@ -164,6 +164,14 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 	return nil
 }
 
+// noteAwake notes why the group is not quiet; nil: it is.
+func (g *Group) noteAwake(why error) {
+	g.awake.Store(&why)
+	if why != nil && !errors.Is(why, errUsed) {
+		g.log.Debug("not quiet", "reason", why)
+	}
+}
+
 // Why a group is not quiet.
 var (
 	errNeverQuiet = errors.New("it never falls quiet, by its timing or as a witness")

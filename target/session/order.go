@@ -28,28 +28,25 @@ const (
 // never is the number of a command that does not exist: no command is younger.
 const never = ^uint64(0)
 
-// oldest holds the numbers of the oldest commands for a LUN: of any, of those that are ORDERED, of those that wait for memory; and whether there is
-// one that is HEAD OF QUEUE, which counts as older than all.
-type oldest struct {
-	any, ordered, parked uint64
-	head                 bool
-}
+// oldest holds the numbers of the oldest commands for a LUN: of any, of those with an order, of those that wait for memory. One that is HEAD OF QUEUE
+// counts as older than all.
+type oldest struct{ any, barrier, parked uint64 }
 
 // oldest looks through the commands of the session; mu is held.
 func (s *Session) oldest(lun uint64) oldest {
-	o := oldest{any: never, ordered: never, parked: never}
+	o := oldest{never, never, never}
 	for _, c := range s.tasks {
 		if c.task.LUN != lun || c.manage != nil || c.refused != nil {
 			continue
 		}
 		order := c.order
-		switch c.attribute {
-		case attributeHeadOfQueue:
-			o.head, order = true, 0
-		case attributeOrdered:
-			o.ordered = min(o.ordered, order)
+		if c.attribute == attributeHeadOfQueue {
+			order = 0
 		}
 		o.any = min(o.any, order)
+		if c.attribute >= attributeOrdered {
+			o.barrier = min(o.barrier, order)
+		}
 		if c.phase == parked {
 			o.parked = min(o.parked, order)
 		}
@@ -60,8 +57,7 @@ func (s *Session) oldest(lun uint64) oldest {
 // holds says whether c is dormant among them. If it must not be, for the sake of one that waits for memory, it is refused.
 func (o oldest) holds(c *command) bool {
 	switch {
-	case c.attribute == attributeHeadOfQueue, c.attribute == attributeOrdered && o.any >= c.order,
-		c.attribute < attributeOrdered && o.ordered >= c.order && !o.head:
+	case c.attribute == attributeHeadOfQueue, c.attribute == attributeOrdered && o.any >= c.order, c.attribute < attributeOrdered && o.barrier >= c.order:
 		return false
 	case c.buffer != nil && o.parked < c.order:
 		c.refused = &refusal{status: scsi.StatusTaskSetFull}

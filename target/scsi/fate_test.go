@@ -152,6 +152,40 @@ func TestReservationOfUnknownFate(t *testing.T) {
 	}
 }
 
+// ABORT TASK is not answered FUNCTION COMPLETE while a PERSISTENT RESERVE OUT may yet be made, or may have been without anybody knowing.
+func TestAbortedReservationOfUnknownFate(t *testing.T) {
+	for name, c := range map[string]struct {
+		node   int
+		broken func(p *nodePair)
+		answer scsi.FunctionResponse
+	}{
+		"made":                      {0, func(*nodePair) {}, scsi.FunctionComplete},
+		"its own log does not tell": {0, func(p *nodePair) { p.cluster.Forget = func() bool { return true } }, scsi.FunctionRejected},
+		"no answer of the owner": {1, func(p *nodePair) {
+			p.links[1].Fault = func() scsitest.Fault { return scsitest.Fault{LoseAnswer: true} }
+		}, scsi.FunctionRejected},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newNodes(t, scsi.Standby, nil)
+				n := p.attach(c.node, "host")
+				p.takes(100 * time.Millisecond)
+				c.broken(p)
+				cdb, list := prout(reserve.Register, 0, 0, 7)
+				task := p.task(c.node, n, cdb, 0, list)
+				done := make(chan result, 1)
+				go func() { done <- p.execute(context.Background(), c.node, task) }()
+				time.Sleep(50 * time.Millisecond)
+				if r := p.targets[c.node].Manage(scsi.AbortTask, n, 0, task.Tag)(t.Context()); r != c.answer {
+					t.Errorf("answered %d, want %d", r, c.answer)
+				}
+				p.want(<-done, "aborted")
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
 // PREEMPT AND ABORT ends a COMPARE AND WRITE of which its node cannot say what became of it. Asked for again it is made once, and answered when
 // the owner has shown that nothing of the other can land any more.
 func TestPreemptAndAbortOfATaskOfUnknownFate(t *testing.T) {

@@ -71,14 +71,12 @@ func (n *nexusUnits) endTasks(u *Unit, with ending, but *request) (running []*re
 		switch {
 		case r == but:
 			continue
-		case r.unit == u && r.era <= with.era:
-			r.aborted = r.aborted || !with.busy
-		case !r.reaches(u):
+		case r.unit == u && r.era <= with.era && !with.busy:
+			r.meet(fateAborted)
+		case r.unit == u && r.era <= with.era, r.reaches(u): // a copy that only reaches u is no task of u
+			r.meet(fateAnswered)
+		default:
 			continue
-		}
-		r.cancel() // a copy that only reaches u is answered: it is no task of u
-		if r.done == nil {
-			r.done = make(chan struct{})
 		}
 		running = append(running, r)
 	}

@@ -224,6 +224,17 @@ const (
 	fateAborted       // they end soon, without one
 )
 
+// meet gives a running task its fate, and whoever waits for its end a channel. The caller holds the mutex of its nexus.
+func (r *request) meet(f fate) {
+	if f != fateOpen {
+		r.aborted = r.aborted || f == fateAborted
+		r.cancel()
+	}
+	if r.done == nil {
+		r.done = make(chan struct{})
+	}
+}
+
 // mark returns the running tasks that match, each with a done channel. match is called with the nexus' mutex held.
 func (t *Target) mark(match func(*Nexus, *request) bool, f fate) []*request {
 	var found []*request
@@ -235,13 +246,7 @@ func (t *Target) mark(match func(*Nexus, *request) bool, f fate) []*request {
 			if !match(n, r) {
 				continue
 			}
-			if f != fateOpen {
-				r.aborted = r.aborted || f == fateAborted
-				r.cancel()
-			}
-			if r.done == nil {
-				r.done = make(chan struct{})
-			}
+			r.meet(f)
 			found = append(found, r)
 		}
 		n.units.mu.Unlock()

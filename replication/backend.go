@@ -370,7 +370,7 @@ func (g *Group) Unmap(ctx context.Context, f block.Fence, rs []block.Range) erro
 				if err != nil {
 					return err
 				}
-				if isZero(op.Data) {
+				if block.AllZero(op.Data) {
 					// Nothing is left in the block: storing zeros would take space, of which there may be none.
 					op = block.Op{Kind: block.OpZero, Range: op.Range}
 				}

@@ -1,11 +1,6 @@
 package replication
 
-import (
-	"bytes"
-	"encoding/binary"
-
-	"sanctuary/blockstore/block"
-)
+import "sanctuary/blockstore/block"
 
 // Zero detection: blocks that an initiator writes as zeros are proposed as block.OpZero, which a copy of any program understands, since
 // UNMAP is nothing else. It reads back the same (LBPRZ=1); SBC-4 calls what happens to the blocks an autonomous LBA transition. Only WRITE
@@ -15,11 +10,6 @@ import (
 // row of its own in the entry. Of more the longest are taken, the others stored.
 const maxZeroRuns = 16
 
-// isZero says whether one block is all zeros. Most others give themselves away in their first word.
-func isZero(b []byte) bool {
-	return binary.LittleEndian.Uint64(b) == 0 && bytes.Equal(b, zeroBlock[:])
-}
-
 // zeroRun is a run of blocks that are all zeros, counted in blocks from the beginning of a write.
 type zeroRun struct{ start, end int }
 
@@ -28,11 +18,11 @@ func (r zeroRun) blocks() int { return r.end - r.start }
 // findZeros notes the longest runs of zeros in data, in order, and returns how many there are.
 func findZeros(data []byte, runs *[maxZeroRuns]zeroRun) (n int) {
 	for i, blocks := 0, len(data)/block.Size; i < blocks; i++ {
-		if !isZero(data[i*block.Size : (i+1)*block.Size]) {
+		if !block.AllZero(data[i*block.Size : (i+1)*block.Size]) {
 			continue
 		}
 		r := zeroRun{start: i}
-		for i++; i < blocks && isZero(data[i*block.Size:(i+1)*block.Size]); i++ {
+		for i++; i < blocks && block.AllZero(data[i*block.Size:(i+1)*block.Size]); i++ {
 		}
 		r.end = i // which is no zero: the loop goes on behind it
 		if n == len(runs) {

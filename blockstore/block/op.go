@@ -1,6 +1,7 @@
 package block
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -65,6 +66,18 @@ func AppendSums(dst []uint32, data []byte) []uint32 {
 		dst = append(dst, Sum(data[:Size]))
 	}
 	return dst
+}
+
+var zeros [Size]byte
+
+// AllZero says whether b, of any length, is nothing but zeros.
+func AllZero(b []byte) bool {
+	for ; len(b) > Size; b = b[Size:] {
+		if !bytes.Equal(b[:Size], zeros[:]) {
+			return false
+		}
+	}
+	return bytes.Equal(b, zeros[:len(b)])
 }
 
 // Check returns an error unless the op is well formed for a volume of the given capacity. It does not verify Sums.

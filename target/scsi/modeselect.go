@@ -3,6 +3,8 @@ package scsi
 import (
 	"encoding/binary"
 	"math/rand/v2"
+
+	"sanctuary/blockstore/block"
 )
 
 // Flags in byte 1 of MODE SELECT.
@@ -109,7 +111,7 @@ func (r *request) checkBlockDescriptor(d []byte, long bool) error {
 	if long {
 		blocks, length = have[:8], 12
 	}
-	if !allZero(d[:len(blocks)]) && string(d[:len(blocks)]) != string(blocks) || string(d[length:]) != string(have[length:]) {
+	if !block.AllZero(d[:len(blocks)]) && string(d[:len(blocks)]) != string(blocks) || string(d[length:]) != string(have[length:]) {
 		return senseInvalidList
 	}
 	return nil

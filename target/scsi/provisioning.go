@@ -99,21 +99,12 @@ func writeSame(r *request) error {
 	switch {
 	case err != nil:
 		return err
-	case allZero(pattern) && r.CDB[1]&wsUnmap != 0:
+	case block.AllZero(pattern) && r.CDB[1]&wsUnmap != 0:
 		return r.unit.cfg.Backend.Unmap(r.ctx, r.Fence, []block.Range{rng})
-	case allZero(pattern):
+	case block.AllZero(pattern):
 		return r.unit.cfg.Backend.WriteSame(r.ctx, r.Fence, rng, nil)
 	}
 	return r.unit.cfg.Backend.WriteSame(r.ctx, r.Fence, rng, pattern)
-}
-
-func allZero(b []byte) bool {
-	for _, v := range b {
-		if v != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // getLBAStatus is GET LBA STATUS (SBC-3 r36 §5.4): from the starting LBA on, which blocks are mapped, up to the end of the

@@ -256,8 +256,8 @@ func (s *schedules) alerts() []api.Alert {
 
 // SetSchedule implements api.SnapshotService.
 func (s service) SetSchedule(ctx context.Context, ref string, schedule api.Schedule) error {
-	return s.change(ctx, ref, func(id string) catalog.Change {
-		return &catalog.SetSchedule{LUN: id, Schedule: catalog.Schedule{
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change {
+		return &catalog.SetSchedule{LUN: l.ID, Schedule: catalog.Schedule{
 			Prefix: schedule.Prefix, Every: schedule.EverySeconds, Keep: schedule.Keep, Since: s.n.clock().Unix(),
 		}}
 	})
@@ -280,5 +280,5 @@ func (s service) RemoveSchedule(ctx context.Context, ref, prefix string) error {
 			return p
 		}
 	}
-	return s.change(ctx, ref, func(id string) catalog.Change { return &catalog.RemoveSchedule{LUN: id, Prefix: prefix} })
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change { return &catalog.RemoveSchedule{LUN: l.ID, Prefix: prefix} })
 }

@@ -76,18 +76,18 @@ func (s service) RemoveHost(ctx context.Context, name string, force bool) error 
 
 // GrantLUN implements api.Service.
 func (s service) GrantLUN(ctx context.Context, ref, host string, number *uint16) error {
-	return s.change(ctx, ref, func(id string) catalog.Change { return &catalog.GrantLUN{LUN: id, Host: host, Number: number} })
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change { return &catalog.GrantLUN{LUN: l.ID, Host: host, Number: number} })
 }
 
 // RevokeLUN implements api.Service.
 func (s service) RevokeLUN(ctx context.Context, ref, host string) error {
-	return s.change(ctx, ref, func(id string) catalog.Change { return &catalog.RevokeLUN{LUN: id, Host: host} })
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change { return &catalog.RevokeLUN{LUN: l.ID, Host: host} })
 }
 
 // OpenLUN implements api.Service.
 func (s service) OpenLUN(ctx context.Context, ref string, access api.LUNOpen) error {
-	return s.change(ctx, ref, func(id string) catalog.Change {
-		return &catalog.SetOpen{LUN: id, Open: access.Open, SinglePath: access.SinglePath}
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change {
+		return &catalog.SetOpen{LUN: l.ID, Open: access.Open, SinglePath: access.SinglePath}
 	})
 }
 
@@ -97,36 +97,28 @@ func (s service) ChangeLUN(ctx context.Context, ref string, change api.LUNChange
 		if *size <= 0 || *size%block.Size != 0 {
 			return api.Invalid("Round it up.", "size of %d bytes: use a multiple of %d", *size, block.Size)
 		}
-		if err := s.change(ctx, ref, func(id string) catalog.Change {
-			return &catalog.ResizeLUN{LUN: id, Capacity: block.CountOf(*size)}
+		if err := s.change(ctx, ref, func(l catalog.LUN) catalog.Change {
+			return &catalog.ResizeLUN{LUN: l.ID, Capacity: block.CountOf(*size)}
 		}); err != nil {
 			return err
 		}
 	}
 	if on := change.ZeroDetection; on != nil {
-		if err := s.setZeroDetection(ctx, ref, *on); err != nil {
+		if err := s.change(ctx, ref, func(l catalog.LUN) catalog.Change {
+			if l.ZeroDetection == *on {
+				return nil // a node with an older program would stop at it
+			}
+			return &catalog.SetZeroDetection{LUN: l.ID, On: *on}
+		}); err != nil {
 			return err
 		}
 	}
 	if change.NonOptimizedPaths == nil {
 		return nil
 	}
-	return s.change(ctx, ref, func(id string) catalog.Change {
-		return &catalog.SetNonOptimized{LUN: id, On: *change.NonOptimizedPaths}
+	return s.change(ctx, ref, func(l catalog.LUN) catalog.Change {
+		return &catalog.SetNonOptimized{LUN: l.ID, On: *change.NonOptimizedPaths}
 	})
-}
-
-// setZeroDetection leaves a LUN alone that has it so already: a node with an older program stops at the change.
-func (s service) setZeroDetection(ctx context.Context, ref string, on bool) error {
-	model, err := s.n.catalog.Barrier(ctx)
-	if err != nil {
-		return problem(err)
-	}
-	l, err := find(model, ref)
-	if err != nil || l.ZeroDetection == on {
-		return err
-	}
-	return s.propose(ctx, &catalog.SetZeroDetection{LUN: l.ID, On: on})
 }
 
 func (s service) propose(ctx context.Context, c catalog.Change) error {
@@ -134,8 +126,8 @@ func (s service) propose(ctx context.Context, c catalog.Change) error {
 	return problem(err)
 }
 
-// change proposes a change of the LUN that ref names, by its ID: the name may be given to another one meanwhile.
-func (s service) change(ctx context.Context, ref string, c func(id string) catalog.Change) error {
+// change proposes a change of the LUN that ref names, by its ID: the name may be given to another one meanwhile. nil: it is as it is to be.
+func (s service) change(ctx context.Context, ref string, of func(l catalog.LUN) catalog.Change) error {
 	m, err := s.n.catalog.Barrier(ctx)
 	if err != nil {
 		return problem(err)
@@ -144,5 +136,9 @@ func (s service) change(ctx context.Context, ref string, c func(id string) catal
 	if err != nil {
 		return err
 	}
-	return s.propose(ctx, c(l.ID))
+	c := of(l)
+	if c == nil {
+		return nil
+	}
+	return s.propose(ctx, c)
 }

@@ -282,9 +282,9 @@ func (c *ReplaceReplica) apply(m *Model, r *Result) error {
 	if c.Claim == "" {
 		return refuse(CodeInvalid, "replica %s: the proposal carries no claim", c.Old)
 	}
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	l.Replicas = slices.Clone(l.Replicas)
 	for i := range l.Replicas {
@@ -363,9 +363,9 @@ func bury(m *Model, id, node string) bool {
 }
 
 func (c *SetPreferred) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if !l.HasCopyOn(c.Node) {
 		return refuse(CodeInvalid, "node %q holds no data replica of LUN %q: choose one that does", c.Node, l.Name)

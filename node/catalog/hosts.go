@@ -94,9 +94,9 @@ func (c *RemoveHost) apply(m *Model, r *Result) error {
 }
 
 func (c *GrantLUN) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	h, ok := m.Hosts[c.Host]
 	if !ok {
@@ -160,9 +160,9 @@ func (m *Model) revoke(l LUN, host string) LUN {
 }
 
 func (c *RevokeLUN) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if _, granted := l.GrantTo(c.Host); !granted {
 		r.Changed, r.LUN = false, &l
@@ -174,9 +174,9 @@ func (c *RevokeLUN) apply(m *Model, r *Result) error {
 }
 
 func (c *SetOpen) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	a := l.access()
 	a.Open, a.SinglePath = c.Open, c.SinglePath && c.Open
@@ -189,27 +189,24 @@ func (c *SetOpen) apply(m *Model, r *Result) error {
 }
 
 func (c *SetNonOptimized) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
-	}
-	r.Changed = l.NonOptimized != c.On
-	l.NonOptimized = c.On
-	m.LUNs[l.ID] = l
-	m.needs(versionAccess)
-	r.LUN = &l
-	return nil
+	return m.set(r, c.LUN, versionAccess, func(l *LUN) *bool { return &l.NonOptimized }, c.On)
 }
 
 func (c *SetZeroDetection) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	return m.set(r, c.LUN, versionZeros, func(l *LUN) *bool { return &l.ZeroDetection }, c.On)
+}
+
+// set switches an attribute of a LUN on or off. It came with that version of the model.
+func (m *Model) set(r *Result, lun string, version uint64, attribute func(*LUN) *bool, on bool) error {
+	l, err := m.lun(lun)
+	if err != nil {
+		return err
 	}
-	r.Changed = l.ZeroDetection != c.On
-	l.ZeroDetection = c.On
+	a := attribute(&l)
+	r.Changed = *a != on
+	*a = on
 	m.LUNs[l.ID] = l
-	m.needs(versionZeros)
+	m.needs(version)
 	r.LUN = &l
 	return nil
 }

@@ -173,11 +173,20 @@ func sortedLUNs(m *Model) []LUN {
 	return out
 }
 
+// lun returns the LUN with an ID, or a refusal.
+func (m *Model) lun(id string) (LUN, error) {
+	l, ok := m.LUNs[id]
+	if !ok {
+		return LUN{}, refuse(CodeNotFound, "there is no LUN with ID %s", id)
+	}
+	return l, nil
+}
+
 // replica returns the LUN with a slice of replicas of its own, and the position of the one with that ID.
 func (m *Model) replica(lun, id string) (LUN, int, error) {
-	l, ok := m.LUNs[lun]
-	if !ok {
-		return LUN{}, 0, refuse(CodeNotFound, "there is no LUN with ID %s", lun)
+	l, err := m.lun(lun)
+	if err != nil {
+		return LUN{}, 0, err
 	}
 	i := slices.IndexFunc(l.Replicas, func(r Replica) bool { return r.ID == id })
 	if i < 0 {

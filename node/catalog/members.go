@@ -118,9 +118,9 @@ func (l LUN) Settled() bool {
 }
 
 func (c *SetReplicas) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	data, witnesses, err := m.checkPlaces(l.Name, c.Replicas)
 	if err != nil {
@@ -223,9 +223,9 @@ func (m *Model) prefer(l *LUN) {
 }
 
 func (c *ReplicaRemoved) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if slices.Contains(l.Left, c.Replica) {
 		r.Changed, r.LUN = false, &l

@@ -46,9 +46,9 @@ func (l LUN) RecoveredBy() (Recovery, bool) {
 
 func (c *RecoverLUN) apply(m *Model, r *Result) error {
 	rec := c.Recovery
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	for _, text := range []string{rec.By, rec.Why, rec.Lost, rec.Through} {
 		if len(text) > maxRecoveryText {

@@ -12,9 +12,9 @@ type ResizeLUN struct {
 func (*ResizeLUN) kind() string { return "resize_lun" }
 
 func (c *ResizeLUN) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if l.ReadOnly {
 		return refuse(CodeInvalid, "LUN %q is read-only: it keeps the size of the snapshot it shows", l.Name)

@@ -177,9 +177,9 @@ func (c *ReplicaCopied) apply(m *Model, r *Result) error {
 }
 
 func (c *DropSnapshot) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if err := checkSnapshotID(c.Snapshot); err != nil {
 		return err
@@ -213,9 +213,9 @@ func (s Schedule) Validate() error {
 const prefixCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 func (c *SetSchedule) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	if err := c.Schedule.Validate(); err != nil {
 		return err
@@ -245,9 +245,9 @@ func (c *SetSchedule) apply(m *Model, r *Result) error {
 }
 
 func (c *RemoveSchedule) apply(m *Model, r *Result) error {
-	l, ok := m.LUNs[c.LUN]
-	if !ok {
-		return refuse(CodeNotFound, "there is no LUN with ID %s", c.LUN)
+	l, err := m.lun(c.LUN)
+	if err != nil {
+		return err
 	}
 	left := slices.DeleteFunc(slices.Clone(l.Schedules), func(s Schedule) bool { return c.Prefix == "" || s.Prefix == c.Prefix })
 	r.Changed = len(left) < len(l.Schedules)

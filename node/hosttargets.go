@@ -49,15 +49,11 @@ func (h *hostTargets) get(host string) *scsi.Target {
 // hasSession says whether a session is in the target of a host that is granted the LUN, whichever unit stands for it there: while a copy
 // is started or stopped, that is not the replica's.
 func (h *hostTargets) hasSession(m *catalog.Model, lun string, session uint64) bool {
-	for _, host := range m.HostNames() {
-		if _, granted := m.LUNs[lun].GrantTo(host); !granted {
-			continue
-		}
-		if t := h.get(host); t != nil && t.HasSession(session) {
-			return true
-		}
-	}
-	return false
+	access := m.LUNs[lun].Access
+	return access != nil && slices.ContainsFunc(access.Grants, func(g catalog.Grant) bool {
+		t := h.get(g.Host)
+		return t != nil && t.HasSession(session)
+	})
 }
 
 // follow makes the targets what the catalog says, of the units that can be served on n (by LUN ID). It looks at both when its turn has

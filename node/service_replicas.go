@@ -32,7 +32,9 @@ func (s service) ChangeReplicas(ctx context.Context, ref string, change api.Repl
 }
 
 func (s service) changeReplicas(ctx context.Context, m *catalog.Model, l catalog.LUN, change placement.Change) (catalog.LUN, error) {
-	change.Bytes = s.n.takes(ctx, l)
+	if len(change.Add) > 0 {
+		change.Bytes = s.n.takes(ctx, l)
+	}
 	places, err := placement.Apply(m, s.reachable(), l, change)
 	if err != nil {
 		return l, api.Invalid("Change the request, or add what is missing.", "%v", err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
 
 	"sanctuary/blockstore"
 	"sanctuary/node/catalog"
@@ -393,9 +394,30 @@ func (s *replicas) close() error {
 	for _, key := range filling {
 		s.endFilling(key)
 	}
-	var err error
+	var (
+		all   errgroup.Group
+		errs  = make(chan error, len(runs))
+		began = time.Now()
+	)
+	all.SetLimit(endTogether)
 	for _, r := range runs {
-		err = errors.Join(err, s.end(r))
+		all.Go(func() error { errs <- s.end(r); return nil })
+	}
+	_ = all.Wait()
+	if took := time.Since(began); took > slowEnd {
+		s.n.log.Info("the LUNs' last checkpoints took long: the disk is slow, or busy with something else", "took", took.Round(time.Millisecond))
+	}
+	close(errs)
+	var err error
+	for e := range errs {
+		err = errors.Join(err, e)
 	}
 	return err
 }
+
+const (
+	// endTogether is how many replicas are ended at a time: each makes a checkpoint, and their syncs cost the disk little more than one.
+	endTogether = 16
+	// slowEnd is beyond what checkpoints take on a disk that is not busy.
+	slowEnd = 2 * time.Second
+)

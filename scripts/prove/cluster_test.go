@@ -29,6 +29,7 @@ import (
 const (
 	startTimeout = 60 * time.Second // for a cluster to serve its LUN, on a busy machine
 	healTimeout  = 60 * time.Second // for a copy to be in sync again
+	stopGrace    = 60 * time.Second // for a node to stop in order: 5 s, and a checkpoint on a disk that others may keep busy
 	pollEvery    = 25 * time.Millisecond
 	lunName      = "proof"
 )
@@ -67,6 +68,21 @@ type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended and err is set
 	err  error
+}
+
+// ends says whether it has ended by the time ctx ends.
+func (p *process) ends(ctx context.Context) bool {
+	select {
+	case <-p.done:
+		return true
+	case <-ctx.Done():
+	}
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // clusterSpec says what differs between campaigns.
@@ -292,12 +308,10 @@ func (c *cluster) stop(node string) {
 	c.t.Helper()
 	c.signal(node, syscall.SIGTERM)
 	p := c.process(node)
-	grace := time.NewTimer(20 * time.Second)
-	defer grace.Stop()
-	select {
-	case <-p.done:
-	case <-grace.C:
-		c.t.Fatalf("node %s did not stop in order within 20 s", node)
+	grace, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	if !p.ends(grace) {
+		c.t.Fatalf("node %s did not stop in order within %s", node, stopGrace)
 	}
 	c.mu.Lock()
 	delete(c.procs, node)
@@ -500,16 +514,14 @@ func (c *cluster) close() {
 		_ = p.cmd.Process.Signal(syscall.SIGCONT) // one that is still stopped would wait
 		_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	}
+	grace, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
 	for n, p := range c.procs {
-		grace := time.NewTimer(10 * time.Second)
-		select {
-		case <-p.done:
-		case <-grace.C:
-			c.t.Errorf("node %s did not stop in order within 10 s", n)
+		if !p.ends(grace) {
+			c.t.Errorf("node %s did not stop in order within %s", n, stopGrace)
 			_ = p.cmd.Process.Kill()
 			<-p.done
 		}
-		grace.Stop()
 	}
 	close(c.spawn)
 	c.api.Close()

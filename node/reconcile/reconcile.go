@@ -109,7 +109,9 @@ type work struct {
 
 const (
 	parallel     = 8                      // LUNs worked on at once
-	tick         = 2 * time.Second        // look even if nobody says that something has changed
+	tick         = 2 * time.Second        // look even if nobody says that something has changed; if that takes long, less often:
+	tickShare    = 200                    // it takes one part in so many of a processor
+	tickMost     = 30 * time.Second       // but is done so often
 	restMost     = time.Second            // between two looks, if each takes long
 	firstRetry   = 250 * time.Millisecond // doubled with each failure
 	lastRetry    = 30 * time.Second       //
@@ -151,9 +153,13 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		next, short := r.round(ctx, model, slots, &wg)
 		// A round looks at every LUN. When many of them change owners, each change wakes this, and there would be no end of rounds: they take
 		// a fifth of one processor at most, unless steps wait for those before them.
-		rest := min(5*time.Since(began), restMost)
-		if short {
+		took := time.Since(began)
+		rest := min(5*took, restMost)
+		switch {
+		case short:
 			rest = 0
+		case next == tick: // nothing is to be tried again
+			next = min(max(tick, tickShare*took), tickMost)
 		}
 		timer := time.NewTimer(max(next, rest))
 		select {

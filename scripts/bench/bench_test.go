@@ -118,8 +118,8 @@ func TestFloorIsMeasured(t *testing.T) {
 	if err := f.add(dir); err != nil {
 		t.Fatal(err)
 	}
-	if len(f.sync) != floorRounds || median(f.sync) <= 0 {
-		t.Errorf("%d syncs: %v", len(f.sync), &f)
+	if len(f.sync) != floorRounds || median(f.sync) <= 0 || len(f.trips) != floorRounds || median(f.trips) <= 0 {
+		t.Errorf("%d syncs, %d trips: %v", len(f.sync), len(f.trips), &f)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("it left %v, %v", left, err)

@@ -88,6 +88,7 @@ type Group struct {
 	gate        *witness.Gate // only while this node leads
 	gateTerm    uint64
 	gateMove    chan struct{} // closed and replaced when the gate's limit may have changed
+	linkMove    chan struct{} // the same when a connection has come or gone, or this node no longer leads
 	match       map[raft.ServerID]uint64
 	heard       map[raft.ServerID]time.Time // when a member last took entries
 	heardCommit map[raft.ServerID]uint64    // the newest commit index a member has been told and has answered
@@ -164,7 +165,7 @@ func open(host *Host, cfg Config) (*Group, error) {
 		promise: newPromise(cfg.Timing.Promise, time.Now()),
 		members: map[raft.ServerID]Member{}, match: map[raft.ServerID]uint64{}, heard: map[raft.ServerID]time.Time{}, heardCommit: map[raft.ServerID]uint64{}, down: map[string]time.Time{}, out: map[raft.ServerID]time.Time{},
 		contacts: map[raft.ServerID]time.Time{}, opened: time.Now(),
-		needs: map[raft.ServerID]bool{}, claimed: map[raft.ServerID]time.Time{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}),
+		needs: map[raft.ServerID]bool{}, claimed: map[raft.ServerID]time.Time{}, checkpointDue: make(chan struct{}, 1), reclaimDue: make(chan struct{}, 1), gateMove: make(chan struct{}), linkMove: make(chan struct{}),
 	}
 	g.scrub.wake, g.scrub.peers = make(chan struct{}, 1), map[raft.ServerID]ScrubStatus{}
 	if cfg.View.Index > 0 {

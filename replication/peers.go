@@ -89,7 +89,11 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		return errWitnessSilent
 	}
 	if isHeartbeat(req) {
-		p.skipBeats(id, req.Term)
+		if p.skipBeats(id, req.Term) {
+			*resp = raft.AppendEntriesResponse{RPCHeader: req.RPCHeader, Term: req.Term, Success: true}
+			return nil
+		}
+		p.awaitLink(target, req.Term)
 		sent := time.Now()
 		err := p.inner.AppendEntries(id, target, req, resp)
 		if err == nil && resp.Success && resp.Term == req.Term {
@@ -119,13 +123,34 @@ const linkWait = 10 * time.Second
 // a node that was away for a minute would not be heard of for so long after its return. Waiting here instead, there are few
 // failures, and its return is noticed at once.
 func (p *peers) awaitLink(node raft.ServerAddress, term uint64) {
-	for deadline := time.Now().Add(linkWait); !p.g.host.mux.Up(string(node)) && p.g.termLed() == term && time.Now().Before(deadline); {
+	timer := time.NewTimer(linkWait)
+	defer timer.Stop()
+	for {
+		moved := p.g.linkMoves() // before looking
+		if p.g.host.mux.Up(string(node)) || p.g.termLed() != term {
+			return
+		}
 		select {
+		case <-moved:
+		case <-timer.C:
+			return
 		case <-p.closed:
 			return
-		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// linkMoves returns a channel that is closed when a connection has come or gone, or this node no longer leads.
+func (g *Group) linkMoves() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.linkMove
+}
+
+// moveLinksLocked wakes who waits for such a change.
+func (g *Group) moveLinksLocked() {
+	close(g.linkMove)
+	g.linkMove = make(chan struct{})
 }
 
 // forWitness shortens req, in place, to what the witness may have now, and returns it without payloads. In place, because

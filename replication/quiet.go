@@ -27,8 +27,10 @@ import (
 //     owner counts nothing for this LUN. The details are at voucher and vouchee; TestVouchedLeaseEndsBeforeAnyMajorityIsFree.
 //   - Elections. When the owner's node falls silent nothing is made any more, and the timers, and what shortens them (PeerLink),
 //     run as they do for a LUN that is in use. So a quiet LUN is taken over as fast as any other.
-//   - What a quiet LUN skips is known to change nothing: it falls quiet only while all members vote, every copy is in sync, and
-//     each has said that its log ends where the owner's does and that it knows all of it to be committed.
+//   - What a quiet LUN skips is known to change nothing: it falls quiet only while all members vote, and every one whose node can be
+//     reached has said that its log ends where the owner's does and that it knows all of it to be committed, and is in sync if it is
+//     a copy. A member whose node cannot be reached would hear nothing anyway; it ends the quiet by coming back, and cannot be elected
+//     meanwhile, for those who are quiet are a quorum and have promised.
 //
 // The first entry that the owner's Raft stores wakes it, before it is on disk, and goes out at once: there is nothing to be agreed
 // on first. Reads do not wake it. Followers hear of its waking afterwards; until then they count both real heartbeats and vouches.
@@ -57,6 +59,7 @@ type quiet struct {
 	term  uint64
 	last  uint64 // where every log ends
 	peers []quietPeer
+	away  []string // nodes of the members that cannot be reached
 	// since is when the vouchers had it: of one sent before, the answer may not say that the LUN is missing there.
 	since time.Time
 	done  chan struct{} // closed when it ends
@@ -70,6 +73,8 @@ type quietPeer struct {
 	vouch *voucher
 	// bears says that this member's answers are what keeps Raft here from stepping down; it needs a quorum's.
 	bears bool
+	// beats has one for each time this member's node has been heard, if it bears and there is no pipeline to tell Raft by; capacity 1.
+	beats chan struct{}
 }
 
 // sent is when the newest vouch that counts for this LUN had been sent to a member's node; zero if there is none.
@@ -132,15 +137,16 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 		return fmt.Errorf("the journal ends at entry %d, Raft's log at %d, committed are %d and applied %d", last, end, commit, applied)
 	}
 	members := g.voters(inst)
-	if err := g.inStep(inst, members, last); err != nil {
+	here, away := g.reachable(members)
+	if err := g.inStep(inst, members, here, last); err != nil {
 		return err
 	}
 	var l raft.Log
 	if err := g.cfg.Journal.Head(last, &l); err != nil {
 		return err
 	}
-	q := &quiet{token: rand.Uint64(), term: t.term, last: last, done: make(chan struct{})}
-	for _, m := range members {
+	q := &quiet{token: rand.Uint64(), term: t.term, last: last, away: away, done: make(chan struct{})}
+	for _, m := range here {
 		v, err := g.host.askQuiet(ctx, m.Node, quietRequest{
 			Version: 1, LUN: g.cfg.LUN, Epoch: g.cfg.Epoch, Owner: g.cfg.Self.ID, Member: m.ID,
 			Token: q.token, Term: q.term, Last: last, LastTerm: l.Term,
@@ -149,7 +155,11 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 			q.forget()
 			return fmt.Errorf("%s: %w", m.ID, err)
 		}
-		q.peers = append(q.peers, quietPeer{id: m.ID, vouch: v, bears: bears(len(q.peers), members)})
+		p := quietPeer{id: m.ID, vouch: v, bears: bears(len(q.peers), members)}
+		if p.bears && m.Witness {
+			p.beats = make(chan struct{}, 1)
+		}
+		q.peers = append(q.peers, p)
 	}
 	for _, p := range q.peers {
 		p.vouch.add(q.token, g)
@@ -157,7 +167,7 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 	q.beat.Term, q.answer = q.term, raft.AppendEntriesResponse{Term: q.term, LastLog: last, Success: true}
 	q.since = time.Now()
 	g.quiet.Store(q)
-	if g.storing.Load() != begun || g.tenure.Load() != t || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term || g.running() != inst {
+	if g.storing.Load() != begun || g.tenure.Load() != t || g.anyUp(away) || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term || g.running() != inst {
 		g.wake()
 		return errUsed
 	}
@@ -178,8 +188,23 @@ var (
 	errUsed       = errors.New("it was used a moment ago, or its owner has changed")
 )
 
-// bears says whether the i-th of the other members is among those that make a quorum with this one.
+// bears says whether the i-th of the other members that can be reached is among those that make a quorum with this one.
 func bears(i int, members []Member) bool { return i < (len(members)+1)/2 }
+
+// reachable returns those of the members whose nodes can be reached, and the nodes of the others.
+func (g *Group) reachable(members []Member) (here []Member, away []string) {
+	for _, m := range members {
+		if g.host.mux.Up(m.Node) {
+			here = append(here, m)
+		} else {
+			away = append(away, m.Node)
+		}
+	}
+	return here, away
+}
+
+// anyUp says whether one of the nodes can be reached.
+func (g *Group) anyUp(nodes []string) bool { return slices.ContainsFunc(nodes, g.host.mux.Up) }
 
 // forget takes the spell's name off the nodes.
 func (q *quiet) forget() {
@@ -221,20 +246,32 @@ func (g *Group) voters(inst *instance) []Member {
 	return out
 }
 
-// inStep returns nil if the members are all there are, and each has all of the log, as far as this owner has heard; else what is missing.
-func (g *Group) inStep(inst *instance, members []Member, last uint64) error {
+// inStep returns nil if the members are all there are, and each that can be reached has all of the log, as far as this owner has heard; else what
+// is missing. A copy that cannot be reached must have been given up.
+func (g *Group) inStep(inst *instance, members, here []Member, last uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.gate == nil || len(members) == 0 || len(g.parked) > 0 || len(g.rebuild.orders) > 0 || g.rebuild.running {
 		return fmt.Errorf("%d of %d other members vote, %d entries wait for a copy, %d copies are to be rebuilt", len(members), len(g.members)-1, len(g.parked), len(g.rebuild.orders))
 	}
-	for i, m := range members {
+	if bears(len(here), members) {
+		return fmt.Errorf("%d of %d other members can be reached: no quorum", len(here), len(members))
+	}
+	for _, m := range members {
+		level := witness.InSync
+		if !m.Witness {
+			level = g.gate.Level(string(m.ID))
+		}
+		i := slices.IndexFunc(here, func(o Member) bool { return o.ID == m.ID })
 		switch {
-		case bears(i, members) && inst.peers.pipe(m.ID) == nil:
+		case i < 0 && !m.Witness && level != witness.Out:
+			return fmt.Errorf("%s: it cannot be reached and has not been given up yet", m.ID)
+		case i < 0:
+		case bears(i, members) && !m.Witness && inst.peers.pipe(m.ID) == nil:
 			return fmt.Errorf("%s: there is no pipeline to it", m.ID)
 		case g.match[m.ID] != last:
 			return fmt.Errorf("%s: it has acknowledged entry %d of %d", m.ID, g.match[m.ID], last)
-		case g.needs[m.ID] || !m.Witness && g.gate.Level(string(m.ID)) != witness.InSync:
+		case g.needs[m.ID] || level != witness.InSync:
 			return fmt.Errorf("%s: it is not in sync", m.ID)
 		}
 	}
@@ -274,14 +311,21 @@ func (g *Group) leased(term uint64, now time.Time) bool {
 	return g.lease.vouched(term, now, q) && g.quiet.Load() == q || g.lease.valid(term, now)
 }
 
-// skipBeats waits while the group is quiet: its heartbeats are not sent.
-func (p *peers) skipBeats(id raft.ServerID, term uint64) {
-	if q := p.g.quiet.Load(); q != nil && q.term == term && q.peer(id) != nil {
+// skipBeats waits while the group is quiet: its heartbeats are not sent. It returns true if the member's node has been heard instead.
+func (p *peers) skipBeats(id raft.ServerID, term uint64) (heard bool) {
+	q := p.g.quiet.Load()
+	if q == nil || q.term != term {
+		return false
+	}
+	if m := q.peer(id); m != nil {
 		select {
+		case <-m.beats: // nil, for ever, of one that Raft hears of by its pipeline, or need not
+			return true
 		case <-q.done:
 		case <-p.closed:
 		}
 	}
+	return false
 }
 
 // contact tells Raft that a member whose node has just answered a vouch has been heard.
@@ -291,112 +335,18 @@ func (g *Group) contact(v *voucher) {
 		return
 	}
 	for _, m := range q.peers {
-		if m.bears && m.vouch == v {
-			if pipe := inst.peers.pipe(m.id); pipe != nil {
-				pipe.contact(q)
+		if !m.bears || m.vouch != v {
+			continue
+		}
+		if m.beats != nil {
+			select {
+			case m.beats <- struct{}{}:
+			default:
 			}
+		} else if pipe := inst.peers.pipe(m.id); pipe != nil {
+			pipe.contact(q)
 		}
 	}
-}
-
-// withhold keeps a request that would tell a member only what it knows until there is something to tell, and then answers it in the
-// member's place. Raft sends such requests every Timing.Commit; of a group that is not quiet one a second goes out. false: it has to be
-// sent.
-func (p *peers) withhold(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) bool {
-	g := p.g
-	if len(req.Entries) > 0 || req.PrevLogEntry != req.LeaderCommitIndex || !g.told(id, req) {
-		return false
-	}
-	l := g.lull.Load()
-	if l == nil {
-		l = &lull{done: make(chan struct{})}
-		if !g.lull.CompareAndSwap(nil, l) {
-			return false
-		}
-	}
-	// Looked at after the lull is seen by whoever stores an entry.
-	if last, err := g.cfg.Journal.LastIndex(); err != nil || last != req.PrevLogEntry || g.storing.Load() != g.stored.Load() {
-		return false
-	}
-	var pause <-chan time.Time
-	if q := g.quiet.Load(); q == nil || q.last != req.PrevLogEntry {
-		timer := time.NewTimer(holdFor)
-		defer timer.Stop()
-		pause = timer.C
-	}
-	select {
-	case <-l.done:
-	case <-p.closed:
-	case <-pause:
-		return false
-	}
-	*resp = raft.AppendEntriesResponse{RPCHeader: req.RPCHeader, Term: req.Term, LastLog: req.PrevLogEntry, Success: true}
-	return true
-}
-
-// lull is the time in which nothing is stored.
-type lull struct{ done chan struct{} }
-
-// endLull lets go of what is held.
-func (g *Group) endLull() {
-	if l := g.lull.Load(); l != nil && g.lull.CompareAndSwap(l, nil) {
-		close(l.done)
-	}
-}
-
-// told says whether a member has answered all that req would tell it, in this term.
-func (g *Group) told(id raft.ServerID, req *raft.AppendEntriesRequest) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.gate != nil && g.gateTerm == req.Term && g.match[id] == req.PrevLogEntry && g.heardCommit[id] == req.LeaderCommitIndex
-}
-
-// holding is a pipeline that holds what a quiet group need not send.
-type holding struct {
-	raft.AppendPipeline
-	p  *peers
-	id raft.ServerID
-}
-
-// pipe returns the pipeline to a member, nil if there is none.
-func (p *peers) pipe(id raft.ServerID) *holding {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.pipes[id]
-}
-
-func (h *holding) Close() error {
-	h.p.mu.Lock()
-	if h.p.pipes[h.id] == h {
-		delete(h.p.pipes, h.id)
-	}
-	h.p.mu.Unlock()
-	err := h.AppendPipeline.Close()
-	if a, ok := h.AppendPipeline.(interface{ Answer(raft.AppendFuture) }); ok {
-		a.Answer(&quiet{}) // no success: see raftLog
-	}
-	return err
-}
-
-// contact gives Raft an answer to a heartbeat that was not sent. Answers on a pipeline are what it takes as contact without a timer of
-// its own.
-func (h *holding) contact(q *quiet) {
-	if a, ok := h.AppendPipeline.(interface{ Answer(raft.AppendFuture) }); ok {
-		a.Answer(q)
-	}
-}
-
-// A quiet is its own answered heartbeat: it implements raft.AppendFuture.
-func (q *quiet) Error() error                          { return nil }
-func (q *quiet) Start() time.Time                      { return q.since }
-func (q *quiet) Request() *raft.AppendEntriesRequest   { return &q.beat }
-func (q *quiet) Response() *raft.AppendEntriesResponse { return &q.answer }
-
-func (h *holding) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if h.p.withhold(h.id, req, resp) {
-		return nil, nil // Raft takes its answers from Consumer and does not look at this one
-	}
-	return h.AppendPipeline.AppendEntries(req, resp)
 }
 
 // stillness returns a channel that is closed when the group is no longer quiet, or nil if it is not.
@@ -408,6 +358,13 @@ func (g *Group) stillness() <-chan struct{} {
 		return h.done
 	}
 	return nil
+}
+
+// linkBack ends a quiet that does without the members on a node which can be reached again.
+func (g *Group) linkBack(node string) {
+	if q := g.quiet.Load(); q != nil && slices.Contains(q.away, node) {
+		g.wake()
+	}
 }
 
 // linkLost ends a quiet that rests on a node which cannot be reached.
@@ -427,7 +384,7 @@ func (g *Group) linkLost(node string) {
 
 // checkQuiet ends a quiet that has lost its ground unnoticed, and says whether the group is quiet.
 func (g *Group) checkQuiet(inst *instance, now time.Time) bool {
-	if q := g.quiet.Load(); q != nil && (inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != q.term || inst.raft.LastIndex() != q.last) {
+	if q := g.quiet.Load(); q != nil && (g.anyUp(q.away) || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != q.term || inst.raft.LastIndex() != q.last) {
 		g.wake()
 	}
 	if h := g.hushed.Load(); h != nil && (inst.raft.State() != raft.Follower || inst.raft.CurrentTerm() != h.term || h.by.stale(now)) {

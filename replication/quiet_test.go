@@ -8,6 +8,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
+
+	"sanctuary/blockstore"
 )
 
 // Rule L with vouches in the heartbeats' place: whenever the owner's lease is valid, no majority is free to elect another, whatever
@@ -357,6 +359,97 @@ func TestQuietLUNsAreTakenOver(t *testing.T) {
 	}
 	for i := range luns {
 		f.write(i)
+	}
+}
+
+// A LUN is quiet without a node that cannot be reached, whatever it had of the LUN: else what a dead node costs the others is more than what it did.
+func TestQuietWithoutANode(t *testing.T) {
+	f := quietFleet(t, 3)
+	f.stop("a")
+	f.served()
+	for round := range 2 {
+		for i := range f.luns {
+			f.write(i)
+		}
+		f.quiet()
+		for i := range f.luns {
+			if q := f.owner(i).quiet.Load(); q != nil && (len(q.peers) != 1 || !q.peers[0].bears || len(q.away) != 1 || q.away[0] != "a") {
+				t.Fatalf("round %d, LUN %d: %+v", round, i, q)
+			}
+		}
+	}
+	for i := range f.luns {
+		for attempt := 0; !f.staysQuiet(i); attempt++ {
+			if attempt == 10 {
+				t.Fatalf("LUN %d does not stay quiet", i)
+			}
+			f.quiet()
+		}
+	}
+}
+
+// What was away ends the quiet by coming back, is brought up to date, and is quiet with the others.
+func TestQuietEndsWhenANodeComesBack(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	for _, node := range []string{"w", "copy"} {
+		owner := c.owner()
+		if node == "copy" {
+			node = map[string]string{"a": "b", "b": "a"}[owner]
+		}
+		g := c.group(owner)
+		c.stop(node)
+		if err := c.write(ctx, 1, 1); err != nil {
+			t.Fatal(err)
+		}
+		var q *quiet
+		eventually(t, "the LUN is quiet without "+node, func() bool { q = g.quiet.Load(); return q != nil })
+		if len(q.peers) != 1 || len(q.away) != 1 || q.away[0] != node {
+			t.Fatalf("without %s: %+v", node, q)
+		}
+		c.start(node, false)
+		select {
+		case <-q.done:
+		case <-ctx.Done():
+			t.Fatalf("%s is back, and nobody speaks to it", node)
+		}
+		eventually(t, "all is whole, and quiet", func() bool {
+			q := c.group(c.owner()).quiet.Load()
+			return q != nil && len(q.peers) == 2 && len(q.away) == 0 && c.group(c.owner()).Status().Health == HealthHealthy
+		})
+	}
+}
+
+// Without a quorum that can be reached, or with a copy that has not been given up yet, there is no quiet.
+func TestQuietNeedsAQuorum(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	g.wake()
+	inst := g.running()
+	last := inst.raft.LastIndex()
+	members := g.voters(inst)
+	if err := g.inStep(inst, members, members, last); err != nil {
+		t.Fatalf("all in step: %v", err)
+	}
+	copyOf, other := members[0], members[1]
+	if copyOf.Witness || !other.Witness {
+		t.Fatalf("members are %+v", members)
+	}
+	for name, here := range map[string][]Member{"nobody": nil, "the witness, and a copy that may be back in a moment": {other}} {
+		if err := g.inStep(inst, members, here, last); err == nil {
+			t.Errorf("%s: in step", name)
+		}
+	}
+	if err := g.inStep(inst, members, []Member{copyOf}, last); err != nil {
+		t.Errorf("without the witness: %v", err)
+	}
+	g.mu.Lock()
+	g.gate.Link(string(copyOf.ID), false, time.Now().Add(-time.Minute))
+	g.gate.Tick(last, time.Now())
+	g.mu.Unlock()
+	if err := g.inStep(inst, members, []Member{other}, last); err != nil {
+		t.Errorf("with the witness, the copy given up: %v", err)
 	}
 }
 

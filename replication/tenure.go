@@ -130,6 +130,7 @@ func (g *Group) endTenure() {
 	t := g.tenure.Swap(nil)
 	g.gate, g.gateTerm = nil, 0
 	g.moveGateLocked()
+	g.moveLinksLocked()
 	g.mu.Unlock()
 	g.lease.end()
 	if t != nil {
@@ -314,10 +315,13 @@ func (g *Group) settleOpen(inst *instance) {
 func (g *Group) PeerLink(node string, up bool) {
 	now := time.Now()
 	inst := g.running()
-	if !up {
+	if up {
+		g.linkBack(node)
+	} else {
 		g.linkLost(node)
 	}
 	g.mu.Lock()
+	g.moveLinksLocked()
 	if up {
 		delete(g.down, node)
 	} else {

@@ -130,6 +130,10 @@ func TestErrorOfTheDiskTakesOneReplicaOutAndNothingElse(t *testing.T) {
 			if n := devs[node].after.Load(); n != 0 {
 				t.Errorf("the disk was asked %d times after it had failed", n)
 			}
+			eventually(t, "the LUN is quiet without it", func() bool {
+				q := c.group(healthy).quiet.Load()
+				return q != nil && len(q.peers) == 1 && q.peer(c.member(node).ID) == nil && len(q.away) == 0
+			})
 			// The process starts again with a disk that is well: the copy catches up.
 			c.stop(node)
 			c.start(node, false)

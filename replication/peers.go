@@ -98,6 +98,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		err := p.inner.AppendEntries(id, target, req, resp)
 		if err == nil && resp.Success && resp.Term == req.Term {
 			p.g.lease.renew(id, req.Term, sent)
+			p.g.memberBack(id)
 		}
 		p.g.noteRefused(err)
 		return err
@@ -285,6 +286,9 @@ func (g *Group) replied(id raft.ServerID, req *raft.AppendEntriesRequest, resp *
 // answered notes a replica's answer to entries this owner sent.
 func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
 	g.noteAnswer(id, req, resp, err)
+	if err == nil && resp.Success {
+		g.memberBack(id)
+	}
 	g.noteRefused(err)
 	g.releaseParked()
 }

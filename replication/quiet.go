@@ -29,8 +29,8 @@ import (
 //     run as they do for a LUN that is in use. So a quiet LUN is taken over as fast as any other.
 //   - What a quiet LUN skips is known to change nothing: it falls quiet only while all members vote, and every one whose node can be
 //     reached has said that its log ends where the owner's does and that it knows all of it to be committed, and is in sync if it is
-//     a copy. A member whose node cannot be reached would hear nothing anyway; it ends the quiet by coming back, and cannot be elected
-//     meanwhile, for those who are quiet are a quorum and have promised.
+//     a copy. A member whose node cannot be reached would hear nothing anyway, and one whose storage has failed is still sent all there
+//     is; it ends the quiet by coming back, and cannot be elected meanwhile, for those who are quiet are a quorum and have promised.
 //
 // The first entry that the owner's Raft stores wakes it, before it is on disk, and goes out at once: there is nothing to be agreed
 // on first. Reads do not wake it. Followers hear of its waking afterwards; until then they count both real heartbeats and vouches.
@@ -59,7 +59,7 @@ type quiet struct {
 	term  uint64
 	last  uint64 // where every log ends
 	peers []quietPeer
-	away  []string // nodes of the members that cannot be reached
+	away  []string // nodes that cannot be reached, of other members
 	// since is when the vouchers had it: of one sent before, the answer may not say that the LUN is missing there.
 	since time.Time
 	done  chan struct{} // closed when it ends
@@ -191,13 +191,14 @@ var (
 // bears says whether the i-th of the other members that can be reached is among those that make a quorum with this one.
 func bears(i int, members []Member) bool { return i < (len(members)+1)/2 }
 
-// reachable returns those of the members whose nodes can be reached, and the nodes of the others.
+// reachable returns those of the members that can be: their nodes, and their storage has not failed. away are the nodes that cannot.
 func (g *Group) reachable(members []Member) (here []Member, away []string) {
 	for _, m := range members {
-		if g.host.mux.Up(m.Node) {
-			here = append(here, m)
-		} else {
+		switch {
+		case !g.host.mux.Up(m.Node):
 			away = append(away, m.Node)
+		case !g.saidOut(m.ID):
+			here = append(here, m)
 		}
 	}
 	return here, away
@@ -363,6 +364,13 @@ func (g *Group) stillness() <-chan struct{} {
 // linkBack ends a quiet that does without the members on a node which can be reached again.
 func (g *Group) linkBack(node string) {
 	if q := g.quiet.Load(); q != nil && slices.Contains(q.away, node) {
+		g.wake()
+	}
+}
+
+// memberBack ends a quiet that does without a member which has answered.
+func (g *Group) memberBack(id raft.ServerID) {
+	if q := g.quiet.Load(); q != nil && q.peer(id) == nil {
 		g.wake()
 	}
 }

@@ -421,6 +421,25 @@ func TestQuietEndsWhenANodeComesBack(t *testing.T) {
 	}
 }
 
+// A copy that was out and answers ends the quiet by that, on a connection that was there all the time, and is one of those that are quiet then.
+func TestQuietEndsWhenACopyAnswersAgain(t *testing.T) {
+	f := quietFleet(t, 1)
+	g := f.owner(0)
+	g.wake()
+	inst := g.running()
+	id := g.voters(inst)[0].ID
+	long := time.Now().Add(-time.Minute)
+	g.mu.Lock()
+	g.out[id] = long
+	g.gate.Link(string(id), false, long)
+	g.gate.Tick(inst.raft.LastIndex(), time.Now())
+	g.mu.Unlock()
+	eventually(t, "it is quiet with the others", func() bool { q := g.quiet.Load(); return q != nil && q.peer(id) != nil })
+	if g.saidOut(id) {
+		t.Error("it counts as out, and has answered")
+	}
+}
+
 // Without a quorum that can be reached, or with a copy that has not been given up yet, there is no quiet.
 func TestQuietNeedsAQuorum(t *testing.T) {
 	f := quietFleet(t, 1)

@@ -36,6 +36,7 @@ type aimed struct {
 // lateAims come behind everything else, in one of lateOneIn seeds, drawn from a stream of their own: so one more of them leaves what seeds do before as it was.
 var lateAims = []aimed{
 	{"a transfer that has failed arrives late", func(s shape) bool { return severalVoters(s) && severalCopies(s) }, (*world).transferredLate},
+	{"a LUN is quiet without a member", severalVoters, (*world).quietWithout},
 }
 
 const lateOneIn = 4
@@ -254,7 +255,7 @@ func (w *world) lateAnswers(owner *process) {
 	w.pass(w.between(time.Second, 3*time.Second))
 }
 
-// quietWithin is how long after the last write a LUN that is whole falls quiet at the latest.
+// quietWithin is how long after the last write a LUN falls quiet at the latest, from when it is whole.
 const quietWithin = 15 * time.Second
 
 // quietened (rules L and F): the LUN has fallen quiet, so that its heartbeats are vouches for the node, and then its owner is cut off, or lost, or
@@ -262,9 +263,19 @@ const quietWithin = 15 * time.Second
 func (w *world) quietened(owner *process) {
 	w.hushed.Store(true)
 	defer w.hushed.Store(false)
-	if !w.await(quietWithin, func() bool { return owner.group.Status().Quiet }) {
-		if w.owner() == owner && w.redundant() {
-			w.h.violation("nobody has written for %v, and the LUN is not quiet: %s", quietWithin, w.standing())
+	whole, quiet := time.Now(), false
+	tooLong := func() bool { return time.Since(whole) >= quietWithin }
+	w.await(4*quietWithin, func() bool {
+		if w.owner() != owner || !w.redundant() { // a copy that fell behind under the load may be back late; without it the LUN may be quiet, too
+			whole = time.Now()
+			return false
+		}
+		quiet = owner.group.Status().Quiet
+		return quiet || tooLong()
+	})
+	if !quiet {
+		if tooLong() {
+			w.h.violation("all has been whole and nobody has written for %v, and the LUN is not quiet: %s", quietWithin, w.standing())
 		}
 		return
 	}
@@ -306,6 +317,51 @@ func (w *world) quietened(owner *process) {
 		w.h.violation("nobody serves %v after the owner of a quiet LUN was lost", leaderWithin)
 	}
 	w.pass(w.between(step, 2*time.Second))
+}
+
+// quietWithout (rules L, W and F): a member is away, the LUN is quiet without it, and then it comes back; or to others than the owner only, or while
+// the owner is lost to all.
+func (w *world) quietWithout(owner *process) {
+	w.hushed.Store(true)
+	defer w.hushed.Store(false)
+	others := w.others(owner.m)
+	m := others[0]
+	if !w.mayDie(m) {
+		return
+	}
+	died := w.rng.IntN(2) == 0 && !m.ram // else what comes back is another copy, which the LUN waits for awake
+	if died {
+		m.die(w.rng.IntN(2) == 0, w.rng.Uint64())
+	} else {
+		w.isolate(m, w.others(m)...)
+	}
+	w.note("%s is away (dead: %v)", m.name, died)
+	w.pass(2 * time.Second) // for it to be missed: until then the LUN may be quiet with it
+	if !w.await(2*quietWithin, func() bool { return w.owner() != owner || owner.group.Status().Quiet }) {
+		w.h.violation("nobody has written for %v, and the LUN is not quiet without %s: %s", 2*quietWithin, m.name, w.standing())
+	}
+	if w.owner() != owner {
+		return
+	}
+	w.pass(w.between(step, time.Second))
+	w.note("quiet: %s comes back", m.name)
+	choice := w.rng.IntN(3)
+	if choice == 2 {
+		w.note("quiet: nobody hears %s any more, nor does it", owner.m.name)
+		w.isolate(owner.m, others[1:]...)
+	}
+	for _, n := range others[1:] {
+		w.net.mend(m.name, n.name)
+	}
+	if choice == 0 {
+		w.net.mend(m.name, owner.m.name)
+	} else {
+		w.isolate(m, owner.m)
+	}
+	w.restart(m)
+	w.pass(w.between(step, 2*time.Second))
+	w.hushed.Store(false)
+	w.pass(w.between(step, 3*time.Second))
 }
 
 // votedAndVouching: who has voted for another, but has not yet been sent anything by it, is asked again by the node of the old owner.

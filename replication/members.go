@@ -212,7 +212,7 @@ func (g *Group) settle(ctx context.Context) error {
 		if !present && newerThan(servers, id) {
 			continue // the catalog this was read from is old
 		}
-		if err := g.settleMember(ctx, inst, members[id], s, servers); err != nil {
+		if err := g.settleMember(ctx, inst, members[id], s, servers); err != nil && (left == nil || errors.Is(left, errNotReached)) {
 			left = err
 		}
 	}
@@ -229,7 +229,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	g.mu.Unlock()
 	switch {
 	case (needs || ordered) && !g.host.mux.Up(m.Node): // nothing is kept for a replica that may never return
-		return fmt.Errorf("%s must be rebuilt and its node is not reached", m.ID)
+		return fmt.Errorf("%s must be rebuilt, and %w", m.ID, errNotReached)
 	case present && needs && !m.Witness:
 		if err := g.carriedWithout(m.ID, servers); err != nil {
 			return err
@@ -261,6 +261,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		}
 		return nil
 	}
+	if !g.host.mux.Up(m.Node) {
+		return fmt.Errorf("%s does not vote yet, and %w", m.ID, errNotReached)
+	}
 	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
 		return fmt.Errorf("%s is %d entries behind", m.ID, lag)
 	}
@@ -284,7 +287,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 // then have a copy removed that holds everything. So if the member has stored what the log reaches back to, it takes as long as
 // a copy is otherwise waited for, and no answer meanwhile.
 func (g *Group) needsRebuild(id raft.ServerID) {
-	g.memberBack(id)
+	if g.host.mux.Up(nodeOf(id)) { // Raft finds that out without asking
+		g.memberBack(id)
+	}
 	first, err := g.cfg.Journal.FirstIndex()
 	now := time.Now()
 	g.mu.Lock()
@@ -372,49 +377,6 @@ func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, wh
 	g.mu.Unlock()
 	return nil
 }
-
-// maintain settles members without being asked: a replica that was away for too long is rebuilt and votes again though
-// nothing has changed in the catalog.
-func (g *Group) maintain() {
-	ticker := time.NewTicker(maintainEvery)
-	defer ticker.Stop()
-	var idle idleness
-	for {
-		select {
-		case <-g.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if roused := g.stillness(); roused != nil { // there is nothing to settle
-			ticker.Stop()
-			select {
-			case <-g.ctx.Done():
-				return
-			case <-roused:
-			}
-			ticker.Reset(maintainEvery)
-			continue
-		}
-		g.noteTime(false)
-		if g.tenure.Load() == nil || !g.changing.TryLock() {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
-		err := g.settle(ctx)
-		if err != nil {
-			g.log.Debug("members are not settled yet", "error", err)
-		}
-		g.changing.Unlock()
-		g.askRoom(ctx)
-		if err == nil {
-			err = g.rest(ctx, &idle)
-		}
-		g.noteAwake(err)
-		cancel()
-	}
-}
-
-const maintainEvery = 500 * time.Millisecond
 
 // lag returns how many entries a member is behind, the whole log if it has acknowledged nothing yet in this term.
 func (g *Group) lag(inst *instance, id raft.ServerID) uint64 {

@@ -136,9 +136,15 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 	if end, commit, applied := inst.raft.LastIndex(), inst.raft.CommitIndex(), inst.raft.AppliedIndex(); end != last || commit != last || applied != last {
 		return fmt.Errorf("the journal ends at entry %d, Raft's log at %d, committed are %d and applied %d", last, end, commit, applied)
 	}
-	members := g.voters(inst)
+	members, waiting := g.voters(inst)
 	here, away := g.reachable(members)
-	if err := g.inStep(inst, members, here, last); err != nil {
+	for _, m := range waiting {
+		if g.host.mux.Up(m.Node) {
+			return fmt.Errorf("%s: it does not vote yet", m.ID)
+		}
+		away = append(away, m.Node)
+	}
+	if err := g.inStep(inst, members, here, away, last); err != nil {
 		return err
 	}
 	var l raft.Log
@@ -188,6 +194,9 @@ var (
 	errUsed       = errors.New("it was used a moment ago, or its owner has changed")
 )
 
+// errNotReached is why members are not settled when nothing can be done about it for now: the group may fall quiet.
+var errNotReached = errors.New("its node is not reached")
+
 // bears says whether the i-th of the other members that can be reached is among those that make a quorum with this one.
 func bears(i int, members []Member) bool { return i < (len(members)+1)/2 }
 
@@ -214,28 +223,31 @@ func (q *quiet) forget() {
 	}
 }
 
-// voters returns the other members of the group if all of them vote, are known, and are all there is.
-func (g *Group) voters(inst *instance) []Member {
+// voters returns the other members of the group, those that vote, copies first, and those that do not yet; nothing if the group has others still.
+func (g *Group) voters(inst *instance) (out, waiting []Member) {
 	f := inst.raft.GetConfiguration()
 	if f.Error() != nil {
-		return nil
+		return nil, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var out []Member
+	votes := map[raft.ServerID]bool{}
 	for _, s := range f.Configuration().Servers {
-		m, known := g.members[s.ID]
+		if _, known := g.members[s.ID]; !known {
+			return nil, nil
+		}
+		votes[s.ID] = s.Suffrage == raft.Voter
+	}
+	for id, m := range g.members {
 		switch {
-		case !known || s.Suffrage != raft.Voter:
-			return nil
-		case s.ID != g.cfg.Self.ID:
+		case id == g.cfg.Self.ID:
+		case votes[id]:
 			out = append(out, m)
+		default:
+			waiting = append(waiting, m)
 		}
 	}
-	if len(out)+1 != len(g.members) {
-		return nil
-	}
-	slices.SortFunc(out, func(a, b Member) int { // copies first
+	slices.SortFunc(out, func(a, b Member) int {
 		switch {
 		case a.Witness == b.Witness:
 			return strings.Compare(string(a.ID), string(b.ID))
@@ -244,16 +256,21 @@ func (g *Group) voters(inst *instance) []Member {
 		}
 		return 1
 	})
-	return out
+	return out, waiting
 }
 
-// inStep returns nil if the members are all there are, and each that can be reached has all of the log, as far as this owner has heard; else what
-// is missing. A copy that cannot be reached must have been given up.
-func (g *Group) inStep(inst *instance, members, here []Member, last uint64) error {
+// inStep returns nil if each of the members that can be reached, which must be here, has all of the log, as far as this owner has heard; else what
+// is missing. A copy that cannot be reached must have been given up, and if it is to be rebuilt its node must be away.
+func (g *Group) inStep(inst *instance, members, here []Member, away []string, last uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.gate == nil || len(members) == 0 || len(g.parked) > 0 || len(g.rebuild.orders) > 0 || g.rebuild.running {
-		return fmt.Errorf("%d of %d other members vote, %d entries wait for a copy, %d copies are to be rebuilt", len(members), len(g.members)-1, len(g.parked), len(g.rebuild.orders))
+	if g.gate == nil || len(members) == 0 || len(g.parked) > 0 || g.rebuild.running {
+		return fmt.Errorf("%d of %d other members vote, %d entries wait for a copy", len(members), len(g.members)-1, len(g.parked))
+	}
+	for id := range g.rebuild.orders {
+		if !slices.Contains(away, g.memberLocked(id).Node) {
+			return fmt.Errorf("%s: it is to be rebuilt", id)
+		}
 	}
 	if bears(len(here), members) {
 		return fmt.Errorf("%d of %d other members can be reached: no quorum", len(here), len(members))

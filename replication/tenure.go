@@ -249,6 +249,49 @@ func (g *Group) tickOnce(now time.Time) {
 	}
 }
 
+// maintain settles members without being asked: a replica that was away for too long is rebuilt and votes again though
+// nothing has changed in the catalog.
+func (g *Group) maintain() {
+	ticker := time.NewTicker(maintainEvery)
+	defer ticker.Stop()
+	var idle idleness
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if roused := g.stillness(); roused != nil { // there is nothing to settle
+			ticker.Stop()
+			select {
+			case <-g.ctx.Done():
+				return
+			case <-roused:
+			}
+			ticker.Reset(maintainEvery)
+			continue
+		}
+		g.noteTime(false)
+		if g.tenure.Load() == nil || !g.changing.TryLock() {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(g.ctx, 10*time.Second)
+		err := g.settle(ctx)
+		if err != nil {
+			g.log.Debug("members are not settled yet", "error", err)
+		}
+		g.changing.Unlock()
+		g.askRoom(ctx)
+		if err == nil || errors.Is(err, errNotReached) { // nothing can be done about it now
+			err = g.rest(ctx, &idle)
+		}
+		g.noteAwake(err)
+		cancel()
+	}
+}
+
+const maintainEvery = 500 * time.Millisecond
+
 // paceLocked slows the writers while a copy that is reachable and answers is behind and does not come nearer: otherwise
 // a load that never pauses would keep the LUN without its redundancy for ever, and run away from the log. The pause between
 // entries doubles while the lag grows and shrinks while it does; it is gone when the copy is nearly there. It returns the

@@ -228,7 +228,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	needs, ordered := g.needs[m.ID], g.rebuild.orders[m.ID] != ""
 	g.mu.Unlock()
 	switch {
-	case (needs || ordered) && !g.host.mux.Up(m.Node): // nothing is kept for a replica that may never return
+	case (needs || ordered) && !g.reaches(m): // nothing is kept for a replica that may never return
 		return fmt.Errorf("%s must be rebuilt, and %w", m.ID, errNotReached)
 	case present && needs && !m.Witness:
 		if err := g.carriedWithout(m.ID, servers); err != nil {
@@ -261,7 +261,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		}
 		return nil
 	}
-	if !g.host.mux.Up(m.Node) {
+	if !g.reaches(m) {
 		return fmt.Errorf("%s does not vote yet, and %w", m.ID, errNotReached)
 	}
 	if lag := g.lag(inst, m.ID); lag > caughtUpEntries {
@@ -287,7 +287,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 // then have a copy removed that holds everything. So if the member has stored what the log reaches back to, it takes as long as
 // a copy is otherwise waited for, and no answer meanwhile.
 func (g *Group) needsRebuild(id raft.ServerID) {
-	if g.host.mux.Up(nodeOf(id)) { // Raft finds that out without asking
+	if g.reaches(g.member(id)) { // else Raft has found that out without asking
 		g.memberBack(id)
 	}
 	first, err := g.cfg.Journal.FirstIndex()

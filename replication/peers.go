@@ -98,7 +98,7 @@ func (p *peers) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *
 		err := p.inner.AppendEntries(id, target, req, resp)
 		if err == nil && resp.Success && resp.Term == req.Term {
 			p.g.lease.renew(id, req.Term, sent)
-			p.g.memberBack(id)
+			p.g.heartbeatAnswered(id)
 		}
 		p.g.noteRefused(err)
 		return err
@@ -124,6 +124,10 @@ const linkWait = 10 * time.Second
 // a node that was away for a minute would not be heard of for so long after its return. Waiting here instead, there are few
 // failures, and its return is noticed at once.
 func (p *peers) awaitLink(node raft.ServerAddress, term uint64) {
+	if p.g.host.mux.Up(string(node)) {
+		return
+	}
+	p.g.host.mux.Connect(string(node)) // of a member that an earlier owner has added nobody may have spoken here yet
 	timer := time.NewTimer(linkWait)
 	defer timer.Stop()
 	for {

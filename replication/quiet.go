@@ -139,12 +139,14 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 	members, waiting := g.voters(inst)
 	here, away := g.reachable(members)
 	for _, m := range waiting {
-		if g.host.mux.Up(m.Node) {
+		if g.reaches(m) {
 			return fmt.Errorf("%s: it does not vote yet", m.ID)
 		}
-		away = append(away, m.Node)
+		if !g.host.mux.Up(m.Node) {
+			away = append(away, m.Node)
+		}
 	}
-	if err := g.inStep(inst, members, here, away, last); err != nil {
+	if err := g.inStep(inst, members, here, last); err != nil {
 		return err
 	}
 	var l raft.Log
@@ -173,6 +175,9 @@ func (g *Group) rest(ctx context.Context, idle *idleness) error {
 	q.beat.Term, q.answer = q.term, raft.AppendEntriesResponse{Term: q.term, LastLog: last, Success: true}
 	q.since = time.Now()
 	g.quiet.Store(q)
+	for _, p := range q.peers { // they have just agreed
+		g.contact(p.vouch)
+	}
 	if g.storing.Load() != begun || g.tenure.Load() != t || g.anyUp(away) || inst.raft.State() != raft.Leader || inst.raft.CurrentTerm() != t.term || g.running() != inst {
 		g.wake()
 		return errUsed
@@ -200,18 +205,27 @@ var errNotReached = errors.New("its node is not reached")
 // bears says whether the i-th of the other members that can be reached is among those that make a quorum with this one.
 func bears(i int, members []Member) bool { return i < (len(members)+1)/2 }
 
-// reachable returns those of the members that can be: their nodes, and their storage has not failed. away are the nodes that cannot.
+// reachable returns those of the members that can be reached, and the nodes that cannot.
 func (g *Group) reachable(members []Member) (here []Member, away []string) {
 	for _, m := range members {
 		switch {
+		case g.reaches(m):
+			here = append(here, m)
 		case !g.host.mux.Up(m.Node):
 			away = append(away, m.Node)
-		case !g.saidOut(m.ID):
-			here = append(here, m)
 		}
 	}
 	return here, away
 }
+
+// reaches says whether a member can be: there is a connection to its node, and it has not said that its storage has failed.
+func (g *Group) reaches(m Member) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.reachesLocked(m)
+}
+
+func (g *Group) reachesLocked(m Member) bool { return g.out[m.ID].IsZero() && g.host.mux.Up(m.Node) }
 
 // anyUp says whether one of the nodes can be reached.
 func (g *Group) anyUp(nodes []string) bool { return slices.ContainsFunc(nodes, g.host.mux.Up) }
@@ -260,15 +274,15 @@ func (g *Group) voters(inst *instance) (out, waiting []Member) {
 }
 
 // inStep returns nil if each of the members that can be reached, which must be here, has all of the log, as far as this owner has heard; else what
-// is missing. A copy that cannot be reached must have been given up, and if it is to be rebuilt its node must be away.
-func (g *Group) inStep(inst *instance, members, here []Member, away []string, last uint64) error {
+// is missing. A copy that cannot be reached must have been given up, and one that is to be rebuilt must be such a one.
+func (g *Group) inStep(inst *instance, members, here []Member, last uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.gate == nil || len(members) == 0 || len(g.parked) > 0 || g.rebuild.running {
 		return fmt.Errorf("%d of %d other members vote, %d entries wait for a copy", len(members), len(g.members)-1, len(g.parked))
 	}
 	for id := range g.rebuild.orders {
-		if !slices.Contains(away, g.memberLocked(id).Node) {
+		if g.reachesLocked(g.memberLocked(id)) {
 			return fmt.Errorf("%s: it is to be rebuilt", id)
 		}
 	}
@@ -383,6 +397,16 @@ func (g *Group) linkBack(node string) {
 	if q := g.quiet.Load(); q != nil && slices.Contains(q.away, node) {
 		g.wake()
 	}
+}
+
+// heartbeatAnswered notes that a member's Raft runs: one that was out is back, as a process that knows nothing of that.
+func (g *Group) heartbeatAnswered(id raft.ServerID) {
+	if g.saidOut(id) {
+		g.mu.Lock()
+		g.answersLocked(id, time.Now())
+		g.mu.Unlock()
+	}
+	g.memberBack(id)
 }
 
 // memberBack ends a quiet that does without a member which has answered.

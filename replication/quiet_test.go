@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"sanctuary/blockstore"
+	"sanctuary/blockstore/vfs"
 )
 
 // Rule L with vouches in the heartbeats' place: whenever the owner's lease is valid, no majority is free to elect another, whatever
@@ -421,43 +422,68 @@ func TestQuietEndsWhenANodeComesBack(t *testing.T) {
 	}
 }
 
-// A copy that is away for so long that it has to be rebuilt keeps nobody awake either, though Raft finds that out again and again.
+// A copy that is away, or whose storage has failed, for so long that it has to be rebuilt keeps nobody awake either, though Raft finds that out again
+// and again.
 func TestQuietWithoutACopyThatMustBeRebuilt(t *testing.T) {
-	c := &cluster{limits: Limits{JournalKeepBytes: 1 << 20, CheckpointBytes: 1 << 20}}
-	newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
-	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
-	defer cancel()
-	owner := c.owner()
-	g, node := c.group(owner), other(owner)
-	id := c.member(node).ID
-	c.stop(node)
-	needs := func() bool {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.needs[id]
+	for _, tc := range []struct {
+		name string
+		lose func(c *cluster, node string, dev *failingDev)
+		away int
+	}{
+		{"its node is dead", func(c *cluster, node string, _ *failingDev) { c.stop(node) }, 1},
+		{"its storage has failed", func(c *cluster, node string, dev *failingDev) {
+			kind := "write"
+			dev.next.Store(&kind)
+			c.mustWrite(9, 1)
+			eventually(c.t, "the replica is out", func() bool { return c.group(node).Err() != nil })
+		}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			devs := map[string]*failingDev{}
+			c := &cluster{limits: Limits{JournalKeepBytes: 1 << 20, CheckpointBytes: 1 << 20}}
+			c.wrapDev = func(node string, d vfs.Dev) vfs.Dev {
+				devs[node] = &failingDev{Dev: d}
+				return devs[node]
+			}
+			newClusterWith(t, c, blockstore.MediaFile, "a", "b", "w")
+			ctx, cancel := context.WithTimeout(t.Context(), 120*time.Second)
+			defer cancel()
+			owner := c.owner()
+			g, node := c.group(owner), other(owner)
+			id := c.member(node).ID
+			tc.lose(c, node, devs[node])
+			needs := func() bool {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				return g.needs[id]
+			}
+			for n := uint64(1); !needs(); n++ {
+				if err := c.write(ctx, int(n%8), n); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var q *quiet
+			eventually(t, "the LUN is quiet without it", func() bool { q = g.quiet.Load(); return q != nil })
+			if len(q.peers) != 1 || q.peer(id) != nil || len(q.away) != tc.away {
+				t.Fatalf("%+v", q)
+			}
+			g.mu.Lock()
+			g.needs[id] = false
+			g.mu.Unlock()
+			eventually(t, "Raft finds that out once more", needs) // it tries once in 10 s
+			if g.quiet.Load() != q {
+				t.Error("that has ended the quiet")
+			}
+			if tc.away == 0 {
+				c.stop(node)
+			}
+			c.start(node, false)
+			eventually(t, "all is whole, and quiet", func() bool {
+				q := c.group(c.owner()).quiet.Load()
+				return q != nil && len(q.peers) == 2 && len(q.away) == 0 && c.group(c.owner()).Status().Health == HealthHealthy
+			})
+		})
 	}
-	for n := uint64(1); !needs(); n++ {
-		if err := c.write(ctx, int(n%8), n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var q *quiet
-	eventually(t, "the LUN is quiet without it", func() bool { q = g.quiet.Load(); return q != nil })
-	if len(q.peers) != 1 || len(q.away) != 1 || q.away[0] != node {
-		t.Fatalf("%+v", q)
-	}
-	g.mu.Lock()
-	g.needs[id] = false
-	g.mu.Unlock()
-	eventually(t, "Raft finds that out once more", needs) // it tries once in 10 s
-	if g.quiet.Load() != q {
-		t.Error("that has ended the quiet")
-	}
-	c.start(node, false)
-	eventually(t, "all is whole, and quiet", func() bool {
-		q := c.group(c.owner()).quiet.Load()
-		return q != nil && len(q.peers) == 2 && len(q.away) == 0 && c.group(c.owner()).Status().Health == HealthHealthy
-	})
 }
 
 // A copy that was out and answers ends the quiet by that, on a connection that was there all the time, and is one of those that are quiet then.
@@ -488,7 +514,7 @@ func TestQuietNeedsAQuorum(t *testing.T) {
 	inst := g.running()
 	last := inst.raft.LastIndex()
 	members, _ := g.voters(inst)
-	if err := g.inStep(inst, members, members, nil, last); err != nil {
+	if err := g.inStep(inst, members, members, last); err != nil {
 		t.Fatalf("all in step: %v", err)
 	}
 	copyOf, other := members[0], members[1]
@@ -496,18 +522,18 @@ func TestQuietNeedsAQuorum(t *testing.T) {
 		t.Fatalf("members are %+v", members)
 	}
 	for name, here := range map[string][]Member{"nobody": nil, "the witness, and a copy that may be back in a moment": {other}} {
-		if err := g.inStep(inst, members, here, nil, last); err == nil {
+		if err := g.inStep(inst, members, here, last); err == nil {
 			t.Errorf("%s: in step", name)
 		}
 	}
-	if err := g.inStep(inst, members, []Member{copyOf}, nil, last); err != nil {
+	if err := g.inStep(inst, members, []Member{copyOf}, last); err != nil {
 		t.Errorf("without the witness: %v", err)
 	}
 	g.mu.Lock()
 	g.gate.Link(string(copyOf.ID), false, time.Now().Add(-time.Minute))
 	g.gate.Tick(last, time.Now())
 	g.mu.Unlock()
-	if err := g.inStep(inst, members, []Member{other}, nil, last); err != nil {
+	if err := g.inStep(inst, members, []Member{other}, last); err != nil {
 		t.Errorf("with the witness, the copy given up: %v", err)
 	}
 }

@@ -158,7 +158,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		switch {
 		case short:
 			rest = 0
-		case next == tick: // nothing is to be tried again
+		case next == 0:
 			next = min(max(tick, tickShare*took), tickMost)
 		}
 		timer := time.NewTimer(max(next, rest))
@@ -192,7 +192,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// round starts what can be started now and returns when to look again at the latest, and whether slots were short for what there is to do.
+// round starts what can be started now and returns when to look again at the latest, 0 if there is nothing to do, and whether slots were short for
+// what there is.
 func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan struct{}, wg *sync.WaitGroup) (next time.Duration, short bool) {
 	// Steps that end while Storage looks have made what it saw of their LUN untrue: storage created meanwhile would seem
 	// lost. Only this goroutine begins steps, so a LUN that is not busy now is as Storage sees it.
@@ -221,7 +222,9 @@ func (r *Reconciler) round(ctx context.Context, model *catalog.Model, slots chan
 	plans := Plan(model, r.cfg.Node, a)
 	r.noteTried(plans, busy)
 	now := time.Now()
-	next = tick
+	if len(plans) > 0 {
+		next = tick
+	}
 	maps.DeleteFunc(r.replaced, func(_ string, at time.Time) bool { return now.Sub(at) >= replaceRest })
 	for id := range r.luns {
 		if plans[id] == nil && !busy[id] {

@@ -387,7 +387,7 @@ func (s *replicas) end(run *running) error {
 func (s *replicas) close() error {
 	s.mu.Lock()
 	s.closed = true
-	runs := s.running
+	runs := slices.Collect(maps.Values(s.running))
 	s.running, s.targets = map[string]*running{}, map[string]*running{}
 	filling := slices.Collect(maps.Keys(s.fillings))
 	s.mu.Unlock()
@@ -396,23 +396,18 @@ func (s *replicas) close() error {
 	}
 	var (
 		all   errgroup.Group
-		errs  = make(chan error, len(runs))
+		errs  = make([]error, len(runs))
 		began = time.Now()
 	)
 	all.SetLimit(endTogether)
-	for _, r := range runs {
-		all.Go(func() error { errs <- s.end(r); return nil })
+	for i, r := range runs {
+		all.Go(func() error { errs[i] = s.end(r); return nil })
 	}
 	_ = all.Wait()
 	if took := time.Since(began); took > slowEnd {
 		s.n.log.Info("the LUNs' last checkpoints took long: the disk is slow, or busy with something else", "took", took.Round(time.Millisecond))
 	}
-	close(errs)
-	var err error
-	for e := range errs {
-		err = errors.Join(err, e)
-	}
-	return err
+	return errors.Join(errs...)
 }
 
 const (

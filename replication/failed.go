@@ -112,13 +112,6 @@ func (g *Group) answersLocked(id raft.ServerID, now time.Time) bool {
 	return true
 }
 
-// saidOut says whether a member has said that its storage has failed, and not come back since.
-func (g *Group) saidOut(id raft.ServerID) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return !g.out[id].IsZero()
-}
-
 // IsOut says whether a node's replica has said that its storage has failed, and not come back since.
 func (g *Group) IsOut(node string) bool {
 	g.mu.Lock()

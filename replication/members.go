@@ -287,9 +287,6 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 // then have a copy removed that holds everything. So if the member has stored what the log reaches back to, it takes as long as
 // a copy is otherwise waited for, and no answer meanwhile.
 func (g *Group) needsRebuild(id raft.ServerID) {
-	if g.reaches(g.member(id)) { // else Raft has found that out without asking
-		g.memberBack(id)
-	}
 	first, err := g.cfg.Journal.FirstIndex()
 	now := time.Now()
 	g.mu.Lock()

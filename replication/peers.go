@@ -290,9 +290,6 @@ func (g *Group) replied(id raft.ServerID, req *raft.AppendEntriesRequest, resp *
 // answered notes a replica's answer to entries this owner sent.
 func (g *Group) answered(id raft.ServerID, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse, err error) {
 	g.noteAnswer(id, req, resp, err)
-	if err == nil && resp.Success {
-		g.memberBack(id)
-	}
 	g.noteRefused(err)
 	g.releaseParked()
 }

@@ -27,10 +27,10 @@ import (
 //     owner counts nothing for this LUN. The details are at voucher and vouchee; TestVouchedLeaseEndsBeforeAnyMajorityIsFree.
 //   - Elections. When the owner's node falls silent nothing is made any more, and the timers, and what shortens them (PeerLink),
 //     run as they do for a LUN that is in use. So a quiet LUN is taken over as fast as any other.
-//   - What a quiet LUN skips is known to change nothing: it falls quiet only while all members vote, and every one whose node can be
-//     reached has said that its log ends where the owner's does and that it knows all of it to be committed, and is in sync if it is
-//     a copy. A member whose node cannot be reached would hear nothing anyway, and one whose storage has failed is still sent all there
-//     is; it ends the quiet by coming back, and cannot be elected meanwhile, for those who are quiet are a quorum and have promised.
+//   - What a quiet LUN skips is known to change nothing: it falls quiet only while every member that can be reached votes, has said
+//     that its log ends where the owner's does and that it knows all of it to be committed, and is in sync if it is a copy. A member
+//     whose node cannot be reached would hear nothing anyway, and one whose storage has failed is still sent all there is; it ends
+//     the quiet by coming back, and cannot be elected meanwhile, for those who are quiet are a quorum and have promised.
 //
 // The first entry that the owner's Raft stores wakes it, before it is on disk, and goes out at once: there is nothing to be agreed
 // on first. Reads do not wake it. Followers hear of its waking afterwards; until then they count both real heartbeats and vouches.
@@ -399,18 +399,14 @@ func (g *Group) linkBack(node string) {
 	}
 }
 
-// heartbeatAnswered notes that a member's Raft runs: one that was out is back, as a process that knows nothing of that.
+// heartbeatAnswered notes that a member's Raft runs: one that was out is back, as a process that knows nothing of that, and ends a quiet that does
+// without it. Heartbeats go on to whoever is not quiet with the others.
 func (g *Group) heartbeatAnswered(id raft.ServerID) {
-	if g.saidOut(id) {
-		g.mu.Lock()
+	g.mu.Lock()
+	if !g.out[id].IsZero() {
 		g.answersLocked(id, time.Now())
-		g.mu.Unlock()
 	}
-	g.memberBack(id)
-}
-
-// memberBack ends a quiet that does without a member which has answered.
-func (g *Group) memberBack(id raft.ServerID) {
+	g.mu.Unlock()
 	if q := g.quiet.Load(); q != nil && q.peer(id) == nil {
 		g.wake()
 	}

@@ -53,11 +53,11 @@ func (g *Group) endLull() {
 	}
 }
 
-// told says whether a member has answered all that req would tell it, in this term, and does not count as out, which only its next answer ends.
+// told says whether a member has answered all that req would tell it, in this term.
 func (g *Group) told(id raft.ServerID, req *raft.AppendEntriesRequest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.gate != nil && g.gateTerm == req.Term && g.match[id] == req.PrevLogEntry && g.heardCommit[id] == req.LeaderCommitIndex && g.out[id].IsZero()
+	return g.gate != nil && g.gateTerm == req.Term && g.match[id] == req.PrevLogEntry && g.heardCommit[id] == req.LeaderCommitIndex
 }
 
 // holding is a pipeline that holds what a quiet group need not send.

@@ -329,7 +329,7 @@ func (w *world) quietWithout(owner *process) {
 	if !w.mayDie(m) {
 		return
 	}
-	died := w.rng.IntN(2) == 0 && !m.ram // else what comes back is another copy, which the LUN waits for awake
+	died := w.rng.IntN(2) == 0
 	if died {
 		m.die(w.rng.IntN(2) == 0, w.rng.Uint64())
 	} else {

@@ -173,6 +173,30 @@ func (v *Volume) Apply(index uint64, ops []block.Op) error {
 	return nil
 }
 
+// ApplyUnlogged changes a volatile volume without a log entry: what it changes counts as part of the newest applied one. It is for the only copy there
+// is, which nobody else has to follow. It may be called beside Apply, and is atomic like that. Errors: those of Apply, and one if the volume is not
+// volatile, or nothing has been applied yet.
+func (v *Volume) ApplyUnlogged(ops []block.Op) error {
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if err := v.usable(); err != nil {
+		return err
+	}
+	index := v.applied.Load()
+	switch {
+	case !v.pool.volatile:
+		return fmt.Errorf("volume %s: a change without a log entry: the volume outlives the process, and would do so without the change", v.id)
+	case index == 0:
+		return fmt.Errorf("volume %s: a change without a log entry, before the first entry", v.id)
+	case v.inconsistent.Load():
+		return fmt.Errorf("volume %s: a change without a log entry: %w", v.id, ErrInconsistent)
+	}
+	return v.change(index, ops)
+}
+
+// Volatile says that nothing of the volume outlives the process: it is in RAM.
+func (v *Volume) Volatile() bool { return v.pool.volatile }
+
 // usable is called under a chunk's lock or under applyMu: Close waits for both after setting closed.
 func (v *Volume) usable() error {
 	if v.closed.Load() {

@@ -194,6 +194,9 @@ func (g *Group) change(ctx context.Context, t *tenure, ops []block.Op) error {
 		return err
 	}
 	defer release()
+	if done, err := g.applyAlone(t, ops); done {
+		return err
+	}
 	_, err = g.writes.propose(ctx, t.term, ops, false)
 	return err
 }

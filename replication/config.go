@@ -23,6 +23,9 @@ type Store interface {
 	// safe. No durability is asked for: the journal has the entry.
 	Apply(index uint64, ops []block.Op) error
 	Applied() uint64
+	// Volatile says that nothing of it outlives the process. Only then may ApplyUnlogged be called (alone.go), by any goroutine.
+	Volatile() bool
+	ApplyUnlogged(ops []block.Op) error
 	// Durable is the index up to which the newest checkpoint holds everything.
 	Durable() uint64
 	// ReadAt fills dst; a block that does not match its checksum is a *block.CorruptError and dst is undefined.

@@ -6,15 +6,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"sanctuary/blockstore"
 	"sanctuary/blockstore/block"
 	"sanctuary/replication/journal"
 )
 
-// filled is the storage of a replica on node b that does not run, and is to take another's place.
+// filled is the storage of a replica that does not run, and is to take the place of another on its node.
 type filled struct {
 	t    *testing.T
 	c    *cluster
+	node string
 	pool *blockstore.Pool
 	vol  *blockstore.Volume
 	log  journal.Log
@@ -22,7 +25,7 @@ type filled struct {
 
 func newFilled(t *testing.T, c *cluster) *filled {
 	t.Helper()
-	f := &filled{t: t, c: c, log: journal.NewMemory()}
+	f := &filled{t: t, c: c, node: "b", log: journal.NewMemory()}
 	var err error
 	if f.pool, err = blockstore.OpenPool(blockstore.PoolConfig{Media: blockstore.MediaFile, Dir: t.TempDir() + "/pool", CapacityBytes: 128 << 20}); err != nil {
 		t.Fatal(err)
@@ -37,8 +40,8 @@ func newFilled(t *testing.T, c *cluster) *filled {
 
 // fill brings it up to date, or as far as ctx lets it.
 func (f *filled) fill(ctx context.Context) error {
-	return f.c.nodes["b"].host.Fill(ctx, Config{
-		LUN: testLUN, Epoch: 1, Self: Member{ID: "b/9", Node: "b"}, Members: f.c.members, Geometry: f.c.geometry, Store: f.vol, Journal: f.log,
+	return f.c.nodes[f.node].host.Fill(ctx, Config{
+		LUN: testLUN, Epoch: 1, Self: Member{ID: raft.ServerID(f.node + "/9"), Node: f.node}, Members: f.c.members, Geometry: f.c.geometry, Store: f.vol, Journal: f.log,
 	})
 }
 

@@ -42,6 +42,7 @@ type Group struct {
 	promise *promise
 	locks   rangeLocks
 	writes  *proposer
+	alone   alone
 
 	detectZeros   atomic.Bool // see DetectZeros
 	frozen        atomic.Pointer[freeze]

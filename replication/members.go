@@ -219,7 +219,10 @@ func (g *Group) settle(ctx context.Context) error {
 	if left != nil {
 		return left
 	}
-	return g.removeLeaving(ctx, inst, members)
+	if err := g.removeLeaving(ctx, inst, members); err != nil {
+		return err
+	}
+	return g.beginAlone(ctx, servers)
 }
 
 func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, servers map[raft.ServerID]raft.Server) error {
@@ -250,6 +253,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		fallthrough
 	case !present:
 		g.host.mux.Connect(m.Node)
+		if err := g.endAlone(ctx, inst); err != nil {
+			return fmt.Errorf("add %s: the log is not cut off behind what it does not hold: %w", m.ID, err)
+		}
 		g.log.Info("adding a learner to the group", "peer", string(m.ID))
 		if err := g.changeMembers(ctx, inst, inst.raft.AddNonvoter(m.ID, raft.ServerAddress(m.Node), 0, 0)); err != nil {
 			return fmt.Errorf("add %s: %w", m.ID, err)

@@ -83,7 +83,7 @@ func (g *Group) pinned() bool {
 }
 
 // serveRebuildPin tells a receiver from where on this owner's log will be kept for it.
-func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte, error) {
+func (h *Host) serveRebuildPin(ctx context.Context, _ string, req []byte) ([]byte, error) {
 	g, o, err := h.orderedGroup(req, true)
 	if err != nil {
 		return nil, err
@@ -93,6 +93,9 @@ func (h *Host) serveRebuildPin(_ context.Context, _ string, req []byte) ([]byte,
 		return nil, block.ErrNotOwner
 	}
 	g.pin(o.ID)
+	if err := g.endAlone(ctx, inst); err != nil {
+		return nil, fmt.Errorf("the log is not cut off behind what it does not hold: %w", err)
+	}
 	f := inst.raft.GetConfiguration()
 	if err := f.Error(); err != nil {
 		return nil, err

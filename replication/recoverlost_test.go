@@ -37,8 +37,8 @@ func (c *cluster) hasAll(node string) {
 	eventually(c.t, node+" has it", func() bool { return c.nodes[node].vol.Applied() >= c.nodes[owner].vol.Applied() })
 }
 
-// alone leaves only b's copy of a LUN with so many blocks of version 1, which b's volume holds, and stops it.
-func alone(t *testing.T, writes int) *cluster {
+// onlyOne leaves only b's copy of a LUN with so many blocks of version 1, which b's volume holds, and stops it.
+func onlyOne(t *testing.T, writes int) *cluster {
 	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
 	for n := range writes {
 		if err := c.write(t.Context(), n, 1); err != nil {
@@ -88,7 +88,7 @@ func (c *cluster) wantServed(blocks int) {
 // A copy that has given up its damaged log must not vote before it has again what it once had. When it is all that is left, and an operator has it go on, it never
 // will; it says what it lacks, and serves. What its volume holds beyond the end of its log stays, and nothing new is taken for old.
 func TestRecoveryLiftsWhatACopyMustReach(t *testing.T) {
-	c := alone(t, 20)
+	c := onlyOne(t, 20)
 	var last uint64
 	c.atJournal("b", func(j journal.Log) error { // giveUpLog, and killed behind it
 		at, err := lastOf(j)
@@ -201,7 +201,7 @@ func TestRecoveryCutsOffADamagedLog(t *testing.T) {
 // Damage to what the volume has already loses nothing.
 func TestRecoveryLosesNothingThatTheVolumeHas(t *testing.T) {
 	for _, bad := range []int{7, 19} {
-		c := alone(t, 20)
+		c := onlyOne(t, 20)
 		c.spoil("b", bad, 1)
 		c.newHistory("b")
 		c.start("b", false)

@@ -3,6 +3,7 @@ package storetest
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 
 	"sanctuary/blockstore"
@@ -38,6 +39,7 @@ func Run(t *testing.T, m Medium) {
 		{"RandomSequencesMatchTheModel", testRandom},
 		{"BadInputIsRefusedAndChangesNothing", testBadInput},
 		{"OldEntriesChangeNothing", testOldEntries},
+		{"ChangesPastTheLog", testUnlogged},
 		{"UnalignedReads", testUnaligned},
 		{"ReadersSeeOldOrNew", testReadersSeeOldOrNew},
 		{"EverythingBesideApply", testConcurrent},
@@ -189,6 +191,47 @@ func testOldEntries(t *testing.T, m Medium) {
 	}
 }
 
+// testUnlogged: what is changed without an entry counts as part of the newest one; nothing that lasts is changed like that.
+func testUnlogged(t *testing.T, m Medium) {
+	v, model := create(t, open(t, m.New(t, 5*chunk)), "v"), NewModel(geometry)
+	if v.Volatile() == m.Lasts {
+		t.Fatalf("volatile is %v", v.Volatile())
+	}
+	op := []block.Op{model.Write(0, 1)}
+	if v.ApplyUnlogged(op) == nil {
+		t.Error("changed before the first entry")
+	}
+	compare(t, v, model)
+	step(t, v, model, model.Write(64, 1))
+	step(t, v, model, model.Write(128, 1))
+	err := v.ApplyUnlogged(op)
+	if m.Lasts {
+		if err == nil {
+			t.Error("changed what lasts")
+		}
+		compare(t, v, model)
+		return
+	}
+	must(t, err)
+	model.Commit(2, op)
+	compare(t, v, model)
+	if got := changed(t, v, 1); !slices.Equal(got, []int{0, 2}) {
+		t.Errorf("changed since entry 1: chunks %v", got)
+	}
+	if got := changed(t, v, 2); len(got) > 0 {
+		t.Errorf("changed since entry 2: chunks %v", got)
+	}
+	must(t, v.Apply(2, []block.Op{model.Write(0, 1)})) // an old one
+	compare(t, v, model)
+	step(t, v, model, model.Write(192, 1), model.Zero(0, 1), model.Snapshot())
+	op = []block.Op{model.Write(192, 1)} // the snapshot keeps what was there
+	must(t, v.ApplyUnlogged(op))
+	model.Commit(3, op)
+	compare(t, v, model)
+	wantError(t, "more than there is room for", v.ApplyUnlogged([]block.Op{model.Write(192, 1), model.Write(0, 1), model.Write(64, 1)}), block.ErrNoSpace)
+	compare(t, v, model)
+}
+
 func testUnaligned(t *testing.T, m Medium) {
 	v, model := create(t, open(t, m.New(t, 8*chunk)), "v"), NewModel(geometry)
 	// Blocks that are stored, zero, stored; over the border of a chunk; the next chunk not allocated.
@@ -266,6 +309,7 @@ func testClosed(t *testing.T, m Medium) {
 	must(t, v.Close())
 	must(t, v.Close())
 	wantError(t, "apply", v.Apply(2, nil), block.ErrClosed)
+	wantError(t, "apply past the log", v.ApplyUnlogged(nil), block.ErrClosed)
 	wantError(t, "read", v.ReadAt(block.Range{Count: 1}, make([]byte, 512)), block.ErrClosed)
 	_, err := v.Checkpoint(t.Context())
 	wantError(t, "checkpoint", err, block.ErrClosed)

@@ -368,3 +368,52 @@ func TestOneCopyOnFilesKeepsItsLog(t *testing.T) {
 		t.Fatalf("the log has grown by %d entries", last-before)
 	}
 }
+
+// A copy in RAM does not come back from the death of its process. Where two votes are left, on the way to three and back, neither may be its: the LUN would never have a majority again.
+func TestCopyInRAMIsNeverOneOfTwoVotesBesideAnother(t *testing.T) {
+	c := aloneInRAM(t)
+	for n := range 100 {
+		if err := c.write(t.Context(), n, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.join("w", "w/2", View{Index: 5, Next: 100})
+	c.join("b", "b/3", View{Index: 6, Next: 100})
+	c.awaitWhole(2)
+	g := c.group("a")
+	for i := range c.members {
+		c.members[i].Leaving = c.members[i].Node != "a"
+	}
+	c.follow(View{Index: 7, Next: 100})
+	eventually(t, "a is alone again", func() bool {
+		_, servers, err := g.configuration()
+		return err == nil && len(servers) == 1
+	})
+	first, err := g.cfg.Journal.FirstIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]int{} // configurations by their voters
+	for i := first; i <= lastIndex(t, g); i++ {
+		var l raft.Log
+		if err := g.cfg.Journal.GetLog(i, &l); err != nil {
+			t.Fatal(err)
+		}
+		if l.Type != raft.LogConfiguration {
+			continue
+		}
+		voters := map[raft.ServerID]raft.Server{}
+		for _, s := range raft.DecodeConfiguration(l.Data).Servers {
+			if s.Suffrage == raft.Voter {
+				voters[s.ID] = s
+			}
+		}
+		seen[len(voters)]++
+		if len(voters) == 2 && vote(voters, "a/1", "b/3") {
+			t.Errorf("entry %d: the voters are %v", i, voters)
+		}
+	}
+	if seen[2] != 2 || seen[3] == 0 {
+		t.Fatalf("changes of members by voters: %v", seen)
+	}
+}

@@ -55,25 +55,37 @@ func (g *Group) removeLeaving(ctx context.Context, inst *instance, members map[r
 		return fmt.Errorf("%w: the LUN has been handed to %s, because this owner leaves", block.ErrNotOwner, heir)
 	}
 	if swap != "" { // one at a time: its successor joins next, with little left to be told
+		if err := g.carriedWithout(swap, servers); err != nil {
+			return err
+		}
 		if err := g.remove(ctx, inst, swap, "another takes its place on its node"); err != nil {
 			return err
 		}
 		return fmt.Errorf("what takes the place of %s has yet to join", swap)
 	}
-	// The witnesses first: as long as a vote is missing, better that of one that holds nothing.
+	// Where two votes are left, each of them is needed. As a rule better that of a copy than that of a witness, which holds nothing; but one in RAM does not
+	// come back from the death of its process.
+	witnessesFirst := !g.cfg.Store.Volatile()
 	slices.SortStableFunc(leaving, func(a, b raft.ServerID) int {
 		switch {
 		case members[a].Witness == members[b].Witness:
 			return 0
-		case members[a].Witness:
+		case members[a].Witness == witnessesFirst:
 			return -1
 		}
 		return 1
 	})
-	for _, id := range leaving {
+	for len(leaving) > 0 { // what the vote of another is needed for waits, until that has come back or left itself
+		next := slices.IndexFunc(leaving, func(id raft.ServerID) bool { return g.carriedWithout(id, servers) == nil })
+		if next < 0 {
+			return g.carriedWithout(leaving[0], servers)
+		}
+		id := leaving[next]
 		if err := g.remove(ctx, inst, id, "it leaves, and all others hold everything"); err != nil {
 			return err
 		}
+		delete(servers, id)
+		leaving = slices.Delete(leaving, next, next+1)
 	}
 	return nil
 }

@@ -235,7 +235,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 		return fmt.Errorf("%s must be rebuilt, and %w", m.ID, errNotReached)
 	case present && needs && !m.Witness:
 		if err := g.carriedWithout(m.ID, servers); err != nil {
-			return err
+			return fmt.Errorf("%s must be rebuilt: %w", m.ID, err)
 		}
 		if err := g.remove(ctx, inst, m.ID, "it is behind the log and must be rebuilt"); err != nil {
 			return err
@@ -312,7 +312,7 @@ func (g *Group) needsRebuild(id raft.ServerID) {
 	}
 }
 
-// carriedWithout returns an error while a member cannot leave the group for a while, to be rebuilt: those that answer of the other voters are no
+// carriedWithout returns an error while a member cannot leave the group, for good or to be rebuilt: those that answer of the other voters are no
 // majority of them, so that nothing could be stored any more, not even that it has left.
 func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.Server) error {
 	patience := g.cfg.Timing.Gate.NoProgress + holdFor // one that knows everything is asked once in holdFor
@@ -330,14 +330,15 @@ func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.
 		}
 	}
 	if 2*answer <= voters {
-		return fmt.Errorf("%s must be rebuilt, and waits for another member to be back: without it the others are no majority", id)
+		return fmt.Errorf("%s leaves when another member is back: without it those that answer are no majority", id)
 	}
 	return nil
 }
 
 // inPairs returns an error while a member that has caught up should wait for another before it votes: with two voters
 // either one's loss stops the LUN, so a LUN of one goes on to three in one go if it can. The witness comes last, since the vote of one
-// without data is of use only beside two copies.
+// without data is of use only beside two copies; but first where copies are in RAM: what does not come back from the death of its process must not be
+// one of two votes. It comes when the copy could, too.
 func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft.Server) error {
 	g.mu.Lock()
 	members := maps.Clone(g.members)
@@ -354,10 +355,14 @@ func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft
 	if voters != 1 {
 		return nil
 	}
+	inRAM := g.cfg.Store.Volatile()
 	for id, other := range members {
 		s, present := servers[id]
 		switch {
 		case id == m.ID || other.Leaving || s.Suffrage == raft.Voter && present:
+		case inRAM && m.Witness && !other.Witness && present && !other.barred() && g.lag(inst, id) <= caughtUpEntries:
+		case inRAM && !m.Witness && other.Witness && present && g.host.mux.Up(other.Node):
+			return fmt.Errorf("%s votes when %s does, which is not in RAM", m.ID, id)
 		case m.Witness && copies < 2 && !other.Witness:
 			return fmt.Errorf("%s votes when a second copy does: %s has yet to", m.ID, id)
 		case !m.Witness && present && g.host.mux.Up(other.Node) && g.lag(inst, id) > caughtUpEntries:

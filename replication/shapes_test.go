@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -100,4 +101,34 @@ func vote(servers map[raft.ServerID]raft.Server, ids ...raft.ServerID) bool {
 		}
 	}
 	return true
+}
+
+// Of a copy whose node is dead and a witness that both leave, the copy goes first: with a vote that may never come the one that stays could not even store that it is alone.
+func TestDeadCopyLeavesBeforeTheWitness(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	for _, m := range c.members {
+		if m.Node != owner && !m.Witness {
+			c.stop(m.Node)
+		}
+	}
+	g := c.group(owner) // it may still count the other one as in sync
+	members := slices.Clone(c.members)
+	for i := range members {
+		members[i].Leaving = members[i].Node != owner
+	}
+	g.Follow(members, View{Index: 5, Next: 10})
+	eventually(t, "the owner is alone", func() bool {
+		_, servers, err := g.configuration()
+		return err == nil && len(servers) == 1
+	})
+	if err := c.write(ctx, 1, 2); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -198,3 +198,41 @@ func TestProveReplicaSetsChangeWhileNodesDie(t *testing.T) {
 	w.finish(cl)
 	stalls(t, "kills in the middle of a change", back, stallLimit(t))
 }
+
+// TestProveCopyInRAMAloneForAWhile takes one of two copies in RAM away, so that the other one is alone and its data no longer goes through a log, and gives
+// it another again. Then a node is killed: the one that joins, in the middle of it; or either, when both copies hold everything.
+func TestProveCopyInRAMAloneForAWhile(t *testing.T) {
+	rng := prove(t)
+	cl := startCluster(t, clusterSpec{media: "ram", sizeBytes: 128 << 20})
+	w := startLoad(t, cl, cl.healthy(), rng)
+	var back []time.Duration
+	for i := range count(t, "PROVE_MOVES", 6) {
+		before := cl.healthy()
+		leaves := []string{alpha, beta}[rng.IntN(2)]
+		cl.replicas(api.ReplicaChange{Remove: []string{leaves}}, 0)
+		if l := cl.settled(); len(l.Replicas) != 1 {
+			t.Fatalf("replicas are %+v, want one copy", l.Replicas)
+		}
+		wait(t, time.Second+time.Duration(rng.IntN(1000))*time.Millisecond) // maintained every half second
+		cl.replicas(api.ReplicaChange{Add: []string{leaves}}, 0)
+		if i%2 == 1 {
+			wait(t, time.Duration(rng.IntN(500))*time.Millisecond)
+			cl.kill(leaves)
+			wait(t, time.Duration(rng.IntN(1000))*time.Millisecond)
+			cl.start(leaves)
+		}
+		if l := cl.settled(); len(l.Replicas) != 3 {
+			t.Fatalf("replicas are %+v, want two copies and a witness", l.Replicas)
+		}
+		victim := []string{alpha, beta}[rng.IntN(2)]
+		killed := time.Now()
+		cl.kill(victim)
+		back = append(back, w.answered(killed).Sub(killed))
+		cl.start(victim)
+		cl.settled()
+		t.Logf("round %d, owner %s: %s left and joined, %s killed; served %v after the kill", i, before.Owner, leaves, victim, back[i].Round(time.Millisecond))
+		w.heat(rng)
+	}
+	w.finish(cl)
+	stalls(t, "kills of nodes with copies in RAM", back, stallLimit(t))
+}

@@ -20,6 +20,11 @@ func aloneInRAM(t *testing.T) *cluster {
 	t.Helper()
 	c := newCluster(t, blockstore.MediaRAM, "a")
 	c.awaitAlone("a")
+	more, err := loopback.Addresses(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.addrs["b"], c.addrs["w"] = more[0], more[1] // of whom nobody has been told yet
 	return c
 }
 
@@ -38,13 +43,6 @@ func (c *cluster) awaitAlone(node string) {
 // join starts a new incarnation on a node and tells everybody of it.
 func (c *cluster) join(node string, id raft.ServerID, view View) {
 	c.t.Helper()
-	if c.addrs[node] == "" {
-		addrs, err := loopback.Addresses(1)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		c.addrs[node] = addrs[0]
-	}
 	c.members = append(c.members, Member{ID: id, Node: node, Witness: node == "w", Joining: true})
 	if err := c.startJoining(node); err != nil {
 		c.t.Fatal(err)
@@ -327,13 +325,9 @@ func TestLogThatIsNotCompleteIsKnownToTheNextGroup(t *testing.T) {
 	if err := g.Close(); err != nil {
 		t.Fatal(err)
 	}
-	addrs, err := loopback.Addresses(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.addrs["b"] = addrs[0]
 	c.members = append(c.members, Member{ID: "b/2", Node: "b", Joining: true})
 	cfg.Members = c.members // it is never alone again
+	var err error
 	if c.nodes["a"].group, err = c.nodes["a"].host.Open(cfg); err != nil {
 		t.Fatal(err)
 	}

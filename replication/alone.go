@@ -47,7 +47,7 @@ func (g *Group) applyAlone(t *tenure, ops []block.Op) (done bool, err error) {
 	if err := g.cfg.Store.ApplyUnlogged(ops); err != nil {
 		return true, g.outIfFailed(err)
 	}
-	g.storedAt.Store(time.Now().UnixMilli())
+	g.noteStored(time.Now())
 	g.activity.Add(1)
 	return true, nil
 }

@@ -57,7 +57,7 @@ const (
 // StoreLogs implements raft.LogStore.
 func (l *raftLog) StoreLogs(logs []*raft.Log) error {
 	now := time.Now()
-	l.g.storedAt.Store(now.UnixMilli())
+	l.g.noteStored(now)
 	if slices.ContainsFunc(logs, func(e *raft.Log) bool { return e.Type == raft.LogCommand }) {
 		l.g.usedAt.Store(int64(now.Sub(l.g.opened)))
 	}
@@ -69,6 +69,9 @@ func (l *raftLog) StoreLogs(logs []*raft.Log) error {
 		return l.Log.StoreLogs(logs)
 	})
 }
+
+// noteStored notes when something was stored last, for whoever has to decide whether to go on from this copy.
+func (g *Group) noteStored(now time.Time) { g.storedAt.Store(now.UnixMilli()) }
 
 // StoreLog implements raft.LogStore.
 func (l *raftLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }

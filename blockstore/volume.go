@@ -10,7 +10,7 @@ import (
 )
 
 // Volume is one LUN's storage in a pool. Apply and Import are called by one goroutine in the order of the log; everything
-// else may be called beside them and concurrently.
+// else, ApplyUnlogged too, may be called beside them and concurrently.
 type Volume struct {
 	pool   *Pool
 	id     string
@@ -21,12 +21,13 @@ type Volume struct {
 	capacity   atomic.Uint64 // block.Count; only grows
 	origin     origin        // of a clone
 
-	applied atomic.Uint64
-	durable atomic.Uint64
-	floor   atomic.Uint64 // Changed below it reports everything
-	state   atomic.Pointer[block.State]
-	lineage atomic.Pointer[lineage]
-	ground  atomic.Pointer[ground] // the live state; changed with lineage
+	applied  atomic.Uint64
+	unlogged atomic.Uint64 // changes without a log entry
+	durable  atomic.Uint64
+	floor    atomic.Uint64 // Changed below it reports everything
+	state    atomic.Pointer[block.State]
+	lineage  atomic.Pointer[lineage]
+	ground   atomic.Pointer[ground] // the live state; changed with lineage
 
 	inconsistent atomic.Bool
 	deleted      bool // kept only for clones; guarded by Pool.mu
@@ -72,7 +73,7 @@ func newVolume(p *Pool, number uint32, id string, g block.Geometry) *Volume {
 	return v
 }
 
-// setLineage is called by the one goroutine that changes the volume.
+// setLineage is called by whoever changes the volume, one at a time (applyMu).
 func (v *Volume) setLineage(l *lineage) {
 	v.lineage.Store(l)
 	v.ground.Store(&ground{m: v.m, path: l.live, under: v.origin.ground})
@@ -191,8 +192,15 @@ func (v *Volume) ApplyUnlogged(ops []block.Op) error {
 	case v.inconsistent.Load():
 		return fmt.Errorf("volume %s: a change without a log entry: %w", v.id, ErrInconsistent)
 	}
-	return v.change(index, ops)
+	if err := v.change(index, ops); err != nil {
+		return err
+	}
+	v.unlogged.Add(1)
+	return nil
 }
+
+// Changes grows with whatever changes the volume.
+func (v *Volume) Changes() uint64 { return v.applied.Load() + v.unlogged.Load() }
 
 // Volatile says that nothing of the volume outlives the process: it is in RAM.
 func (v *Volume) Volatile() bool { return v.pool.volatile }

@@ -14,7 +14,7 @@ import (
 type spaceView struct {
 	mu    sync.Mutex
 	known *api.LUNSpace
-	index uint64        // the newest entry it counts
+	index uint64        // blockstore.Volume.Changes when it was counted
 	next  time.Time     // not counted anew before
 	stale time.Time     // counted anew from then on though the LUN has not changed: a clone may have
 	busy  chan struct{} // closed when the count that is under way has ended
@@ -33,7 +33,7 @@ const (
 func (v *spaceView) count(run *running) <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	now, index := time.Now(), run.volume.Applied()
+	now, index := time.Now(), run.volume.Changes()
 	if v.busy != nil || now.Before(v.next) || index == v.index && now.Before(v.stale) {
 		return v.busy
 	}

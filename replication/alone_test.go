@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -311,6 +312,79 @@ func TestFillFromACopyThatKeptNoLog(t *testing.T) {
 	}
 }
 
+// brokenOffStore is the store of a receiver whose copy is broken off at the first block behind a snapshot.
+type brokenOffStore struct {
+	Store
+	snapshots, broken int
+}
+
+func (s *brokenOffStore) ImportSnapshot(x block.Snapshot) error {
+	s.snapshots++
+	return s.Store.ImportSnapshot(x)
+}
+
+func (s *brokenOffStore) Import(ops []block.Op) error {
+	if s.broken < s.snapshots {
+		s.broken++
+		return errors.New("broken off")
+	}
+	return s.Store.Import(ops)
+}
+
+// A receiver that has a snapshot, and whose copy is broken off then, asks for what has changed since the snapshot's entry: what went past the log after it is among that.
+func TestCopyBrokenOffBehindASnapshotOfOneThatKeptNoLog(t *testing.T) {
+	c := aloneInRAM(t)
+	ctx, g := t.Context(), c.group("a")
+	const blocks = 3 * block.BlocksPerChunk
+	for round := uint64(1); round < 4; round++ {
+		for n := range blocks {
+			if err := c.write(ctx, n, 10*round); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := g.CreateSnapshot(ctx, spec(byte(round))); err != nil {
+			t.Fatal(err)
+		}
+		for v := range uint64(2) { // before it has begun again, and behind that
+			for n := range blocks {
+				if err := c.write(ctx, n, 10*round+1+v); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.awaitAlone("a")
+		}
+	}
+	f := newFilled(t, c)
+	broken := &brokenOffStore{}
+	f.node, f.wrap = "a", func(s Store) Store { broken.Store = s; return broken }
+	if err := f.fill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if broken.snapshots != 3 || broken.broken != 3 {
+		t.Fatalf("%d snapshots, broken off %d times", broken.snapshots, broken.broken)
+	}
+	want, got := make([]byte, blocks*block.Size), make([]byte, blocks*block.Size)
+	for _, s := range c.nodes["a"].vol.Snapshots() {
+		ours, err1 := c.nodes["a"].vol.View(s.ID)
+		theirs, err2 := f.vol.View(s.ID)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		r := block.BytesRange(0, int64(len(want)))
+		if err := errors.Join(ours.ReadAt(r, want), theirs.ReadAt(r, got)); err != nil || !bytes.Equal(want, got) {
+			t.Errorf("snapshot %v is not the same (%v)", s.ID, err)
+		}
+	}
+	for n := range blocks {
+		if err := f.vol.ReadAt(blockRange(n), got[:block.Size]); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := untag(n, got[:block.Size]); err != nil || v != 32 {
+			t.Fatalf("block %d is of version %d, %v", n, v, err)
+		}
+	}
+}
+
 // A group is closed and another one opened over the same volume in RAM, whose log does not hold everything: a copy that joins at once gets it all the same.
 func TestLogThatIsNotCompleteIsKnownToTheNextGroup(t *testing.T) {
 	c := aloneInRAM(t)
@@ -363,16 +437,17 @@ func TestOneCopyOnFilesKeepsItsLog(t *testing.T) {
 	}
 }
 
-// A copy in RAM does not come back from the death of its process. Where two votes are left, on the way to three and back, neither may be its: the LUN would never have a majority again.
-func TestCopyInRAMIsNeverOneOfTwoVotesBesideAnother(t *testing.T) {
+// A copy in RAM does not come back from the death of its process. Where two votes are left, on the way to two copies with a witness and back, it is not one of them beside another: the LUN would never
+// have a majority again.
+func TestCopyInRAMIsNotOneOfTwoVotesBesideAnother(t *testing.T) {
 	c := aloneInRAM(t)
 	for n := range 100 {
 		if err := c.write(t.Context(), n, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c.join("w", "w/2", View{Index: 5, Next: 100})
-	c.join("b", "b/3", View{Index: 6, Next: 100})
+	c.join("b", "b/3", View{Index: 5, Next: 100})
+	c.join("w", "w/2", View{Index: 6, Next: 100})
 	c.awaitWhole(2)
 	g := c.group("a")
 	for i := range c.members {
@@ -409,5 +484,63 @@ func TestCopyInRAMIsNeverOneOfTwoVotesBesideAnother(t *testing.T) {
 	}
 	if seen[2] != 2 || seen[3] == 0 {
 		t.Fatalf("changes of members by voters: %v", seen)
+	}
+}
+
+// A witness that is away is not waited for: a second copy is worth more.
+func TestSecondCopyInRAMVotesWithoutAWitnessThatIsAway(t *testing.T) {
+	c := aloneInRAM(t)
+	if err := c.write(t.Context(), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	c.members = append(c.members, Member{ID: "w/2", Node: "w", Witness: true, Joining: true})
+	c.join("b", "b/3", View{Index: 5, Next: 100})
+	g := c.group("a")
+	eventually(t, "the copy votes", func() bool {
+		_, _ = c.setMembers("a", c.members)
+		g.Follow(c.members, View{Index: g.viewIndex(), Next: 100})
+		_, servers, err := g.configuration()
+		return err == nil && vote(servers, "a/1", "b/3")
+	})
+}
+
+// slowStore takes its time over what goes past the log.
+type slowStore struct {
+	Store
+	entered, leave chan struct{}
+}
+
+func (s slowStore) ApplyUnlogged(ops []block.Op) error {
+	close(s.entered)
+	<-s.leave
+	return s.Store.ApplyUnlogged(ops)
+}
+
+// A tenure has ended only when nothing of it can change the volume any more: another group over the same volume may serve from then on.
+func TestTenureEndsBehindWhatGoesPastTheLog(t *testing.T) {
+	slow := slowStore{entered: make(chan struct{}), leave: make(chan struct{})}
+	c := newClusterWith(t, &cluster{wrapStore: func(_ string, s Store) Store { slow.Store = s; return slow }}, blockstore.MediaRAM, "a")
+	c.awaitAlone("a")
+	g := c.group("a")
+	wrote, ended := make(chan error, 1), make(chan struct{})
+	go func() { wrote <- g.Write(context.Background(), g.Fence(), blockRange(1), tagged(1, 1)) }()
+	<-slow.entered
+	go func() {
+		defer close(ended)
+		g.endTenure()
+	}()
+	eventually(t, "the tenure is over", func() bool { return g.tenure.Load() == nil })
+	select {
+	case <-ended:
+		t.Fatal("endTenure did not wait")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(slow.leave)
+	<-ended
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	if v := version(t, c.nodes["a"].vol, 1); v != 1 {
+		t.Fatalf("version %d", v)
 	}
 }

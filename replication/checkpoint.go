@@ -40,7 +40,7 @@ func (g *Group) checkpoints() {
 		if inst.raft.AppliedIndex() > g.checkpointed() {
 			g.appliedBytes.Store(0)
 			g.setTrailing(inst)
-			if err := g.snapshot(inst); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+			if err := g.snapshot(g.ctx, inst); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 				g.log.Debug("checkpoint put off", "error", err)
 			}
 		}
@@ -54,12 +54,12 @@ func (g *Group) checkpoints() {
 
 // snapshot has Raft make a checkpoint. While the journal has no room it does not wait for long: Raft's goroutine, which has a part in it, may be waiting for room, which
 // comes of cutting logs off behind the last one.
-func (g *Group) snapshot(inst *instance) error {
+func (g *Group) snapshot(ctx context.Context, inst *instance) error {
 	done := inst.raft.Snapshot()
 	if !g.cfg.Journal.Tight() {
-		return g.waitFor(g.ctx, done)
+		return g.waitFor(ctx, done)
 	}
-	ctx, cancel := context.WithTimeout(g.ctx, tightSnapshot)
+	ctx, cancel := context.WithTimeout(ctx, tightSnapshot)
 	defer cancel()
 	return g.waitFor(ctx, done)
 }

@@ -21,6 +21,7 @@ type filled struct {
 	pool *blockstore.Pool
 	vol  *blockstore.Volume
 	log  journal.Log
+	wrap func(s Store) Store // nil: as it is
 }
 
 func newFilled(t *testing.T, c *cluster) *filled {
@@ -40,8 +41,12 @@ func newFilled(t *testing.T, c *cluster) *filled {
 
 // fill brings it up to date, or as far as ctx lets it.
 func (f *filled) fill(ctx context.Context) error {
+	store := Store(f.vol)
+	if f.wrap != nil {
+		store = f.wrap(store)
+	}
 	return f.c.nodes[f.node].host.Fill(ctx, Config{
-		LUN: testLUN, Epoch: 1, Self: Member{ID: raft.ServerID(f.node + "/9"), Node: f.node}, Members: f.c.members, Geometry: f.c.geometry, Store: f.vol, Journal: f.log,
+		LUN: testLUN, Epoch: 1, Self: Member{ID: raft.ServerID(f.node + "/9"), Node: f.node}, Members: f.c.members, Geometry: f.c.geometry, Store: store, Journal: f.log,
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 // the first snapshot was asked for, at which all LUNs were frozen, and each stayed so until its snapshot was made:
 //
 //   - Freeze takes the lock on the entire LUN, so at t no command is under way on this owner: what it has accepted is in the log
-//     and acknowledged, or will never be proposed. While the lock is held only CreateSnapshot proposes anything.
+//     (or, of a copy that keeps none, in its volume) and acknowledged, or will never be proposed. While the lock is held only CreateSnapshot proposes anything.
 //   - No other node has served the LUN meanwhile, not even one this owner has yet to hear of: the freeze ends with the tenure,
 //     and thaw confirms, like a read, that a quorum was still in this term. Terms do not come back.
 //   - What an earlier owner accepted is in the log this tenure began with, or will change nothing (rule F).

@@ -222,7 +222,7 @@ func (g *Group) settle(ctx context.Context) error {
 	if err := g.removeLeaving(ctx, inst, members); err != nil {
 		return err
 	}
-	return g.beginAlone(ctx, servers)
+	return g.beginAlone(ctx)
 }
 
 func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s raft.Server, servers map[raft.ServerID]raft.Server) error {
@@ -337,8 +337,8 @@ func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.
 
 // inPairs returns an error while a member that has caught up should wait for another before it votes: with two voters
 // either one's loss stops the LUN, so a LUN of one goes on to three in one go if it can. The witness comes last, since the vote of one
-// without data is of use only beside two copies; but first where copies are in RAM: what does not come back from the death of its process must not be
-// one of two votes. It comes when the copy could, too.
+// without data is of use only beside two copies; but first where copies are in RAM, as soon as one of them could vote, too: what does not come back from the
+// death of its process had better not be one of two votes.
 func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft.Server) error {
 	g.mu.Lock()
 	members := maps.Clone(g.members)
@@ -355,13 +355,20 @@ func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft
 	if voters != 1 {
 		return nil
 	}
+	ready := func(other Member) bool {
+		return g.reaches(other) && !other.barred() && g.lag(inst, other.ID) <= caughtUpEntries
+	}
 	inRAM := g.cfg.Store.Volatile()
+	for id, other := range members {
+		if s, present := servers[id]; inRAM && m.Witness && !other.Witness && !other.Leaving && present && s.Suffrage != raft.Voter && ready(other) {
+			return nil
+		}
+	}
 	for id, other := range members {
 		s, present := servers[id]
 		switch {
 		case id == m.ID || other.Leaving || s.Suffrage == raft.Voter && present:
-		case inRAM && m.Witness && !other.Witness && present && !other.barred() && g.lag(inst, id) <= caughtUpEntries:
-		case inRAM && !m.Witness && other.Witness && present && g.host.mux.Up(other.Node):
+		case inRAM && !m.Witness && other.Witness && present && g.reaches(other):
 			return fmt.Errorf("%s votes when %s does, which is not in RAM", m.ID, id)
 		case m.Witness && copies < 2 && !other.Witness:
 			return fmt.Errorf("%s votes when a second copy does: %s has yet to", m.ID, id)

@@ -132,6 +132,7 @@ func (g *Group) endTenure() {
 	g.moveGateLocked()
 	g.moveLinksLocked()
 	g.mu.Unlock()
+	g.alone.interrupt()
 	g.lease.end()
 	if t != nil {
 		close(t.ended)

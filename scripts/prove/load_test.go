@@ -135,6 +135,13 @@ func (w *load) client(d *initiator.Disk, rng *rand.Rand) {
 	}
 }
 
+// done returns how many I/Os have been done.
+func (w *load) done() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.ios)
+}
+
 // one does one I/O: 45 % reads, 45 % writes, 5 % compare-and-write, 5 % flush and unmap.
 func (w *load) one(d *initiator.Disk, rng *rand.Rand, p, want []byte) error {
 	ctx, cancel := context.WithTimeout(w.ctx, patience)

@@ -213,7 +213,12 @@ func TestProveCopyInRAMAloneForAWhile(t *testing.T) {
 		if l := cl.settled(); len(l.Replicas) != 1 {
 			t.Fatalf("replicas are %+v, want one copy", l.Replicas)
 		}
-		wait(t, time.Second+time.Duration(rng.IntN(1000))*time.Millisecond) // maintained every half second
+		wait(t, time.Second) // maintained every half second
+		index, ios := cl.healthy().AppliedIndex, w.done()
+		wait(t, 300*time.Millisecond+time.Duration(rng.IntN(700))*time.Millisecond)
+		if entries, ios := int(cl.healthy().AppliedIndex-index), w.done()-ios; 5*entries > ios {
+			t.Errorf("round %d: %d entries for %d I/Os of a copy that is alone, of which half are writes", i, entries, ios)
+		}
 		cl.replicas(api.ReplicaChange{Add: []string{leaves}}, 0)
 		if i%2 == 1 {
 			wait(t, time.Duration(rng.IntN(500))*time.Millisecond)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -120,4 +121,49 @@ func TestLUNWithoutARunningCopyStaysInItsHostsTarget(t *testing.T) {
 	}
 	t.Log("heard meanwhile: ", heard)
 	until(t, "another write", func() bool { return other.Write(ctx, 0, 8, block) == nil })
+}
+
+// A replica whose file cannot be read is out, and nothing is made in its place; the others of its node are served.
+func TestReplicaWhoseFileCannotBeReadIsOutByItself(t *testing.T) {
+	c := newCluster(t)
+	c.start("alpha", "beta", "witness")
+	cl := c.client()
+	for _, name := range []string{"bad", "good"} {
+		if _, err := cl.CreateLUN(t.Context(), api.LUNSpec{Name: name, SizeBytes: 16 << 20, Open: true}, 30*time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.lun(cl, "good", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	before := c.lun(cl, "bad", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	c.stop("beta")
+	files, err := filepath.Glob(filepath.Join(c.cfgs["beta"].DataDir, "luns", before.ID, "*", "replica.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	was, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[0], was[:len(was)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start("beta")
+	cl = c.client()
+	c.lun(cl, "good", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	if l := c.lun(cl, "bad", func(l api.LUN) bool { return l.Health == api.HealthDegraded }); replicasOf(l) != replicasOf(before) {
+		t.Fatalf("replicas on %s, and before on %s", replicasOf(l), replicasOf(before))
+	}
+	// Put right, it goes on as what it was.
+	c.stop("beta")
+	if err := os.WriteFile(files[0], was, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start("beta")
+	cl = c.client()
+	after := c.lun(cl, "bad", func(l api.LUN) bool { return l.Health == api.HealthHealthy })
+	for i, r := range after.Replicas {
+		if r.ID != before.Replicas[i].ID {
+			t.Errorf("replica %s is %s now", before.Replicas[i].ID, r.ID)
+		}
+	}
 }

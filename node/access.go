@@ -34,7 +34,7 @@ func (r *running) computeAccess(m *catalog.Model, self string) scsi.Access {
 		seen[rep.Node] = true
 		g := scsi.PortGroup{ID: node.PortGroup, State: idle, Ports: targetPorts(node)}
 		switch {
-		case s.Failed != nil && rep.Node == self:
+		case s.Failed != nil && rep.Node == self, rep.Node != self && r.group.IsOut(rep.Node): // every node says the same of it
 			g.State = scsi.Unavailable
 		case s.Owner.Node == "" || s.Owner.Node == self && !s.Serving:
 			g.State = scsi.Transitioning

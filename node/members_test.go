@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"sanctuary/node/api"
 	"sanctuary/node/client"
 	"sanctuary/target/initiator"
@@ -237,7 +235,7 @@ func (c *cluster) empty(node string) {
 // A LUN's replicas move, grow and shrink while it is written to, through all shapes; nothing that was acknowledged is lost, and nothing is left
 // where it has been.
 func TestReplicasChangeUnderLoad(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer nothingRuns(t)
 	for _, media := range []string{"file", "ram"} {
 		t.Run(media, func(t *testing.T) {
 			c := newClusterOf(t, "alpha", "beta", "gamma", "witness")
@@ -283,7 +281,7 @@ func TestReplicasChangeUnderLoad(t *testing.T) {
 
 // Three data nodes: the one that only votes gets a copy, and the other way round; and a copy goes to another pool of its node. All that under load.
 func TestReplicaTakesTheWitnesssPlace(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer nothingRuns(t)
 	for _, media := range []string{"file", "ram"} {
 		t.Run(media, func(t *testing.T) {
 			c := newClusterOf(t, "alpha", "beta", "gamma")
@@ -327,7 +325,7 @@ func TestReplicaTakesTheWitnesssPlace(t *testing.T) {
 
 // A node is drained while its LUN is used, stopped and removed; a machine of its name with an empty disk may come after it. So may one whose node has died.
 func TestNodeIsDrainedAndRemoved(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	t.Cleanup(func() { nothingRuns(t) }) // when the nodes have stopped
 	c := newClusterOf(t, "alpha", "beta", "gamma", "witness")
 	c.start("alpha", "beta", "gamma", "witness")
 	cl := c.client()
@@ -346,6 +344,13 @@ func TestNodeIsDrainedAndRemoved(t *testing.T) {
 	d, err := cl.DrainNode(ctx, "beta")
 	if err != nil || len(d.LUNs) != 1 || d.Kept() != 0 {
 		t.Fatalf("%+v, %v", d, err)
+	}
+	again, err := cl.DrainNode(ctx, "beta") // to see how far it is
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err := cl.LUN(ctx, "vm1"); err != nil || strings.Contains(replicasOf(now), "beta") && len(again.LUNs) != 1 {
+		t.Fatalf("replicas on %s, and what node beta holds is said to be %+v, %v", replicasOf(now), again, err)
 	}
 	moved := c.lun(cl, "vm1", func(l api.LUN) bool { return l.Settled() && l.Health == api.HealthHealthy })
 	if replicasOf(moved) != "alpha gamma witness*" {

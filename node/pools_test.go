@@ -9,8 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"sanctuary/blockstore/vfs"
 	"sanctuary/node/api"
 	"sanctuary/node/client"
+	"sanctuary/replication/journal"
 )
 
 // newClassedCluster is a cluster, started, whose pools from the configuration are of class ssd, whatever they lie on.
@@ -212,6 +214,23 @@ func TestPoolThatIsMissingAtAStartIsOutByItselfAndCanBeGivenUp(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(away, "pool.json")); err != nil {
 		t.Errorf("what was given up was touched: %v", err)
+	}
+	archive, err := cl.LUN(t.Context(), "archive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.stop("beta")
+	folder, err := vfs.OpenDir(filepath.Join(c.cfgs["beta"].DataDir, journalDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(folder, journal.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.Close()
+	if j.Usable(volumeID(archive.ID, lost)) || !j.Usable(volumeID(archive.ID, p.Replicas[0].Replica)) {
+		t.Error("the journal has kept the log of the lost copy, or lost that of the new one")
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"go.uber.org/goleak"
 
 	"sanctuary/node/api"
 	"sanctuary/node/catalog"
@@ -55,7 +54,7 @@ func (c *cluster) recover(cl *client.Client, lun string, expected func(r api.Rec
 // A LUN whose owner is gone, with a witness that has seen more than the copy that is left: it cannot help itself, an operator gets it back
 // with what the copy holds, and the old owner, when it returns, becomes a healthy copy of the new history.
 func TestRecoveryByForce(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	t.Cleanup(func() { nothingRuns(t) }) // when the nodes have stopped
 	c := newClusterOf(t, "alpha", "beta", "gamma", "witness")
 	c.start("alpha", "beta", "gamma", "witness")
 	cl := c.client()
@@ -277,7 +276,7 @@ func TestAssessment(t *testing.T) {
 // Three nodes, of which two burn down: the catalog has no majority any more, nor has the LUN. Both go on from the node that is left, and two new
 // machines of the old names make it a healthy cluster again.
 func TestTwoOfThreeNodesAreLost(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	t.Cleanup(func() { nothingRuns(t) }) // when the nodes have stopped
 	c := newCluster(t)
 	c.start("alpha", "beta", "witness")
 	cl := c.client()
@@ -356,7 +355,7 @@ func TestTwoOfThreeNodesAreLost(t *testing.T) {
 
 // A LUN in RAM of which one copy is left, with nobody who proves that it lacks anything: nothing is lost.
 func TestRecoveryByForceInMemory(t *testing.T) {
-	t.Cleanup(func() { goleak.VerifyNone(t) }) // when the nodes have stopped
+	t.Cleanup(func() { nothingRuns(t) }) // when the nodes have stopped
 	c := newClusterOf(t, "alpha", "beta", "gamma", "delta", "witness")
 	c.start("alpha", "beta", "gamma", "delta", "witness")
 	cl := c.client()

@@ -39,6 +39,7 @@ type replicas struct {
 	memory  map[string]*memoryReplica // by replica ID and LUN, see memoryKey
 	// fillings are what is being filled beside the replica that runs, by replica ID and LUN.
 	fillings map[string]*filling
+	deleting map[string]bool // directories whose replica's log may be gone already
 	closed   bool
 }
 
@@ -73,7 +74,7 @@ type memoryReplica struct {
 func newReplicas(n *Node) *replicas {
 	return &replicas{
 		n: n, dir: filepath.Join(n.cfg.DataDir, "luns"),
-		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{},
+		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{}, deleting: map[string]bool{},
 	}
 }
 

@@ -29,11 +29,14 @@ func (s *replicas) inPools() (map[string][]pooled, error) {
 		out[m.pool.Name] = append(out[m.pool.Name], pooled{lun: m.lun, replica: m.id})
 	}
 	s.mu.Unlock()
-	err := s.eachOnDisk(func(path string, r replicaFile) {
-		if name := r.pool(); name != "" {
+	var unread error // it may be in any pool
+	err := s.eachOnDisk(func(path string, r replicaFile, err error) {
+		unread = errors.Join(unread, err)
+		if name := r.pool(); err == nil && name != "" {
 			out[name] = append(out[name], pooled{r.LUN, r.Replica, path})
 		}
 	})
+	err = errors.Join(err, unread)
 	for _, list := range out {
 		slices.SortFunc(list, func(a, b pooled) int { return cmp.Or(cmp.Compare(a.lun, b.lun), cmp.Compare(a.replica, b.replica)) })
 	}
@@ -124,7 +127,7 @@ func (s service) giveUp(name string, in []pooled) error {
 	}
 	for _, r := range in {
 		s.n.log.Warn("a replica is given up with its pool; it comes back as a new one", "lun", s.n.lunName(r.lun), "replica", r.replica, "pool", name)
-		if err := s.n.replicas.forget(r.path); err != nil {
+		if err := s.n.replicas.forget(r.path, r.lun, r.replica); err != nil {
 			return err
 		}
 	}

@@ -108,6 +108,9 @@ func (s service) DrainNode(ctx context.Context, node string) (api.Drain, error) 
 	for _, l := range luns {
 		i := slices.IndexFunc(l.Wanted(), func(p catalog.Placement) bool { return p.Node == node })
 		if i < 0 {
+			if _, leaves := l.ReplicaOn(node); leaves { // that was asked for before, and has yet to be done
+				out.LUNs = append(out.LUNs, api.DrainLUN{LUN: l.Name, ID: l.ID})
+			}
 			continue
 		}
 		change := placement.Change{Remove: []string{node}}

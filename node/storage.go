@@ -45,15 +45,16 @@ func (s *replicas) Storage(context.Context) (map[string][]string, error) {
 		out[m.lun] = append(out[m.lun], m.id)
 	}
 	s.mu.Unlock()
-	err := s.eachOnDisk(func(_ string, f replicaFile) { out[f.LUN] = append(out[f.LUN], f.Replica) })
+	// One whose file cannot be read is there: it cannot be started, which is said then, and nothing is made in its place. The others can.
+	err := s.eachOnDisk(func(_ string, f replicaFile, _ error) { out[f.LUN] = append(out[f.LUN], f.Replica) })
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
 }
 
-// eachOnDisk calls f with the directory of every replica whose storage on disk is complete.
-func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
+// eachOnDisk calls f with the directory of every replica whose storage on disk is complete. If its file cannot be read there is only what its path says, and err says why.
+func (s *replicas) eachOnDisk(f func(path string, r replicaFile, err error)) error {
 	luns, err := os.ReadDir(s.dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -75,12 +76,19 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile)) error {
 			switch {
 			case errors.Is(err, os.ErrNotExist): // never completed
 			case err != nil:
-				return err
+				id := s.n.cfg.Node + "/" + d.Name()
+				if _, _, ok := catalog.SplitReplicaID(id); !ok {
+					return err
+				}
+				f(path, replicaFile{LUN: l.Name(), Replica: id}, err)
 			case r.Started && !s.hasLog(path, r):
+				if s.isBeingDeleted(path) || missing(markerOf(path)) {
+					continue
+				}
 				s.n.log.Error("the log of a replica is gone from the journal, or so damaged that it is not known what the replica has voted for and acknowledged: it comes back as a new one",
 					"lun", r.LUN, "replica", r.Replica)
 			default:
-				f(path, r)
+				f(path, r, nil)
 			}
 		}
 	}
@@ -291,6 +299,24 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 	}, nil
 }
 
+func (s *replicas) beginDeleting(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deleting[path] = true
+}
+
+func (s *replicas) endDeleting(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.deleting, path)
+}
+
+func (s *replicas) isBeingDeleted(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.deleting[path]
+}
+
 // Delete implements reconcile.Runner.
 func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 	s.endFilling(memoryKey(lun, replica))
@@ -326,14 +352,16 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 			return err
 		}
 	}
+	return s.forget(path, lun, replica)
+}
+
+// forget deletes what a replica has besides its volume: its log and its directory.
+func (s *replicas) forget(path, lun, replica string) error {
+	s.beginDeleting(path)
+	defer s.endDeleting(path)
 	if err := s.n.journal.Remove(volumeID(lun, replica)); err != nil {
 		return err
 	}
-	return s.forget(path)
-}
-
-// forget deletes what a replica has besides its volume.
-func (s *replicas) forget(path string) error {
 	// replica.json goes last: what is left after a crash is still listed, and deleted again.
 	if err := os.RemoveAll(filepath.Join(path, oldJournal)); err != nil {
 		return err

@@ -63,14 +63,12 @@ func (g *Group) removeLeaving(ctx context.Context, inst *instance, members map[r
 		}
 		return fmt.Errorf("what takes the place of %s has yet to join", swap)
 	}
-	// Where two votes are left, each of them is needed. As a rule better that of a copy than that of a witness, which holds nothing; but one in RAM does not
-	// come back from the death of its process.
-	witnessesFirst := !g.cfg.Store.Volatile()
+	// The copies first: where two votes are left, each of them is needed, and one that goes, perhaps because its node is ill, had better not be one of them.
 	slices.SortStableFunc(leaving, func(a, b raft.ServerID) int {
 		switch {
 		case members[a].Witness == members[b].Witness:
 			return 0
-		case members[a].Witness == witnessesFirst:
+		case members[b].Witness:
 			return -1
 		}
 		return 1

@@ -279,6 +279,9 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	if err := g.inPairs(inst, m, servers); err != nil {
 		return err
 	}
+	if err := g.helps(inst, m, servers); err != nil {
+		return err
+	}
 	g.log.Info("a learner has caught up and may vote", "peer", string(m.ID))
 	if err := g.changeMembers(ctx, inst, inst.raft.AddVoter(m.ID, s.Address, 0, 0)); err != nil {
 		return fmt.Errorf("promote %s: %w", m.ID, err)
@@ -310,73 +313,6 @@ func (g *Group) needsRebuild(id raft.ServerID) {
 		g.log.Warn("a replica is further behind than the log reaches; it will be rebuilt", "peer", string(id))
 		g.cfg.OnChange()
 	}
-}
-
-// carriedWithout returns an error while a member cannot leave the group, for good or to be rebuilt: those that answer of the other voters are no
-// majority of them, so that nothing could be stored any more, not even that it has left.
-func (g *Group) carriedWithout(id raft.ServerID, servers map[raft.ServerID]raft.Server) error {
-	patience := g.cfg.Timing.Gate.NoProgress + holdFor // one that knows everything is asked once in holdFor
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	voters, answer := 0, 0
-	for other, s := range servers {
-		if other == id || s.Suffrage != raft.Voter {
-			continue
-		}
-		voters++
-		broken := !g.out[other].IsZero() || !g.down[g.memberLocked(other).Node].IsZero()
-		if other == g.cfg.Self.ID || !broken && !g.needs[other] && !gone(g.members, g.view, other) && time.Since(g.heard[other]) < patience {
-			answer++
-		}
-	}
-	if 2*answer <= voters {
-		return fmt.Errorf("%s leaves when another member is back: without it those that answer are no majority", id)
-	}
-	return nil
-}
-
-// inPairs returns an error while a member that has caught up should wait for another before it votes: with two voters
-// either one's loss stops the LUN, so a LUN of one goes on to three in one go if it can. The witness comes last, since the vote of one
-// without data is of use only beside two copies; but first where copies are in RAM, as soon as one of them could vote, too: what does not come back from the
-// death of its process had better not be one of two votes.
-func (g *Group) inPairs(inst *instance, m Member, servers map[raft.ServerID]raft.Server) error {
-	g.mu.Lock()
-	members := maps.Clone(g.members)
-	g.mu.Unlock()
-	voters, copies := 0, 0
-	for id, s := range servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-			if !members[id].Witness {
-				copies++
-			}
-		}
-	}
-	if voters != 1 {
-		return nil
-	}
-	ready := func(other Member) bool {
-		return g.reaches(other) && !other.barred() && g.lag(inst, other.ID) <= caughtUpEntries
-	}
-	inRAM := g.cfg.Store.Volatile()
-	for id, other := range members {
-		if s, present := servers[id]; inRAM && m.Witness && !other.Witness && !other.Leaving && present && s.Suffrage != raft.Voter && ready(other) {
-			return nil
-		}
-	}
-	for id, other := range members {
-		s, present := servers[id]
-		switch {
-		case id == m.ID || other.Leaving || s.Suffrage == raft.Voter && present:
-		case inRAM && !m.Witness && other.Witness && present && g.reaches(other):
-			return fmt.Errorf("%s votes when %s does, which is not in RAM", m.ID, id)
-		case m.Witness && copies < 2 && !other.Witness:
-			return fmt.Errorf("%s votes when a second copy does: %s has yet to", m.ID, id)
-		case !m.Witness && present && g.host.mux.Up(other.Node) && g.lag(inst, id) > caughtUpEntries:
-			return fmt.Errorf("%s votes together with %s, which is still behind", m.ID, id)
-		}
-	}
-	return nil
 }
 
 func (g *Group) remove(ctx context.Context, inst *instance, id raft.ServerID, why string) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore"
+	"sanctuary/replication/transport/loopback"
 )
 
 // Four copies and a witness, and five copies: an acknowledged write is on all of them, any two may go, owners too, and nothing is lost.
@@ -130,5 +131,72 @@ func TestDeadCopyLeavesBeforeTheWitness(t *testing.T) {
 	})
 	if err := c.write(ctx, 1, 2); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// While a copy that stays is away, a new one gets no vote: three of four would be needed, where it was two of three, and one of those that answer could not go.
+func TestNoVoteThatOnlyMakesOneMoreNecessary(t *testing.T) {
+	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
+	more, err := loopback.Addresses(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.addrs["c"] = more[0] // of whom nobody has been told yet
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	if err := c.write(ctx, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	owner := c.owner()
+	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
+	other := map[string]string{"a": "b", "b": "a"}[owner]
+	c.stop(other)
+	for i := range c.members {
+		c.members[i].Leaving = c.members[i].Node == owner
+	}
+	g := c.group(owner)
+	c.join("c", "c/9", View{Index: 5, Next: 100})
+	learner := func() raft.Server {
+		_, servers, err := g.configuration()
+		if err != nil {
+			return raft.Server{}
+		}
+		return servers["c/9"]
+	}
+	eventually(t, "the new copy has caught up, and the catalog knows", func() bool {
+		_, _ = c.setMembers(owner, c.members) // notes in c.members who has caught up
+		c.follow(View{Index: g.viewIndex(), Next: 100})
+		return c.member("c").Filled && learner().ID != ""
+	})
+	for told := 0; told < 5; time.Sleep(10 * time.Millisecond) {
+		switch err := g.maintained(ctx); {
+		case err == nil:
+			t.Fatal("settled while a copy is away")
+		case strings.Contains(err.Error(), "votes when"):
+			told++
+		}
+		if learner().Suffrage == raft.Voter {
+			t.Fatal("it votes")
+		}
+	}
+	c.stop("c")
+	if err := c.write(ctx, 1, 2); err != nil {
+		t.Fatalf("without the new copy: %v", err)
+	}
+	c.start("c", false)
+	c.start(other, false)
+	c.follow(View{Index: g.viewIndex(), Next: 100})
+	eventually(t, "the new copy has taken the place of the first", func() bool {
+		for node, n := range c.nodes {
+			if n.group.Status().Serving {
+				_, _ = c.setMembers(node, c.members)
+				_, servers, err := n.group.configuration()
+				return err == nil && vote(servers, c.member(other).ID, "c/9", "w/1") && len(servers) == 3
+			}
+		}
+		return false
+	})
+	if v, err := c.read(1); err != nil || v != 2 {
+		t.Fatalf("version %d, %v", v, err)
 	}
 }

@@ -2,9 +2,7 @@ package guest
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -200,11 +198,6 @@ func TestGuestSeesTheNewSize(t *testing.T) {
 	l.vm.sh(t, "mkfs.ext4 -q -F %s && mount %[1]s /mnt && cp /usr/sbin/multipathd /mnt/before && sync -f /mnt", d.dev)
 	size := int64(256 * mib)
 	if _, err := l.cluster.api.ChangeLUN(t.Context(), d.lun.Name, api.LUNChange{SizeBytes: &size}); err != nil {
-		var p *api.Problem
-		if errors.As(err, &p) && p.Status == http.StatusNotImplemented {
-			l.vm.sh(t, "umount /mnt")
-			t.Skipf("this version cannot resize a LUN: %v", err)
-		}
 		t.Fatal(err)
 	}
 	for node, p := range d.paths {

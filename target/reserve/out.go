@@ -92,8 +92,9 @@ func (t Table) register(from Nexus, r *Request, ports []uint16) (Change, error) 
 	for _, port := range targets {
 		n := Nexus{from.Initiator, from.ISID, port}
 		if r.Action == Register {
-			// As if the command had come through each target port.
-			if i := before.find(n); i < 0 && r.Key != 0 || i >= 0 && before.registrations[i].Key != r.Key {
+			// As if the command had come through each target port; but one that is not registered, though the nexus the command came through is, has been
+			// added since: a node has got a copy.
+			if i := before.find(n); i >= 0 && before.registrations[i].Key != r.Key {
 				return Change{}, ErrConflict
 			}
 		}

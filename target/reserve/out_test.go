@@ -70,6 +70,8 @@ func TestRegister(t *testing.T) {
 		{"ignore, unregister", alice, Request{Action: RegisterAndIgnore, Key: 77}, "good", "bob=2"},
 		{"all ports", carol, Request{Action: Register, ServiceKey: 3, AllPorts: true}, "good", "alice=1 bob=2 carol=3 carol=3 carol=3"},
 		{"all ports, one taken", Nexus{alice.Initiator, alice.ISID, 2}, Request{Action: Register, ServiceKey: 3, AllPorts: true}, "conflict", ""},
+		{"all ports, some added since", alice, Request{Action: Register, Key: 1, ServiceKey: 3, AllPorts: true}, "good", "alice=3 bob=2 alice=3 alice=3"},
+		{"all ports, some added since, unregister", alice, Request{Action: Register, Key: 1, AllPorts: true}, "good", "bob=2"},
 		{"all ports, nothing", carol, Request{Action: Register, AllPorts: true}, "good", "alice=1 bob=2"},
 		{"all ports, ignore, another port registered, nothing", alice2(), Request{Action: RegisterAndIgnore, AllPorts: true}, "good", "alice=1 bob=2"},
 		{"all ports, ignore, one taken", Nexus{alice.Initiator, alice.ISID, 2}, Request{Action: RegisterAndIgnore, ServiceKey: 3, AllPorts: true}, "good", "alice=3 bob=2 alice=3 alice=3"},

@@ -121,7 +121,7 @@ func TestWhatPassesExclusiveAccessOfAnother(t *testing.T) {
 		},
 		"05/24/00": {cdb(0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64)}, // no such copy
 		"status 18": {
-			read10(0, 1), cdb(0x1A, 0, 0x3F, 0, 255), cdb(0x2F, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x34, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x35),
+			read10(0, 1), cdb(0x1A, 0, 0x3F, 0, 255), cdb(0x1D, 4), cdb(0x2F, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x34, 0, 0, 0, 0, 0, 0, 0, 1), cdb(0x35),
 			cdb(0x9E, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32), cdb(0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0, 64), cdb(0xA3, 0x0D, 0, 0, 0, 0, 0, 0, 0, 64),
 		},
 	} {
@@ -242,6 +242,12 @@ func TestRefusals(t *testing.T) {
 		{"stop", cdb(0x1B, 0, 0, 0, 0), 0, nil, "05/24/00"},
 		{"eject", cdb(0x1B, 0, 0, 0, 2), 0, nil, "05/24/00"},
 		{"start", cdb(0x1B, 0, 0, 0, 1), 0, nil, "good"},
+		{"self-test", cdb(0x1D, 4), 0, nil, "good"},
+		{"self-test, may go offline", cdb(0x1D, 7), 0, nil, "good"},
+		{"self-test in the background", cdb(0x1D, 0x20), 0, nil, "05/24/00"},
+		{"self-test with a list", cdb(0x1D, 4, 0, 0, 8), 0, nil, "05/24/00"},
+		{"diagnostic page", cdb(0x1D, 0x10, 0, 0, 8), 0, nil, "05/24/00"},
+		{"no self-test", cdb(0x1D), 0, nil, "05/24/00"},
 		{"rsoc option 1 of a service action", cdb(0xA3, 0x0C, 1, 0x9E, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 2 without", cdb(0xA3, 0x0C, 2, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 4", cdb(0xA3, 0x0C, 4, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},

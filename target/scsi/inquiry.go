@@ -77,6 +77,15 @@ func startStopUnit(r *request) error {
 	return nil
 }
 
+// sendDiagnostic carries out the default self-test (SPC-4 r37 §6.42: SELFTEST=1, without a self-test code): it reads the first block. Others, and
+// diagnostic pages, there are not.
+func sendDiagnostic(r *request) error {
+	if r.CDB[1]&selfTest == 0 {
+		return senseInvalidField
+	}
+	return r.unit.cfg.Backend.Read(r.ctx, block.BytesRange(0, block.Size), make([]byte, block.Size))
+}
+
 func inquiry(r *request) error {
 	allocation := int(binary.BigEndian.Uint16(r.CDB[3:]))
 	if r.CDB[1]&1 == 0 {

@@ -75,11 +75,14 @@ const (
 
 // Usage of the fields many commands share.
 const (
-	ff      = 0xFF
-	dpoFua  = 0x18 // DPO and FUA: every write is durable when acknowledged, and nothing is cached between initiators
-	dpo     = 0x10
-	group   = 0x1F // GROUP NUMBER: taken, and nothing is counted by it (VPD 86h GROUP_SUP=0)
-	immed   = 0x02
+	ff     = 0xFF
+	dpoFua = 0x18 // DPO and FUA: every write is durable when acknowledged, and nothing is cached between initiators
+	dpo    = 0x10
+	group  = 0x1F // GROUP NUMBER: taken, and nothing is counted by it (VPD 86h GROUP_SUP=0)
+	immed  = 0x02
+	// SEND DIAGNOSTIC: SELFTEST, and leave to go offline meanwhile (DEVOFFL, UNITOFFL), of which no use is made.
+	selfTest, mayGoOffline = 0x04, 0x03
+
 	bytchk1 = 0x02 // BYTCHK 00b and 01b; 10b and 11b have the bit above set
 )
 
@@ -102,6 +105,7 @@ func init() {
 		{name: "RELEASE (6)", opcode: opRelease6, action: noAction, length: 6, usage: [16]byte{ff}, access: throughOwner, class: reserve.ReservesLegacy, run: releaseLegacy},
 		{name: "MODE SENSE (6)", opcode: 0x1A, action: noAction, length: 6, usage: [16]byte{ff, 0x08, ff, ff, ff}, access: standbyToo, class: reserve.Reads, run: modeSense6},
 		{name: "START STOP UNIT", opcode: 0x1B, action: noAction, length: 6, usage: [16]byte{ff, 0x01, 0, 0, 0x01}, class: reserve.Asks, run: startStopUnit},
+		{name: "SEND DIAGNOSTIC", opcode: 0x1D, action: noAction, length: 6, usage: [16]byte{ff, selfTest | mayGoOffline}, run: sendDiagnostic},
 		{name: "READ CAPACITY (10)", opcode: 0x25, action: noAction, length: 10, usage: [16]byte{ff}, access: anyState, class: reserve.Describes, run: readCapacity10},
 		{name: "READ (10)", opcode: 0x28, action: noAction, length: 10, usage: usage10(dpoFua), class: reserve.Reads, pieces: true, run: read},
 		{name: "WRITE (10)", opcode: 0x2A, action: noAction, length: 10, usage: usage10(dpoFua), writes: true, dataOut: wholeTransfer, pieces: true, run: write},

@@ -327,10 +327,11 @@ func TestUnsolicitedDataThatWasNegotiatedAwayIsRefused(t *testing.T) {
 
 func TestDamageOnTheWireEndsTheConnection(t *testing.T) {
 	for _, c := range []struct {
-		name string
-		at   int
-		want error
-	}{{"header", 20, pdu.ErrHeaderDigest}, {"data", pdu.HeaderSize + 4 + 10, pdu.ErrDataDigest}} {
+		name   string
+		at     int
+		reject pdu.RejectReason
+		want   error
+	}{{"header", 20, 0, pdu.ErrHeaderDigest}, {"data", pdu.HeaderSize + 4 + 10, pdu.RejectDataDigest, pdu.ErrDataDigest}} {
 		p := connect(t, setup{keys: append(all(), pdu.Pair{Key: "HeaderDigest", Value: "CRC32C"}, pdu.Pair{Key: "DataDigest", Value: "CRC32C"})})
 		var wire bytes.Buffer
 		w := pdu.NewWriter(&wire)
@@ -348,7 +349,7 @@ func TestDamageOnTheWireEndsTheConnection(t *testing.T) {
 		if _, err := p.conn.Write(wire.Bytes()); err != nil {
 			t.Fatal(err)
 		}
-		p.expectClosed(0, c.want)
+		p.expectClosed(c.reject, c.want)
 		if p.disk.executed() != 0 {
 			t.Errorf("damaged %s: executed", c.name)
 		}

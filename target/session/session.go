@@ -204,8 +204,11 @@ func (s *Session) Run(ctx context.Context) error {
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the initiator closed the connection: %w", err)
 	}
-	if errors.Is(err, ErrProtocol) || errors.Is(err, pdu.ErrTooLong) || errors.Is(err, pdu.ErrFormat) {
-		s.tellWhy()
+	switch {
+	case errors.Is(err, ErrProtocol), errors.Is(err, pdu.ErrTooLong), errors.Is(err, pdu.ErrFormat):
+		s.tellWhy(pdu.RejectProtocol)
+	case errors.Is(err, pdu.ErrDataDigest): // RFC 7143 §7.8; after a header's, nothing in the PDU can be believed
+		s.tellWhy(pdu.RejectDataDigest)
 	}
 	s.Close(err)
 	pinger.stop()
@@ -271,8 +274,8 @@ func (s *Session) readOn() {
 
 // tellWhy rejects the PDU that ends the session and gives the initiator a moment to read it: closing a connection with
 // data unread resets it, and a reset may overtake the Reject.
-func (s *Session) tellWhy() {
-	s.reject(pdu.RejectProtocol)
+func (s *Session) tellWhy(reason pdu.RejectReason) {
+	s.reject(reason)
 	s.out.flush()
 	half, ok := s.conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil || s.conn.SetReadDeadline(time.Now().Add(lingerTime)) != nil {

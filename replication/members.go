@@ -279,7 +279,7 @@ func (g *Group) settleMember(ctx context.Context, inst *instance, m Member, s ra
 	if err := g.inPairs(inst, m, servers); err != nil {
 		return err
 	}
-	if err := g.helps(inst, m, servers); err != nil {
+	if err := g.helps(m, servers); err != nil {
 		return err
 	}
 	g.log.Info("a learner has caught up and may vote", "peer", string(m.ID))

@@ -403,10 +403,11 @@ func (g *Group) linkBack(node string) {
 // without it. Heartbeats go on to whoever is not quiet with the others.
 func (g *Group) heartbeatAnswered(id raft.ServerID) {
 	g.mu.Lock()
-	if !g.out[id].IsZero() {
-		g.answersLocked(id, time.Now())
-	}
+	back := !g.out[id].IsZero() && g.answersLocked(id, time.Now())
 	g.mu.Unlock()
+	if back {
+		g.cfg.OnChange()
+	}
 	if q := g.quiet.Load(); q != nil && q.peer(id) == nil {
 		g.wake()
 	}

@@ -154,7 +154,9 @@ func (g *Group) Status() Status {
 			p.Level = "witness"
 		case !p.Voter:
 			p.Level = "learner"
-			s.Health = HealthCatchingUp
+			if s.Health == HealthHealthy {
+				s.Health = HealthCatchingUp
+			}
 		default:
 			level := g.gate.Level(string(srv.ID))
 			p.Level, p.InSync = level.String(), g.inSyncLocked(srv.ID) == nil

@@ -378,8 +378,13 @@ func (g *Group) PeerLink(node string, up bool) {
 			}
 		}
 	}
+	out := len(g.out)
 	maps.DeleteFunc(g.out, func(id raft.ServerID, _ time.Time) bool { return up && nodeOf(id) == node })
+	back := len(g.out) < out
 	g.mu.Unlock()
+	if back {
+		g.cfg.OnChange()
+	}
 	if err := g.Err(); err != nil && up && !errors.Is(err, ErrSuperseded) {
 		g.sayOutTo(node) // it has just forgotten that, or has never heard of it
 	}

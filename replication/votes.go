@@ -42,28 +42,23 @@ func (g *Group) answeringLocked(id raft.ServerID) bool {
 	return !broken && !g.needs[id] && !gone(g.members, g.view, id) && time.Since(g.heard[id]) < patience
 }
 
-// helps returns an error while a vote of m would only be one more that is needed: where the voters are an odd number, and a copy that stays does not answer, the
-// majority grows by one, as those that answer do, and nobody leaves before that copy is in sync. Another that is ready, too, makes the number odd again.
-func (g *Group) helps(inst *instance, m Member, servers map[raft.ServerID]raft.Server) error {
+// helps returns an error while the vote of a witness would only be one more that is needed: where the voters are an odd number, and a copy that stays does not answer. The
+// majority would grow by one, as those that answer do, and nobody leaves before that copy is in sync. The vote of a copy makes as many necessary, but what is acknowledged is on one
+// disk more.
+func (g *Group) helps(m Member, servers map[raft.ServerID]raft.Server) error {
 	g.mu.Lock()
-	members := maps.Clone(g.members)
+	defer g.mu.Unlock()
 	voters, away := 0, raft.ServerID("")
 	for id, s := range servers {
 		if s.Suffrage == raft.Voter {
 			voters++
-			if x := members[id]; !x.Witness && !x.Leaving && !gone(members, g.view, id) && !g.answeringLocked(id) {
+			if x := g.members[id]; !x.Witness && !x.Leaving && !gone(g.members, g.view, id) && !g.answeringLocked(id) {
 				away = id
 			}
 		}
 	}
-	g.mu.Unlock()
-	if voters%2 == 0 || away == "" {
+	if !m.Witness || voters%2 == 0 || away == "" {
 		return nil
-	}
-	for id, other := range members {
-		if s, present := servers[id]; id != m.ID && present && s.Suffrage != raft.Voter && g.readyToVote(inst, other) {
-			return nil
-		}
 	}
 	return fmt.Errorf("%s votes when %s is back: until then its vote would only be one more that is needed", m.ID, away)
 }

@@ -247,7 +247,7 @@ func TestRefusals(t *testing.T) {
 		{"self-test in the background", cdb(0x1D, 0x20), 0, nil, "05/24/00"},
 		{"self-test with a list", cdb(0x1D, 4, 0, 0, 8), 0, nil, "05/24/00"},
 		{"diagnostic page", cdb(0x1D, 0x10, 0, 0, 8), 0, nil, "05/24/00"},
-		{"no self-test", cdb(0x1D), 0, nil, "05/24/00"},
+		{"no self-test", cdb(0x1D), 0, nil, "good"},
 		{"rsoc option 1 of a service action", cdb(0xA3, 0x0C, 1, 0x9E, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 2 without", cdb(0xA3, 0x0C, 2, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},
 		{"rsoc option 4", cdb(0xA3, 0x0C, 4, 0x28, 0, 0, 0, 0, 0xFF), 512, nil, "05/24/00"},

@@ -19,14 +19,23 @@ import (
 // aloneInRAM is a LUN whose only copy is in RAM, on a, and whose data goes past the log.
 func aloneInRAM(t *testing.T) *cluster {
 	t.Helper()
-	c := newCluster(t, blockstore.MediaRAM, "a")
+	c := newClusterWith(t, &cluster{addrs: addresses(t, "b", "w")}, blockstore.MediaRAM, "a")
 	c.awaitAlone("a")
-	more, err := loopback.Addresses(2)
+	return c
+}
+
+// addresses are those of nodes that are to be started later.
+func addresses(t *testing.T, nodes ...string) map[string]string {
+	t.Helper()
+	free, err := loopback.Addresses(len(nodes))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.addrs["b"], c.addrs["w"] = more[0], more[1] // of whom nobody has been told yet
-	return c
+	addrs := map[string]string{}
+	for i, n := range nodes {
+		addrs[n] = free[i]
+	}
+	return addrs
 }
 
 func (g *Group) goesPastTheLog() bool {

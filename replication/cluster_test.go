@@ -30,7 +30,7 @@ type cluster struct {
 	t        testing.TB
 	dir      string
 	media    blockstore.Media
-	addrs    map[string]string
+	addrs    map[string]string // the caller may set those of nodes that are to be started later
 	members  []Member
 	nodes    map[string]*testNode
 	limits   Limits
@@ -76,7 +76,10 @@ func newCluster(t testing.TB, media blockstore.Media, nodes ...string) *cluster 
 // newClusterWith starts the cluster c, whose limits the caller has set.
 func newClusterWith(t testing.TB, c *cluster, media blockstore.Media, nodes ...string) *cluster {
 	t.Helper()
-	c.t, c.dir, c.media, c.addrs, c.nodes = t, t.TempDir(), media, map[string]string{}, map[string]*testNode{}
+	c.t, c.dir, c.media, c.nodes = t, t.TempDir(), media, map[string]*testNode{}
+	if c.addrs == nil {
+		c.addrs = map[string]string{}
+	}
 	if c.geometry == (block.Geometry{}) {
 		c.geometry = block.Geometry{Capacity: block.CountOf(64 << 20), LogicalBlockBytes: 512}
 	}

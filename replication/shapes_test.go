@@ -10,7 +10,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sanctuary/blockstore"
-	"sanctuary/replication/transport/loopback"
 )
 
 // Four copies and a witness, and five copies: an acknowledged write is on all of them, any two may go, owners too, and nothing is lost.
@@ -136,12 +135,7 @@ func TestDeadCopyLeavesBeforeTheWitness(t *testing.T) {
 
 // While a copy that stays is away, a new witness gets no vote: three of four would be needed, where it was two of three, and the old one could not go.
 func TestNoVoteThatOnlyMakesOneMoreNecessary(t *testing.T) {
-	c := newCluster(t, blockstore.MediaFile, "a", "b", "w")
-	more, err := loopback.Addresses(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.addrs["x"] = more[0] // of whom nobody has been told yet
+	c := newClusterWith(t, &cluster{addrs: addresses(t, "x")}, blockstore.MediaFile, "a", "b", "w")
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	if err := c.write(ctx, 1, 1); err != nil {

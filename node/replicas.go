@@ -39,8 +39,9 @@ type replicas struct {
 	memory  map[string]*memoryReplica // by replica ID and LUN, see memoryKey
 	// fillings are what is being filled beside the replica that runs, by replica ID and LUN.
 	fillings map[string]*filling
-	deleting map[string]bool // directories whose replica's log may be gone already
 	closed   bool
+
+	deleting sync.Map // directories whose replica's log may be gone already
 }
 
 // running is a started replica.
@@ -74,7 +75,7 @@ type memoryReplica struct {
 func newReplicas(n *Node) *replicas {
 	return &replicas{
 		n: n, dir: filepath.Join(n.cfg.DataDir, "luns"),
-		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{}, deleting: map[string]bool{},
+		running: map[string]*running{}, targets: map[string]*running{}, memory: map[string]*memoryReplica{}, fillings: map[string]*filling{},
 	}
 }
 

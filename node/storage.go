@@ -82,7 +82,7 @@ func (s *replicas) eachOnDisk(f func(path string, r replicaFile, err error)) err
 				}
 				f(path, replicaFile{LUN: l.Name(), Replica: id}, err)
 			case r.Started && !s.hasLog(path, r):
-				if s.isBeingDeleted(path) || missing(markerOf(path)) {
+				if _, goes := s.deleting.Load(path); goes || missing(markerOf(path)) {
 					continue
 				}
 				s.n.log.Error("the log of a replica is gone from the journal, or so damaged that it is not known what the replica has voted for and acknowledged: it comes back as a new one",
@@ -299,24 +299,6 @@ func (s *replicas) openStorage(run *running, cfg *replication.Config) (started f
 	}, nil
 }
 
-func (s *replicas) beginDeleting(path string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.deleting[path] = true
-}
-
-func (s *replicas) endDeleting(path string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.deleting, path)
-}
-
-func (s *replicas) isBeingDeleted(path string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.deleting[path]
-}
-
 // Delete implements reconcile.Runner.
 func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 	s.endFilling(memoryKey(lun, replica))
@@ -357,8 +339,8 @@ func (s *replicas) Delete(_ context.Context, lun, replica string) error {
 
 // forget deletes what a replica has besides its volume: its log and its directory.
 func (s *replicas) forget(path, lun, replica string) error {
-	s.beginDeleting(path)
-	defer s.endDeleting(path)
+	s.deleting.Store(path, true)
+	defer s.deleting.Delete(path)
 	if err := s.n.journal.Remove(volumeID(lun, replica)); err != nil {
 		return err
 	}

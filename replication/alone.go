@@ -20,7 +20,7 @@ import (
 //
 //   - It begins with an entry of its own. What is changed from then on counts as changed by that entry or a later one (ApplyUnlogged), of which nobody
 //     else has been told: whoever is brought up to date from something older is sent it (Rebuildable.Changed). Of the entries of snapshots receivers are told,
-//     so such an entry interrupts it (machine.apply), and it begins again, with another entry of its own.
+//     so such an entry interrupts it (noteReshape), and it begins again, with another entry of its own.
 //   - It ends before anybody is told where a copy may begin (serveRebuildPin), or is added to the group (settleMember). From then on all data is in the
 //     log; a checkpoint is made, and the log is cut off behind it. Who has less is further behind than the log reaches, and is rebuilt.
 //   - From before the first such change until it has been cut off, the log says so (keyUnlogged): a group may be closed, and another opened over the same volume.

@@ -162,6 +162,7 @@ func TestDataOfOneCopyInRAMGoesPastTheLog(t *testing.T) {
 
 // versionLoad writes new versions of some blocks, one after the other; each is acknowledged before the next.
 type versionLoad struct {
+	t        testing.TB
 	versions []uint64 // that were acknowledged; the load's own until stop has returned
 	groups   atomic.Pointer[[]*Group]
 	writes   atomic.Int64
@@ -169,14 +170,14 @@ type versionLoad struct {
 }
 
 func (c *cluster) startVersionLoad(versions []uint64) *versionLoad {
-	l := &versionLoad{versions: versions}
+	l := &versionLoad{t: c.t, versions: versions}
 	l.meet(c)
 	ctx, cancel := context.WithCancel(c.t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for n := 0; ctx.Err() == nil; n = (n + 1) % len(versions) {
-			for !l.write(c.t, n) {
+			for !l.write(n) {
 				if ctx.Err() != nil {
 					return
 				}
@@ -201,7 +202,7 @@ func (l *versionLoad) meet(c *cluster) {
 	l.groups.Store(&groups)
 }
 
-func (l *versionLoad) write(t testing.TB, n int) bool {
+func (l *versionLoad) write(n int) bool {
 	for _, g := range *l.groups.Load() {
 		err := g.Write(context.Background(), g.Fence(), blockRange(n), tagged(n, l.versions[n]+1))
 		if err == nil {
@@ -209,16 +210,16 @@ func (l *versionLoad) write(t testing.TB, n int) bool {
 			return true
 		}
 		if !retryable(err) {
-			t.Errorf("write of block %d: %v", n, err)
+			l.t.Errorf("write of block %d: %v", n, err)
 		}
 	}
 	return false
 }
 
 func (l *versionLoad) goesOn(writes int64) {
-	for from := l.writes.Load(); l.writes.Load() < from+writes; {
-		time.Sleep(time.Millisecond)
-	}
+	l.t.Helper()
+	from := l.writes.Load()
+	eventually(l.t, "the load goes on", func() bool { return l.writes.Load() >= from+writes })
 }
 
 func (c *cluster) holds(versions []uint64) {

@@ -75,9 +75,6 @@ func (m *machine) apply(l *raft.Log) error {
 		return nil
 	}
 	reshapes := m.g.noteReshape(l.Index, e)
-	if reshapes {
-		m.g.alone.interrupt()
-	}
 	ops, compare := withoutCompare(e.Ops)
 	replayed := store.Applied() >= l.Index
 	needs := int64(0)

@@ -72,11 +72,12 @@ func (g *Group) dueReclaim() {
 }
 
 // noteReshape is called before operations on snapshots take effect, and reshapedBy after it. A rebuild whose copy was taken
-// while such an entry was applied cannot be brought up to date by replaying it; see rebuild.go.
+// while such an entry was applied cannot be brought up to date by replaying it; see rebuild.go. Nothing goes past the log behind it; see alone.go.
 func (g *Group) noteReshape(index uint64, e command.Entry) (snapshots bool) {
 	for i := range e.Ops {
 		if aboutSnapshots(&e.Ops[i]) {
 			g.reshaped.Store(index)
+			g.alone.interrupt()
 			return true
 		}
 	}

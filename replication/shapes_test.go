@@ -112,12 +112,8 @@ func TestDeadCopyLeavesBeforeTheWitness(t *testing.T) {
 		t.Fatal(err)
 	}
 	owner := c.owner()
-	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
-	for _, m := range c.members {
-		if m.Node != owner && !m.Witness {
-			c.stop(m.Node)
-		}
-	}
+	c.healthy(owner)
+	c.stop(other(owner))
 	g := c.group(owner) // it may still count the other one as in sync
 	members := slices.Clone(c.members)
 	for i := range members {
@@ -142,9 +138,8 @@ func TestNoVoteThatOnlyMakesOneMoreNecessary(t *testing.T) {
 		t.Fatal(err)
 	}
 	owner := c.owner()
-	eventually(t, "both copies in sync", func() bool { return c.group(owner).Status().Health == HealthHealthy })
-	other := map[string]string{"a": "b", "b": "a"}[owner]
-	c.stop(other)
+	c.healthy(owner)
+	c.stop(other(owner))
 	for i := range c.members {
 		c.members[i].Leaving = c.members[i].Witness
 	}
@@ -170,7 +165,7 @@ func TestNoVoteThatOnlyMakesOneMoreNecessary(t *testing.T) {
 		t.Fatalf("without the new witness: %v", err)
 	}
 	c.start("x", false)
-	c.start(other, false)
+	c.start(other(owner), false)
 	c.follow(View{Index: 6, Next: 100})
 	eventually(t, "the new witness has taken the place of the old one", func() bool {
 		for node, n := range c.nodes {

@@ -46,18 +46,22 @@ func (g *Group) answeringLocked(id raft.ServerID) bool {
 // majority would grow by one, as those that answer do, and nobody leaves before that copy is in sync. The vote of a copy makes as many necessary, but what is acknowledged is on one
 // disk more.
 func (g *Group) helps(m Member, servers map[raft.ServerID]raft.Server) error {
+	if !m.Witness {
+		return nil
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	voters, away := 0, raft.ServerID("")
 	for id, s := range servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-			if x := g.members[id]; !x.Witness && !x.Leaving && !gone(g.members, g.view, id) && !g.answeringLocked(id) {
-				away = id
-			}
+		if s.Suffrage != raft.Voter {
+			continue
+		}
+		voters++
+		if x := g.members[id]; !x.Witness && !x.Leaving && !gone(g.members, g.view, id) && !g.answeringLocked(id) {
+			away = id
 		}
 	}
-	if !m.Witness || voters%2 == 0 || away == "" {
+	if voters%2 == 0 || away == "" {
 		return nil
 	}
 	return fmt.Errorf("%s votes when %s is back: until then its vote would only be one more that is needed", m.ID, away)
